@@ -1,0 +1,126 @@
+"""What is asked of data preparation: files, columns, template, lengths, packing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mindspeed_ift.config.errors import UserError
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """Options of ``preprocess_data.py``, spelled as in MindSpeed-LLM."""
+
+    input: str
+    """Records: a file, a folder, a glob, or several of these with commas between (parquet, json, jsonl, csv, arrow, txt)."""
+
+    output_prefix: str
+    """Where the dataset goes: PREFIX_packed_input_ids_document.bin and so on; its folder is made."""
+
+    tokenizer_name_or_path: str
+    """Folder of a Hugging Face tokenizer (tokenizer.json, tokenizer_config.json)."""
+
+    tokenizer_type: Literal["PretrainedFromHF"] = "PretrainedFromHF"
+    """Kind of tokenizer; Hugging Face's is the only one."""
+
+    trust_remote_code: bool = False
+    """Run Python code that lies in the tokenizer's folder. Off, because it is code of others."""
+
+    handler_name: str = "auto"
+    """How a record is read: AlpacaStyleInstructionHandler, SharegptStyleInstructionHandler, OpenAIStyleInstructionHandler,
+    GeneralPretrainHandler (plain text), or auto, which recognizes the first record and uses its system, history and tools."""
+
+    prompt_type: str = "qwen"
+    """Chat template: qwen (as LLaMA-Factory 0.8.2), qwen_lf (as later LLaMA-Factory), qwen3."""
+
+    enable_thinking: Literal["none", "true", "false"] = "none"
+    """With a thinking template: true learns an empty thought where an answer has none; none and false put it into the
+    prompt; false also removes the thoughts that are there."""
+
+    map_keys: str = ""
+    """JSON object of columns: Alpaca prompt, query, response, history, system, tools; ShareGPT messages, tags, system, tools."""
+
+    json_keys: tuple[str, ...] = ("text",)
+    """Columns of plain text (GeneralPretrainHandler); one dataset a column."""
+
+    seq_length: int | None = None
+    """Longest sample: longer ones are cut or left out, as the mode and template do. Length of a row with --pack."""
+
+    pack: bool = False
+    """Put several samples into each row of --seq-length tokens."""
+
+    neat_pack: bool = False
+    """With --pack: number the samples of a row in attention_mask, so that attention can keep them apart."""
+
+    append_eod: bool = False
+    """End each sample with one more end-of-document token, learnt."""
+
+    cutoff_len: int | None = None
+    """Cut each conversation to this many tokens, turn by turn, prompt and answer in proportion."""
+
+    train_on_prompt: bool = False
+    """Learn the prompts too."""
+
+    mask_history: bool = False
+    """Learn the last answer only."""
+
+    workers: int = 1
+    """Processes that tokenize; the dataset is the same for any number."""
+
+    log_interval: int = 100_000
+    """Records between two progress lines."""
+
+    cache_dir: str = ""
+    """Folder for intermediate files of --pack, as large as the dataset; the output's folder unless given."""
+
+    def __post_init__(self) -> None:
+        for rule in _RULES:
+            rule(self)
+
+    def mapped_keys(self) -> dict[str, Any]:
+        """``--map-keys`` as a dictionary."""
+        if not self.map_keys.strip():
+            return {}
+        try:
+            keys = json.loads(self.map_keys)
+        except ValueError as error:
+            raise UserError(f"--map-keys is not JSON ({error}); write for example"
+                            " '{\"prompt\": \"question\", \"response\": \"answer\"}'") from error
+        if not isinstance(keys, dict):
+            raise UserError("--map-keys must be a JSON object, for example '{\"prompt\": \"question\"}'")
+        return keys
+
+
+def _packing_needs_a_length(config: PreprocessConfig) -> None:
+    if config.pack and config.seq_length is None:
+        raise UserError("--pack needs --seq-length, the length of a row; add for example --seq-length 4096")
+
+
+def _neat_packing_needs_packing(config: PreprocessConfig) -> None:
+    if config.neat_pack and not config.pack:
+        raise UserError("--neat-pack is a kind of packing; give --pack with it")
+
+
+def _lengths_are_possible(config: PreprocessConfig) -> None:
+    for flag, value, least in (("--seq-length", config.seq_length, 2), ("--cutoff-len", config.cutoff_len, 2),
+                               ("--workers", config.workers, 1), ("--log-interval", config.log_interval, 1)):
+        if value is not None and value < least:
+            raise UserError(f"{flag} {value} is too small; give at least {least}")
+
+
+def _text_is_not_packed(config: PreprocessConfig) -> None:
+    if config.handler_name == "GeneralPretrainHandler" and config.pack:
+        raise UserError("--pack is for instruction data; plain text (GeneralPretrainHandler) is cut into rows by the trainer:"
+                        " leave --pack out")
+
+
+def _paths_are_given(config: PreprocessConfig) -> None:
+    for flag, value in (("--input", config.input), ("--output-prefix", config.output_prefix),
+                        ("--tokenizer-name-or-path", config.tokenizer_name_or_path)):
+        if not value.strip():
+            raise UserError(f"{flag} is empty; give a path")
+
+
+_RULES = (_paths_are_given, _packing_needs_a_length, _neat_packing_needs_packing, _lengths_are_possible, _text_is_not_packed)

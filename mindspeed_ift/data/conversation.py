@@ -1,0 +1,111 @@
+"""Conversation: the one form between the formats that read records and the templates that write text."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+
+class Role(str, Enum):
+    """Who speaks. Prompts are user and observation (a tool's result); answers are assistant and function."""
+
+    USER = "user"
+    OBSERVATION = "observation"
+    ASSISTANT = "assistant"
+    FUNCTION = "function"
+
+
+PROMPT_ROLES = (Role.USER, Role.OBSERVATION)
+ANSWER_ROLES = (Role.ASSISTANT, Role.FUNCTION)
+
+
+class DropRecord(Exception):
+    """This record cannot become a sample; the argument is the reason, a row of the ledger. Never seen by the user as such."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of one speaker.
+
+    Attributes:
+        role: Who speaks.
+        content: The text; of a FUNCTION message the calls as JSON (one object or a list), after a thought if there is one.
+        results: Of an OBSERVATION message: several results of parallel calls, where ``content`` is empty.
+    """
+
+    role: Role
+    content: str
+    results: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages that alternate between prompt and answer, and end in an answer.
+
+    Attributes:
+        messages: Even in number, at least two.
+        system: System prompt; "" takes the template's default.
+        tools: Descriptions of the tools as JSON (a list); "" for none.
+    """
+
+    messages: tuple[Message, ...]
+    system: str = ""
+    tools: str = ""
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call of a function: its name and its arguments (any JSON value, an object as a rule)."""
+
+    name: str
+    arguments: Any
+
+
+def check_turns(messages: list[Message]) -> tuple[Message, ...]:
+    """The messages, if prompt and answer alternate and the last is an answer.
+
+    Raises:
+        DropRecord: They do not, or there are none.
+    """
+    if not messages:
+        raise DropRecord("no messages")
+    for number, message in enumerate(messages):
+        if message.role not in (ANSWER_ROLES if number % 2 else PROMPT_ROLES):
+            raise DropRecord("prompt and answer do not alternate")
+    if len(messages) % 2:
+        raise DropRecord("the last prompt has no answer")
+    return tuple(messages)
+
+
+def parse_tool_calls(text: str) -> list[ToolCall]:
+    """Calls written as JSON: ``{"name": ..., "arguments": ...}`` or a list of these.
+
+    Raises:
+        DropRecord: It is not JSON, or a call has no name or no arguments.
+    """
+    try:
+        calls = json.loads(text)
+    except ValueError:
+        raise DropRecord("a function call is not JSON") from None
+    calls = calls if isinstance(calls, list) else [calls]
+    if not all(isinstance(call, dict) and isinstance(call.get("name"), str) and "arguments" in call for call in calls):
+        raise DropRecord("a function call has no name or no arguments")
+    return [ToolCall(call["name"], call["arguments"]) for call in calls]
+
+
+def parse_tools(text: str) -> list[dict[str, Any]]:
+    """Descriptions of tools written as JSON: a list of objects, or one.
+
+    Raises:
+        DropRecord: It is not that.
+    """
+    try:
+        tools = json.loads(text)
+    except ValueError:
+        raise DropRecord("the description of the tools is not JSON") from None
+    tools = tools if isinstance(tools, list) else [tools]
+    if not all(isinstance(tool, dict) for tool in tools):
+        raise DropRecord("the description of the tools is not a list of objects")
+    return tools

@@ -1,0 +1,163 @@
+"""Text in, token ids out: a Hugging Face tokenizer folder, loaded in a fraction of a second.
+
+``tokenizer.json`` is read by the `tokenizers` library itself; transformers (seconds to import) is only loaded for a folder
+without that file, or for what only it can do (chat templates).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mindspeed_ift.config.errors import UserError
+
+
+class Tokenizer:
+    """Token ids of text, and the ids of the special tokens.
+
+    Args:
+        path: Folder of the tokenizer.
+        backend: ``tokenizers.Tokenizer``.
+        special: ``eos_token``, ``pad_token``, ``bos_token`` -> text of the token, or None.
+        trust_remote_code: For `hugging_face`.
+    """
+
+    def __init__(self, path: Path, backend: Any, special: dict[str, str | None], trust_remote_code: bool = False) -> None:
+        self.path = path
+        self._backend = backend
+        self._special = special
+        self._trust_remote_code = trust_remote_code
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids ``[n]`` of a text, without added beginning or end; special tokens within the text are recognized."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text; as `encode`, faster."""
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """Text of token ids."""
+        return self._backend.decode([int(token) for token in ids], skip_special_tokens=skip_special_tokens)
+
+    def token_id(self, token: str) -> int | None:
+        """Id of one token by its text, or None."""
+        return self._backend.token_to_id(token)
+
+    @property
+    def eod_id(self) -> int:
+        """Id of the end-of-sequence token.
+
+        Raises:
+            UserError: The tokenizer names none.
+        """
+        return self._required("eos_token")
+
+    @property
+    def pad_id(self) -> int:
+        """Id of the padding token; the end-of-sequence token where the tokenizer names none."""
+        return self._required("pad_token") if self._special.get("pad_token") else self.eod_id
+
+    @property
+    def bos_id(self) -> int | None:
+        """Id of the beginning-of-sequence token, or None."""
+        return self._required("bos_token") if self._special.get("bos_token") else None
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, added tokens included: ``len(tokenizer)`` of Hugging Face."""
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over what decides the ids of a text: equal for folders that encode alike, however they are written."""
+        state = json.loads(self._backend.to_str())
+        model = state["model"]
+        vocabulary = model.get("vocab")
+        ordered = sorted(vocabulary.items(), key=lambda item: item[1]) if isinstance(vocabulary, dict) else vocabulary
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges", [])]
+        added = [(token["id"], token["content"]) for token in state["added_tokens"]]
+        parts = [ordered, merges, added, state["normalizer"], state["pre_tokenizer"]]
+        return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()
+
+    @cached_property
+    def hugging_face(self) -> Any:
+        """The same folder as transformers' tokenizer (imports transformers)."""
+        return _load_with_transformers(self.path, self._trust_remote_code)
+
+    def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> Any:
+        """``apply_chat_template`` of the transformers tokenizer."""
+        return self.hugging_face.apply_chat_template(messages, **options)
+
+    def _required(self, name: str) -> int:
+        text = self._special.get(name)
+        found = self._backend.token_to_id(text) if text else None
+        if found is None:
+            raise UserError(f"tokenizer {self.path} has no {name}; name one in its tokenizer_config.json")
+        return found
+
+
+def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> Tokenizer:
+    """Load a tokenizer folder.
+
+    Args:
+        path: Folder with tokenizer.json and tokenizer_config.json, or what transformers' AutoTokenizer reads.
+        trust_remote_code: Let transformers run code of the folder, where tokenizer.json is missing.
+
+    Raises:
+        UserError: No such folder, or it cannot be read.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"no tokenizer folder {folder}; give --tokenizer-name-or-path a folder with tokenizer.json"
+                        " (make-tokenizer builds Qwen3's)")
+    file = folder / "tokenizer.json"
+    if file.is_file() and not trust_remote_code:
+        import tokenizers
+
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"{file} cannot be read ({error}); copy the tokenizer again") from error
+        backend.no_truncation()
+        backend.no_padding()
+        return Tokenizer(folder, backend, _special_tokens(folder), trust_remote_code)
+    loaded = _load_with_transformers(folder, trust_remote_code)
+    backend = getattr(loaded, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(f"tokenizer {folder} has no fast form (tokenizer.json); save one with transformers' save_pretrained")
+    names = ("eos_token", "pad_token", "bos_token")
+    tokenizer = Tokenizer(folder, backend, {name: getattr(loaded, name, None) for name in names}, trust_remote_code)
+    tokenizer.hugging_face = loaded
+    return tokenizer
+
+
+def _special_tokens(folder: Path) -> dict[str, str | None]:
+    config: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        file = folder / name
+        if file.is_file():
+            try:
+                config.update({key: value for key, value in json.loads(file.read_text(encoding="utf-8")).items() if value})
+            except (ValueError, AttributeError) as error:
+                raise UserError(f"{file} is not a JSON object ({error}); copy the tokenizer again") from error
+    tokens = {}
+    for name in ("eos_token", "pad_token", "bos_token"):
+        value = config.get(name)
+        tokens[name] = value.get("content") if isinstance(value, dict) else value
+    return tokens
+
+
+def _load_with_transformers(folder: Path, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"tokenizer {folder} cannot be loaded ({reason}); it needs tokenizer.json, or --trust-remote-code for"
+                        " code of its own") from error
