@@ -75,7 +75,12 @@ class PreprocessConfig:
     cache_dir: str = ""
     """Folder for intermediate files of --pack, as large as the dataset; the output's folder unless given."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse what does not go together.
+
+        Raises:
+            UserError: With the remedy.
+        """
         for rule in _RULES:
             rule(self)
 
@@ -124,3 +129,14 @@ def _paths_are_given(config: PreprocessConfig) -> None:
 
 
 _RULES = (_paths_are_given, _packing_needs_a_length, _neat_packing_needs_packing, _lengths_are_possible, _text_is_not_packed)
+
+_STREAMED = "records are streamed, and all of them packed together"
+ACCEPTED: dict[str, tuple[int, str]] = {
+    "--n-subs": (1, _STREAMED),
+    "--streaming": (0, _STREAMED),
+    "--tokenizer-not-use-fast": (0, "fast and slow tokenizers give the same ids"),
+    "--overwrite-cache": (0, "nothing is cached between runs"),
+    "--make-vocab-size-divisible-by": (1, "the model pads its vocabulary, not the data"),
+    "--dataset-impl": (1, "there is one kind, the memory map"),
+}
+"""Flags of MindSpeed-LLM's preprocess_data.py that are taken and change nothing: how many values, and why."""

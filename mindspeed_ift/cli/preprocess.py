@@ -1,0 +1,39 @@
+"""Command ``preprocess``: raw records -> indexed dataset."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from mindspeed_ift.config.data import ACCEPTED, PreprocessConfig
+from mindspeed_ift.config.flags import parse_with_origins
+from mindspeed_ift.data.preprocess import Summary, preprocess
+
+
+def main(argv: list[str]) -> int:
+    """Prepare the dataset, then print the account of the records and what was written."""
+    parsed = parse_with_origins(
+        PreprocessConfig, argv, program="preprocess", description="Turn records into an indexed dataset.", accepted=ACCEPTED)
+    for line in parsed.ignored:
+        print(line)
+    _print_summary(preprocess(parsed.config))
+    return 0
+
+
+def _print_summary(summary: Summary) -> None:
+    console = Console(highlight=False)
+    table = Table(title="Records", title_justify="left")
+    table.add_column("what")
+    table.add_column("records", justify="right")
+    table.add_column("first at", overflow="fold")
+    for what, count, first in summary.ledger.rows():
+        table.add_row(what, f"{count:,}", first)
+    console.print(table)
+    for notice in summary.notices:
+        console.print(f"notice: {notice}", markup=False, soft_wrap=True)
+    manifest = summary.manifest
+    share = manifest["learnt_tokens"] / max(manifest["tokens"], 1)
+    print(f"{summary.ledger.read:,} records -> {manifest['samples']:,} documents, {manifest['tokens']:,} tokens,"
+          f" {share:.1%} of them learnt, in {summary.seconds:.1f} s")
+    for name, file in manifest["files"].items():
+        print(f"  {name}  {file['bytes']:,} bytes")

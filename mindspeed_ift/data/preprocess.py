@@ -1,0 +1,276 @@
+"""Files of records in, an indexed dataset out: the whole offline pipeline, and what it did.
+
+`preprocess` is the place to start reading: look at the first record, encode all of them (workers.py), put them into
+documents as they are or packed, publish the files with their manifest.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mindspeed_ift.config.data import PreprocessConfig
+from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.data.encode import EncodeOptions, Encoder
+from mindspeed_ift.data.formats import OPTIONAL_COLUMNS, Format, TextFormat, check_handler, make_format
+from mindspeed_ift.data.indexed import DatasetWriter, report_write_errors
+from mindspeed_ift.data.ledger import Ledger
+from mindspeed_ift.data.packing import pack
+from mindspeed_ift.data.records import Origin, Record, find_files, read_records
+from mindspeed_ift.data.sample import IGNORED_LABEL
+from mindspeed_ift.data.templates import Template, get_template
+from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
+from mindspeed_ift.data.workers import EncodedChunk, Job, encode_all
+
+COLUMNS = ("input_ids", "attention_mask", "labels")
+_TOKENS_AT_ONCE = 1 << 22
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did.
+
+    Attributes:
+        ledger: The account of the records.
+        manifest: As written, ``files`` included.
+        notices: What the user should know, a line each.
+        seconds: Wall time.
+    """
+
+    ledger: Ledger
+    manifest: dict[str, Any]
+    notices: tuple[str, ...]
+    seconds: float
+
+
+def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print) -> Summary:
+    """Make the dataset that ``config`` asks for.
+
+    Args:
+        config: Input, output, template, lengths, mode.
+        report: Takes progress lines.
+
+    Raises:
+        UserError: Input, columns, tokenizer or flags cannot be used, or no record is left; nothing has been written then.
+        RunError: The disk is full or a worker died; what was written is removed.
+    """
+    started = time.monotonic()
+    config.check()
+    check_handler(config.handler_name)
+    template = get_template(config.prompt_type)
+    files = find_files(config.input)
+    tokenizer = load_tokenizer(config.tokenizer_name_or_path, config.trust_remote_code)
+    first, records = _peek(read_records(files), config)
+    form = make_format(config.handler_name, config.mapped_keys(), config.json_keys, first[0], first[1].file)
+    job = Job(form, config.tokenizer_name_or_path, config.trust_remote_code, template.name, encode_options(config, template))
+    ledger = Ledger()
+    chunks = _counted(encode_all(job, records, config.workers), ledger, config.log_interval, report)
+    facts = {**_facts(config, files), **_token_facts(template, tokenizer, job)}
+    is_text = isinstance(form, TextFormat)
+    with DatasetWriter(config.output_prefix, form.json_keys if is_text else COLUMNS, packed_name=not is_text) as writer:
+        if is_text:
+            counts = _write_text(writer, chunks, form.json_keys)
+        elif config.pack:
+            counts = _write_packed(writer, chunks, config, tokenizer.pad_id, report)
+        else:
+            counts = _write_samples(writer, chunks)
+        _check_columns(form, ledger)
+        if not ledger.kept:
+            raise UserError(f"no sample is left of the {ledger.read} records of {config.input}: {_reasons(ledger)}; nothing was"
+                            " written")
+        manifest = writer.commit({**facts, **counts, "columns": list(writer.columns), "ledger": ledger.as_dict()})
+    return Summary(ledger, manifest, tuple(_notices(config, template, form, ledger)), time.monotonic() - started)
+
+
+def encode_options(config: PreprocessConfig, template: Template) -> EncodeOptions:
+    """Lengths and masks of a mode, by MindSpeed-LLM's rules.
+
+    With --seq-length S, the template first cuts a conversation to S tokens (older templates) or S - 1 (later ones); then
+    samples of S or more are dropped. So a sample that is too long is dropped with the older and kept, cut, with the later.
+    Neat-pack cuts each turn by itself to S - 1 and the whole to S - 1, and drops nothing.
+    """
+    length = config.seq_length
+    cutoffs = [] if config.cutoff_len is None else [config.cutoff_len]
+    if length is not None:
+        cutoffs.append(length - 1 if template.keeps_room_for_eod else length)
+    return EncodeOptions(
+        enable_thinking=config.enable_thinking,
+        train_on_prompt=config.train_on_prompt,
+        mask_history=config.mask_history,
+        append_eod=config.append_eod,
+        cutoff=min(cutoffs, default=None),
+        turn_limit=length - 1 if length is not None and config.neat_pack else None,
+        limit=length,
+        cut_to_limit=config.neat_pack,
+    )
+
+
+def _peek(records: Iterator[tuple[Record, Origin]], config: PreprocessConfig
+          ) -> tuple[tuple[Record, Origin], Iterator[tuple[Record, Origin]]]:
+    first = next(records, None)
+    if first is None:
+        raise UserError(f"no records in {config.input}; give --input a file that holds some")
+    return first, itertools.chain([first], records)
+
+
+def _counted(chunks: Iterator[EncodedChunk], ledger: Ledger, interval: int, report: Callable[[str], None]
+             ) -> Iterator[EncodedChunk]:
+    """Pass chunks through, adding to the ledger and telling how far it is."""
+    started, told = time.monotonic(), 0
+    for chunk in chunks:
+        ledger.merge(chunk.ledger)
+        if ledger.read // interval > told:
+            told = ledger.read // interval
+            rate = ledger.read / max(time.monotonic() - started, 1e-9)
+            report(f"{ledger.read:,} records read, {ledger.kept:,} kept, {rate:,.0f} records/s")
+        yield chunk
+
+
+def _write_text(writer: DatasetWriter, chunks: Iterator[EncodedChunk], keys: tuple[str, ...]) -> dict[str, int]:
+    samples = tokens = 0
+    for chunk in chunks:
+        writer.append(chunk.values, chunk.lengths)
+        samples += len(chunk.lengths[keys[0]])
+        tokens += sum(len(values) for values in chunk.values.values())
+    return {"samples": samples, "conversations": 0, "tokens": tokens, "learnt_tokens": tokens}
+
+
+def _write_samples(writer: DatasetWriter, chunks: Iterator[EncodedChunk]) -> dict[str, int]:
+    """One document a sample."""
+    samples = tokens = learnt = 0
+    for chunk in chunks:
+        ids, labels, lengths = chunk.values["input_ids"], chunk.values["labels"], chunk.lengths["input_ids"]
+        writer.append({"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": labels}, lengths)
+        samples += len(lengths)
+        tokens += len(ids)
+        learnt += int(np.count_nonzero(labels != IGNORED_LABEL))
+    return {"samples": samples, "conversations": samples, "tokens": tokens, "learnt_tokens": learnt}
+
+
+def _write_packed(writer: DatasetWriter, chunks: Iterator[EncodedChunk], config: PreprocessConfig, pad_id: int,
+                  report: Callable[[str], None]) -> dict[str, int]:
+    """One document a row of several samples; the samples wait in a file, only their lengths in memory."""
+    folder = config.cache_dir or os.path.dirname(config.output_prefix) or "."
+    with report_write_errors(folder):
+        os.makedirs(folder, exist_ok=True)
+        waiting = tempfile.TemporaryDirectory(prefix=os.path.basename(config.output_prefix) + ".", suffix=".partial", dir=folder)
+    with waiting as place:
+        parts = {"input_ids": Path(place, "input_ids"), "labels": Path(place, "labels")}
+        lengths, learnt = _store(parts, chunks)
+        counts = {"samples": 0, "conversations": len(lengths), "tokens": int(lengths.sum()), "learnt_tokens": learnt}
+        if len(lengths) == 0:
+            return counts
+        assert config.seq_length is not None
+        # One position of each row stays a pad, as MindSpeed-LLM keeps it.
+        packs = pack(lengths, config.seq_length - 1)
+        fill = counts["tokens"] / (len(packs) * config.seq_length)
+        report(f"{len(lengths):,} samples packed into {len(packs):,} rows of {config.seq_length:,}, {fill:.1%} full")
+        stored = {name: np.memmap(path, np.int32, "r") for name, path in parts.items()}
+        offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))[:-1]
+        rows_at_once = max(1, _TOKENS_AT_ONCE // config.seq_length)
+        for start in range(0, len(packs), rows_at_once):
+            starts = packs.starts[start:start + rows_at_once + 1]
+            samples = packs.samples[starts[0]:starts[-1]]
+            rows = _rows(stored, offsets[samples], lengths[samples], starts - starts[0], config, pad_id)
+            writer.append(rows, np.full(len(starts) - 1, config.seq_length, np.int32))
+        counts["samples"] = len(packs)
+        return counts
+
+
+def _store(parts: dict[str, Path], chunks: Iterator[EncodedChunk]) -> tuple[np.ndarray, int]:
+    """Write samples aside; their lengths int64 ``[samples]``, and the number of learnt tokens."""
+    lengths, learnt = [np.zeros(0, np.int64)], 0
+    with parts["input_ids"].open("wb") as ids, parts["labels"].open("wb") as labels:
+        for chunk in chunks:
+            with report_write_errors(ids.name):
+                ids.write(chunk.values["input_ids"].data)
+                labels.write(chunk.values["labels"].data)
+            lengths.append(chunk.lengths["input_ids"].astype(np.int64))
+            learnt += int(np.count_nonzero(chunk.values["labels"] != IGNORED_LABEL))
+        with report_write_errors(ids.name):
+            ids.flush()
+            labels.flush()
+    return np.concatenate(lengths), learnt
+
+
+def _rows(stored: dict[str, np.ndarray], offsets: np.ndarray, lengths: np.ndarray, starts: np.ndarray,
+          config: PreprocessConfig, pad_id: int) -> dict[str, np.ndarray]:
+    """Some rows of all three columns, each int32 ``[rows * seq_length]``.
+
+    Args:
+        stored: The samples that wait, one after the other.
+        offsets: int64 ``[samples]``: where each sample of these rows starts there.
+        lengths: int64 ``[samples]``.
+        starts: int64 ``[rows + 1]``: which samples a row takes.
+        config: Length of a row, kind of packing.
+        pad_id: Fills rows up.
+    """
+    assert config.seq_length is not None
+    row_of_sample = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    before = np.cumsum(lengths) - lengths
+    first_in_row = np.repeat(before[starts[:-1]], np.diff(starts))
+    within = np.arange(int(lengths.sum())) - np.repeat(before, lengths)
+    source = np.repeat(offsets, lengths) + within
+    target = np.repeat(row_of_sample * config.seq_length + before - first_in_row, lengths) + within
+    size = (len(starts) - 1) * config.seq_length
+    rows = {"input_ids": np.full(size, pad_id, np.int32), "labels": np.full(size, IGNORED_LABEL, np.int32)}
+    for name, values in rows.items():
+        values[target] = stored[name][source]
+    if config.neat_pack:
+        mask = np.zeros(size, np.int32)
+        mask[target] = np.repeat(np.arange(len(lengths)) - np.repeat(starts[:-1], np.diff(starts)) + 1, lengths)
+    else:
+        mask = np.ones(size, np.int32)
+    return {**rows, "attention_mask": mask}
+
+
+def _facts(config: PreprocessConfig, files: list[Path]) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "seq_length": config.seq_length,
+        "pack": config.pack,
+        "neat_pack": config.neat_pack,
+        "append_eod": config.append_eod,
+        "handler_name": config.handler_name,
+        "prompt_type": config.prompt_type,
+        "enable_thinking": config.enable_thinking,
+        "input": [str(file) for file in files],
+    }
+
+
+def _token_facts(template: Template, tokenizer: Tokenizer, job: Job) -> dict[str, Any]:
+    facts: dict[str, Any] = {"vocab_size": tokenizer.vocab_size, "tokenizer_sha256": tokenizer.fingerprint}
+    if isinstance(job.form, TextFormat):
+        eod = tokenizer.eod_id
+        return {**facts, "prompt_type": "", "eod_id": eod, "pad_id": tokenizer.pad_id, "turn_end_ids": []}
+    encoder = Encoder(template, tokenizer, job.options)
+    return {**facts, "eod_id": encoder.end_id, "pad_id": tokenizer.pad_id, "turn_end_ids": encoder.turn_end_ids()}
+
+
+def _check_columns(form: Format, ledger: Ledger) -> None:
+    never = sorted(form.columns() - ledger.columns - {"input"})
+    if never:
+        raise UserError(f"column '{never[0]}' of --map-keys is in no record (they have: {', '.join(sorted(ledger.columns))});"
+                        " mend --map-keys")
+
+
+def _reasons(ledger: Ledger) -> str:
+    return ", ".join(f"{tally.count} {reason} (first {tally.first[0]})" for reason, tally in ledger.dropped.items())
+
+
+def _notices(config: PreprocessConfig, template: Template, form: Format, ledger: Ledger) -> Iterator[str]:
+    ignored = [] if isinstance(form, TextFormat) else [
+        column for column in OPTIONAL_COLUMNS if column in ledger.filled and column not in form.columns()]
+    if ignored:
+        yield (f"columns not used: {', '.join(ignored)} (as MindSpeed-LLM does; name them with --map-keys, or give"
+               " --handler-name auto, to use them)")
+    if config.enable_thinking != "none" and not template.thinking:
+        yield f"--enable-thinking {config.enable_thinking} changes nothing: --prompt-type {template.name} has no thoughts"

@@ -1,0 +1,180 @@
+"""Chunks of records in, token arrays and their part of the ledger out, in order, over worker processes.
+
+The same chunks in the same order for any number of workers, so the dataset is the same; a few chunks are under way at a
+time, so memory is bounded however long the input is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import get_context
+
+import numpy as np
+
+from mindspeed_ift.config.errors import RunError
+from mindspeed_ift.data.conversation import Conversation, DropRecord
+from mindspeed_ift.data.encode import EncodeOptions, Encoder
+from mindspeed_ift.data.formats import OPTIONAL_COLUMNS, Format, TextFormat
+from mindspeed_ift.data.ledger import Ledger
+from mindspeed_ift.data.records import Origin, Record
+from mindspeed_ift.data.templates import get_template
+from mindspeed_ift.data.tokenizer import load_tokenizer
+
+CHUNK = 500
+"""Records a worker takes at a time."""
+
+Chunk = list[tuple[Record, Origin]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker is told once.
+
+    Attributes:
+        form: How records are read.
+        tokenizer: Folder; each worker loads its own.
+        trust_remote_code: See `load_tokenizer`.
+        template: Name of the template; unused for plain text.
+        options: What is learnt and how long a sample may be.
+    """
+
+    form: Format
+    tokenizer: str
+    trust_remote_code: bool
+    template: str
+    options: EncodeOptions
+
+
+@dataclass(frozen=True)
+class EncodedChunk:
+    """What became of a chunk.
+
+    Attributes:
+        values: Column -> int32 ``[sum of lengths]``: ``input_ids`` and ``labels``, or the columns of plain text.
+        lengths: Column -> int32 ``[samples]``.
+        ledger: The account of these records.
+    """
+
+    values: dict[str, np.ndarray]
+    lengths: dict[str, np.ndarray]
+    ledger: Ledger
+
+
+class Worker:
+    """Encodes chunks in one process."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.tokenizer = load_tokenizer(job.tokenizer, job.trust_remote_code)
+        self.encoder = (None if isinstance(job.form, TextFormat)
+                        else Encoder(get_template(job.template), self.tokenizer, job.options))
+
+    def encode(self, chunk: Chunk) -> EncodedChunk:
+        """Encode a chunk; records that are no samples stand in the ledger."""
+        ledger = Ledger(read=len(chunk))
+        for record, _ in chunk:
+            ledger.columns.update(record)
+            ledger.filled.update(column for column in OPTIONAL_COLUMNS if record.get(column))
+        if self.encoder is None:
+            return self._encode_text(chunk, ledger)
+        return self._encode_conversations(chunk, ledger, self.encoder)
+
+    def _encode_conversations(self, chunk: Chunk, ledger: Ledger, encoder: Encoder) -> EncodedChunk:
+        conversations: list[Conversation] = []
+        origins: list[Origin] = []
+        for record, origin in chunk:
+            try:
+                conversations.append(self.job.form.convert(record))
+                origins.append(origin)
+            except DropRecord as reason:
+                ledger.drop(origin, str(reason))
+        samples = []
+        for result, origin in zip(encoder.encode(conversations), origins):
+            if isinstance(result, DropRecord):
+                ledger.drop(origin, str(result))
+            else:
+                ledger.keep(origin, result.notes)
+                samples.append(result.sample)
+        lengths = np.array([len(sample) for sample in samples], np.int32)
+        return EncodedChunk(
+            {"input_ids": _joined([sample.input_ids for sample in samples]),
+             "labels": _joined([sample.labels for sample in samples])},
+            {"input_ids": lengths, "labels": lengths}, ledger)
+
+    def _encode_text(self, chunk: Chunk, ledger: Ledger) -> EncodedChunk:
+        keys, options = self.job.form.json_keys, self.job.options
+        found: dict[str, list[np.ndarray]] = {key: [] for key in keys}
+        end = [self.tokenizer.eod_id] if options.append_eod else []
+        for record, origin in chunk:
+            try:
+                texts = self.job.form.texts(record)
+                ids = [np.array(self.tokenizer.encode(text) + end, np.int32) for text in texts]
+                if options.limit is not None and max(map(len, ids)) >= options.limit:
+                    raise DropRecord(f"{options.limit} tokens or more (--seq-length)")
+            except DropRecord as reason:
+                ledger.drop(origin, str(reason))
+                continue
+            ledger.keep(origin)
+            for key, tokens in zip(keys, ids):
+                found[key].append(tokens)
+        return EncodedChunk({key: _joined(found[key]) for key in keys},
+                            {key: np.array([len(tokens) for tokens in found[key]], np.int32) for key in keys}, ledger)
+
+
+def encode_all(job: Job, records: Iterable[tuple[Record, Origin]], workers: int) -> Iterator[EncodedChunk]:
+    """Encode all records, chunk by chunk, in their order.
+
+    Args:
+        job: What to do.
+        records: Read as results are taken, a few chunks ahead at most.
+        workers: Processes; 1 works in this one.
+
+    Raises:
+        RunError: A worker process died.
+    """
+    stream = iter(records)
+    chunks = iter(lambda: list(islice(stream, CHUNK)), [])
+    if workers == 1:
+        worker = Worker(job)
+        for chunk in chunks:
+            yield worker.encode(chunk)
+        return
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start, initargs=(job,))
+    under_way: deque[Future[EncodedChunk]] = deque()
+    try:
+        for chunk in chunks:
+            under_way.append(pool.submit(_encode, chunk))
+            if len(under_way) > 2 * workers:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    except BrokenProcessPool as error:
+        raise RunError("a worker process died, most likely for want of memory; use fewer --workers") from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: Worker | None = None
+
+
+def _start(job: Job) -> None:
+    """Runs once in each worker process, where this module's ``_worker`` is that process's own."""
+    global _worker
+    # One thread a process: the tokenizer's own threads would fight over the cores that the workers share.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _worker = Worker(job)
+
+
+def _encode(chunk: Chunk) -> EncodedChunk:
+    assert _worker is not None
+    return _worker.encode(chunk)
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else np.zeros(0, np.int32)
