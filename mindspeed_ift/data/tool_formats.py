@@ -10,6 +10,17 @@ from typing import Any
 from mindspeed_ift.data.conversation import DropRecord, ToolCall
 
 
+QWEN_TOOLS_OPENING = (
+    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>")
+"""What Qwen reads in front of the signatures, one a line."""
+
+QWEN_TOOLS_CLOSING = (
+    "\n</tools>\n\nFor each function call, return a json object with function name and arguments within"
+    ' <tool_call></tool_call> XML tags:\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>')
+"""What Qwen reads behind the signatures."""
+
+
 @dataclass(frozen=True)
 class ToolFormat:
     """One way to write tools.
@@ -61,10 +72,7 @@ def _write_actions(calls: list[ToolCall]) -> list[str]:
 def _describe_as_qwen(tools: list[dict[str, Any]]) -> str:
     wrapped = (tool if tool.get("type") == "function" else {"type": "function", "function": tool} for tool in tools)
     signatures = "".join("\n" + json.dumps(tool, ensure_ascii=False) for tool in wrapped)
-    return ("\n\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
-            f"You are provided with function signatures within <tools></tools> XML tags:\n<tools>{signatures}\n</tools>\n\n"
-            "For each function call, return a json object with function name and arguments within <tool_call></tool_call>"
-            ' XML tags:\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>')
+    return "\n\n" + QWEN_TOOLS_OPENING + signatures + QWEN_TOOLS_CLOSING
 
 
 def _write_as_qwen(calls: list[ToolCall]) -> list[str]:
