@@ -24,7 +24,7 @@ from mindspeed_ift.data.formats import OPTIONAL_COLUMNS, Format, TextFormat
 from mindspeed_ift.data.ledger import Ledger
 from mindspeed_ift.data.records import Origin, Record
 from mindspeed_ift.data.templates import get_template
-from mindspeed_ift.data.tokenizer import load_tokenizer
+from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
 
 CHUNK = 500
 """Records a worker takes at a time."""
@@ -69,9 +69,9 @@ class EncodedChunk:
 class Worker:
     """Encodes chunks in one process."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, tokenizer: Tokenizer) -> None:
         self.job = job
-        self.tokenizer = load_tokenizer(job.tokenizer, job.trust_remote_code)
+        self.tokenizer = tokenizer
         self.encoder = (None if isinstance(job.form, TextFormat)
                         else Encoder(get_template(job.template), self.tokenizer, job.options))
 
@@ -127,11 +127,14 @@ class Worker:
                             {key: np.array([len(tokens) for tokens in found[key]], np.int32) for key in keys}, ledger)
 
 
-def encode_all(job: Job, records: Iterable[tuple[Record, Origin]], workers: int) -> Iterator[EncodedChunk]:
+def encode_all(
+    job: Job, tokenizer: Tokenizer, records: Iterable[tuple[Record, Origin]], workers: int
+) -> Iterator[EncodedChunk]:
     """Encode all records, chunk by chunk, in their order.
 
     Args:
         job: What to do.
+        tokenizer: The job's, as this process has it.
         records: Read as results are taken, a few chunks ahead at most.
         workers: Processes; 1 works in this one.
 
@@ -141,7 +144,7 @@ def encode_all(job: Job, records: Iterable[tuple[Record, Origin]], workers: int)
     stream = iter(records)
     chunks = iter(lambda: list(islice(stream, CHUNK)), [])
     if workers == 1:
-        worker = Worker(job)
+        worker = Worker(job, tokenizer)
         for chunk in chunks:
             yield worker.encode(chunk)
         return
@@ -168,7 +171,7 @@ def _start(job: Job) -> None:
     global _worker
     # One thread a process: the tokenizer's own threads would fight over the cores that the workers share.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _worker = Worker(job)
+    _worker = Worker(job, load_tokenizer(job.tokenizer, job.trust_remote_code))
 
 
 def _encode(chunk: Chunk) -> EncodedChunk:
