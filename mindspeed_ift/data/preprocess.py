@@ -31,7 +31,7 @@ from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
 from mindspeed_ift.data.workers import EncodedChunk, Job, encode_all
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
-_TOKENS_AT_ONCE = 1 << 22
+_TOKENS_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)

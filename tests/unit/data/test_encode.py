@@ -1,0 +1,93 @@
+"""What is learnt and what is cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.data.conversation import Conversation, DropRecord, Message, Role
+from mindspeed_ift.data.encode import CUT_NOTE, EncodeOptions, Encoded, Encoder, split_balanced, split_proportional
+from mindspeed_ift.data.sample import IGNORED_LABEL
+from mindspeed_ift.data.templates import TEMPLATES
+from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
+from tests.tiny_tokenizer import make_tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return load_tokenizer(make_tiny_tokenizer(tmp_path_factory.mktemp("tiny")))
+
+
+def talk(*texts: str) -> Conversation:
+    return Conversation(tuple(Message(Role.ASSISTANT if number % 2 else Role.USER, text) for number, text in enumerate(texts)))
+
+
+def encode(tokenizer: Tokenizer, conversation: Conversation, template: str = "qwen3", **options: object) -> Encoded | DropRecord:
+    return Encoder(TEMPLATES[template], tokenizer, EncodeOptions(**options)).encode([conversation])[0]
+
+
+def learnt(tokenizer: Tokenizer, found: Encoded) -> str:
+    labels = found.sample.labels
+    return tokenizer.decode(labels[labels != IGNORED_LABEL])
+
+
+def test_answers_are_learnt(tokenizer: Tokenizer) -> None:
+    found = encode(tokenizer, talk("one", "two", "three", "four"))
+    assert learnt(tokenizer, found) == "two<|im_end|>\nfour<|im_end|>\n"
+    kept = found.sample.labels != IGNORED_LABEL
+    assert (found.sample.labels[kept] == found.sample.input_ids[kept]).all()
+
+
+def test_prompts_or_the_last_answer(tokenizer: Tokenizer) -> None:
+    whole = encode(tokenizer, talk("one", "two"), train_on_prompt=True).sample
+    assert (whole.labels == whole.input_ids).all()
+    assert learnt(tokenizer, encode(tokenizer, talk("one", "two", "three", "four"), mask_history=True)) == "four<|im_end|>\n"
+
+
+@pytest.mark.parametrize(("template", "end"), [("qwen", "b<|im_end|><|im_end|>"), ("qwen3", "b<|im_end|>\n<|im_end|>")])
+def test_end_of_document(tokenizer: Tokenizer, template: str, end: str) -> None:
+    assert learnt(tokenizer, encode(tokenizer, talk("a", "b"), template, append_eod=True)) == end
+
+
+def test_turn_ends(tokenizer: Tokenizer) -> None:
+    end = tokenizer.token_id("<|im_end|>")
+    assert Encoder(TEMPLATES["qwen"], tokenizer, EncodeOptions()).turn_end_ids() == [end]
+    assert Encoder(TEMPLATES["qwen3"], tokenizer, EncodeOptions()).turn_end_ids() == [end, *tokenizer.encode("\n")]
+
+
+def test_cut_and_dropped(tokenizer: Tokenizer) -> None:
+    long = talk("q " * 50, "a " * 50)
+    cut = encode(tokenizer, long, cutoff=40)
+    assert len(cut.sample) == 40 and cut.notes == (CUT_NOTE,)
+    assert "40 tokens or more" in str(encode(tokenizer, long, limit=40))
+    neat = encode(tokenizer, long, limit=40, turn_limit=39, cut_to_limit=True)
+    assert len(neat.sample) == 39 and neat.notes == (CUT_NOTE,)
+
+
+def test_later_turns_vanish_when_the_room_is_used(tokenizer: Tokenizer) -> None:
+    found = encode(tokenizer, talk("q", "a " * 40, "last", "gone"), cutoff=30)
+    assert "gone" not in tokenizer.decode(found.sample.input_ids) and len(found.sample) == 30
+
+
+@pytest.mark.parametrize(("lengths", "proportional", "balanced"), [
+    ((5, 5, 20), (5, 5), (5, 5)),
+    ((100, 4, 20), (19, 1), (16, 4)),
+    ((4, 100, 20), (1, 19), (4, 16)),
+    ((50, 50, 20), (10, 10), (10, 10)),
+])
+def test_splits(lengths: tuple[int, int, int], proportional: tuple[int, int], balanced: tuple[int, int]) -> None:
+    assert split_proportional(*lengths) == proportional
+    assert split_balanced(*lengths) == balanced
+
+
+def test_a_tokenizer_without_the_closing_token(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer, "token_id", lambda token: None)
+    with pytest.raises(UserError, match=r"has no token <\|im_end\|>"):
+        Encoder(TEMPLATES["qwen"], tokenizer, EncodeOptions())
+
+
+def test_missing_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no tokenizer folder"):
+        load_tokenizer(tmp_path / "none")

@@ -1,0 +1,105 @@
+"""The same records from every kind of file; what cannot be read is named."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.data import records as records_module
+from mindspeed_ift.data.records import find_files, read_records
+
+RECORDS = [{"instruction": f"ask {number}, \"quoted\"\nline", "output": "答" * number + "."} for number in range(5)]
+
+
+def write(path: Path, records: list[dict[str, Any]]) -> Path:
+    kind = path.suffix
+    if kind == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path)
+    elif kind in (".arrow", ".feather"):
+        table = pyarrow.Table.from_pylist(records)
+        new = pyarrow.ipc.new_stream if kind == ".arrow" else pyarrow.ipc.new_file
+        with pyarrow.OSFile(str(path), "wb") as sink, new(sink, table.schema) as writer:
+            writer.write_table(table)
+    elif kind == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(records[0]))
+            writer.writeheader()
+            writer.writerows(records)
+    elif kind == ".json":
+        path.write_text(json.dumps(records, ensure_ascii=False, indent=1), encoding="utf-8")
+    else:
+        path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [record for record, _ in read_records(find_files(str(path)))]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.feather", "a.csv", "a.json", "a.jsonl"])
+def test_every_kind(tmp_path: Path, name: str) -> None:
+    assert read(write(tmp_path / name, RECORDS)) == RECORDS
+
+
+def test_json_in_all_its_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records_module, "_BLOCK", 7)
+    file = tmp_path / "a.json"
+    for text in (json.dumps(RECORDS), json.dumps(RECORDS, indent=4), "\n".join(map(json.dumps, RECORDS)),
+                 "\ufeff " + json.dumps(RECORDS, ensure_ascii=False), "\n\n".join(json.dumps(r, indent=2) for r in RECORDS)):
+        file.write_text(text, encoding="utf-8")
+        assert read(file) == RECORDS
+    file.write_text("[]")
+    assert read(file) == []
+    file.write_text("")
+    assert read(file) == []
+
+
+def test_folder_glob_and_list_are_sorted(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.jsonl", "c.csv"):
+        write(tmp_path / name, [{"k": name}])
+    (tmp_path / "README.md").write_text("no data")
+    assert [file.name for file in find_files(str(tmp_path))] == ["a.jsonl", "b.jsonl", "c.csv"]
+    assert [file.name for file in find_files(str(tmp_path / "*.jsonl"))] == ["a.jsonl", "b.jsonl"]
+    assert [file.name for file in find_files(f"{tmp_path / 'c.csv'}, {tmp_path / 'a.jsonl'}")] == ["c.csv", "a.jsonl"]
+
+
+def test_origins_name_file_and_record(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", RECORDS)
+    assert [str(origin) for _, origin in read_records([file])][:2] == [f"{file}:1", f"{file}:2"]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("a.jsonl", b'{"a": 1}\n{"a": \n', "line 2 is not JSON"),
+    ("a.json", b'[{"a": 1}, {"a": ', "record 2 is not JSON"),
+    ("a.json", b'[{"a": 1}', "without closing its array"),
+    ("a.json", b'[{"a": 1}] {"b": 2}', "goes on after its array"),
+    ("a.json", b'["text"]', "a.json:1 is not an object but text"),
+    ("a.csv", b"a,b\n1,2\n1,2,3\n", "line 3 has 3 cells"),
+    ("a.parquet", b"no parquet", "cannot be read as parquet"),
+    ("a.arrow", b"no arrow at all", "cannot be read as arrow"),
+    ("a.jsonl", b'{"a": "\xff"}\n', "not UTF-8"),
+    ("a.xlsx", b"", "of no known kind; --input takes parquet"),
+])
+def test_unreadable_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / name)
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file: .*none.json"):
+        find_files(str(tmp_path / "none.json"))
+    with pytest.raises(UserError, match="holds no data files"):
+        find_files(str(tmp_path))
+
+
+def test_an_empty_cell_is_null(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a,b\n,x\n")
+    assert read(tmp_path / "a.csv") == [{"a": None, "b": "x"}]

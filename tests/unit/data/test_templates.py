@@ -1,0 +1,78 @@
+"""What a template writes around the messages, beyond what the goldens hold."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.data.conversation import Conversation, DropRecord, Message, Role
+from mindspeed_ift.data.templates import TEMPLATES, Token, get_template
+
+CALLS = json.dumps([{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}])
+
+
+def conversation(answer: str, role: Role = Role.ASSISTANT, **options: str) -> Conversation:
+    return Conversation((Message(Role.USER, "q"), Message(role, answer)), **options)
+
+
+def written(template: str, talk: Conversation, **options: object) -> str:
+    pieces = [piece for turn in TEMPLATES[template].render(talk, **options) for piece in (*turn.source, "|", *turn.target)]
+    return "".join("<END>" if piece is Token.END else piece for piece in pieces)
+
+
+def test_slots_in_messages_are_text() -> None:
+    assert "<|im_start|>user\n{content}{{content}}{{idx}}<|im_end|>" in written(
+        "qwen", Conversation((Message(Role.USER, "{content}{{content}}{{idx}}"), Message(Role.ASSISTANT, "a"))))
+
+
+def test_parallel_calls() -> None:
+    assert written("qwen", conversation(CALLS, Role.FUNCTION)).split("|", 4)[-1].endswith(
+        'Action: f\nAction Input: {"x": 1}\n<END>Action: g\nAction Input: {}\n<END>')
+    assert written("qwen3", conversation(CALLS, Role.FUNCTION), enable_thinking="true").endswith(
+        '|<think>\n\n</think>\n\n<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "g", "arguments": {}}\n</tool_call><|im_end|>\n')
+
+
+def test_parallel_results_share_a_prompt() -> None:
+    talk = Conversation((Message(Role.USER, "q"), Message(Role.FUNCTION, CALLS), Message(Role.OBSERVATION, "", ("1", "2")),
+                         Message(Role.ASSISTANT, "a")))
+    assert ("<|im_start|>user\n<tool_response>\n1\n</tool_response>\n<tool_response>\n2\n</tool_response><|im_end|>"
+            in written("qwen3", talk))
+
+
+def test_a_thought_before_a_call_stays() -> None:
+    assert "|<think>\nhm\n</think>\n\n<tool_call>" in written(
+        "qwen3", conversation("<think>\nhm\n</think>\n\n" + CALLS, Role.FUNCTION), enable_thinking="true")
+
+
+@pytest.mark.parametrize("thinking", ["none", "true", "false"])
+def test_thoughts(thinking: str) -> None:
+    empty, thought = "<think>\n\n</think>\n\n", "<think>\nhm\n</think>\n\n"
+    without = written("qwen3", conversation("a"), enable_thinking=thinking)
+    assert without.endswith(f"|{empty}a<|im_end|>\n" if thinking == "true" else f"{empty}|a<|im_end|>\n")
+    with_thought = written("qwen3", conversation(thought + "a"), enable_thinking=thinking)
+    assert with_thought.endswith(f"{empty}|a<|im_end|>\n" if thinking == "false" else f"|{thought}a<|im_end|>\n")
+
+
+def test_tools_must_be_readable() -> None:
+    for tools, reason in (("not json", "not JSON"), ('["x"]', "list of objects")):
+        with pytest.raises(DropRecord, match=reason):
+            written("qwen3", conversation("a", tools=tools))
+    with pytest.raises(DropRecord, match="no name or no parameters"):
+        written("qwen", conversation("a", tools='[{"name": "f"}]'))
+    assert "# Tools" not in written("qwen3", conversation("a", tools="[]"))
+
+
+def test_calls_must_be_readable() -> None:
+    with pytest.raises(DropRecord, match="not JSON"):
+        written("qwen3", conversation("no json", Role.FUNCTION))
+    assert written("qwen", conversation("no json", Role.FUNCTION)).endswith("assistant\n|")
+
+
+def test_a_misspelt_name() -> None:
+    with pytest.raises(UserError, match="--prompt-type qwen_3 is not a template; did you mean qwen3"):
+        get_template("qwen_3")
+    with pytest.raises(UserError, match="give one of: qwen, qwen_lf, qwen3"):
+        get_template("xyz")
