@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from mindspeed_ift.config.data import ACCEPTED, PreprocessConfig
 from mindspeed_ift.config.flags import parse_with_origins
-from mindspeed_ift.data.preprocess import Summary, preprocess
+
+if TYPE_CHECKING:
+    from mindspeed_ift.data.preprocess import Summary
 
 
 def main(argv: list[str]) -> int:
     """Prepare the dataset, then print the account of the records and what was written."""
     parsed = parse_with_origins(
-        PreprocessConfig, argv, program="preprocess", description="Turn records into an indexed dataset.", accepted=ACCEPTED)
+        PreprocessConfig,
+        argv,
+        program="preprocess",
+        description="Turn records into an indexed dataset.",
+        accepted=ACCEPTED,
+    )
+    # After the flags are understood, so that --help and a misspelt flag answer at once.
+    from mindspeed_ift.data.preprocess import preprocess
+
     for line in parsed.ignored:
         print(line)
     _print_summary(preprocess(parsed.config))
@@ -21,6 +30,9 @@ def main(argv: list[str]) -> int:
 
 
 def _print_summary(summary: Summary) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console(highlight=False)
     table = Table(title="Records", title_justify="left")
     table.add_column("what")
@@ -33,7 +45,9 @@ def _print_summary(summary: Summary) -> None:
         console.print(f"notice: {notice}", markup=False, soft_wrap=True)
     manifest = summary.manifest
     share = manifest["learnt_tokens"] / max(manifest["tokens"], 1)
-    print(f"{summary.ledger.read:,} records -> {manifest['samples']:,} documents, {manifest['tokens']:,} tokens,"
-          f" {share:.1%} of them learnt, in {summary.seconds:.1f} s")
+    print(
+        f"{summary.ledger.read:,} records -> {manifest['samples']:,} documents, {manifest['tokens']:,} tokens,"
+        f" {share:.1%} of them learnt, in {summary.seconds:.1f} s"
+    )
     for name, file in manifest["files"].items():
         print(f"  {name}  {file['bytes']:,} bytes")

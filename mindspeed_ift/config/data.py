@@ -13,13 +13,13 @@ from mindspeed_ift.config.errors import UserError
 class PreprocessConfig:
     """Options of ``preprocess_data.py``, spelled as in MindSpeed-LLM."""
 
-    input: str
-    """Records: a file, a folder, a glob, or several of these with commas between (parquet, json, jsonl, csv, arrow, txt)."""
+    input: str = ""
+    """Records: a file, folder, glob, or several with commas between (parquet, json, jsonl, csv, arrow, txt)."""
 
-    output_prefix: str
+    output_prefix: str = ""
     """Where the dataset goes: PREFIX_packed_input_ids_document.bin and so on; its folder is made."""
 
-    tokenizer_name_or_path: str
+    tokenizer_name_or_path: str = ""
     """Folder of a Hugging Face tokenizer (tokenizer.json, tokenizer_config.json)."""
 
     tokenizer_type: Literal["PretrainedFromHF"] = "PretrainedFromHF"
@@ -29,18 +29,18 @@ class PreprocessConfig:
     """Run Python code that lies in the tokenizer's folder. Off, because it is code of others."""
 
     handler_name: str = "auto"
-    """How a record is read: AlpacaStyleInstructionHandler, SharegptStyleInstructionHandler, OpenAIStyleInstructionHandler,
-    GeneralPretrainHandler (plain text), or auto, which recognizes the first record and uses its system, history and tools."""
+    """How records are read: {Alpaca,Sharegpt,OpenAI}StyleInstructionHandler, GeneralPretrainHandler (text), or
+    auto."""
 
     prompt_type: str = "qwen"
     """Chat template: qwen (as LLaMA-Factory 0.8.2), qwen_lf (as later LLaMA-Factory), qwen3."""
 
     enable_thinking: Literal["none", "true", "false"] = "none"
-    """With a thinking template: true learns an empty thought where an answer has none; none and false put it into the
-    prompt; false also removes the thoughts that are there."""
+    """Empty thoughts of qwen3: true learns them, none and false put them into the prompt; false removes real ones."""
 
     map_keys: str = ""
-    """JSON object of columns: Alpaca prompt, query, response, history, system, tools; ShareGPT messages, tags, system, tools."""
+    """Columns, as JSON. Alpaca: prompt, query, response, history, system, tools; others: messages, tags, system,
+    tools."""
 
     json_keys: tuple[str, ...] = ("text",)
     """Columns of plain text (GeneralPretrainHandler); one dataset a column."""
@@ -91,10 +91,12 @@ class PreprocessConfig:
         try:
             keys = json.loads(self.map_keys)
         except ValueError as error:
-            raise UserError(f"--map-keys is not JSON ({error}); write for example"
-                            " '{\"prompt\": \"question\", \"response\": \"answer\"}'") from error
+            raise UserError(
+                f"--map-keys is not JSON ({error}); write for example"
+                ' \'{"prompt": "question", "response": "answer"}\''
+            ) from error
         if not isinstance(keys, dict):
-            raise UserError("--map-keys must be a JSON object, for example '{\"prompt\": \"question\"}'")
+            raise UserError('--map-keys must be a JSON object, for example \'{"prompt": "question"}\'')
         return keys
 
 
@@ -109,26 +111,41 @@ def _neat_packing_needs_packing(config: PreprocessConfig) -> None:
 
 
 def _lengths_are_possible(config: PreprocessConfig) -> None:
-    for flag, value, least in (("--seq-length", config.seq_length, 2), ("--cutoff-len", config.cutoff_len, 2),
-                               ("--workers", config.workers, 1), ("--log-interval", config.log_interval, 1)):
+    for flag, value, least in (
+        ("--seq-length", config.seq_length, 2),
+        ("--cutoff-len", config.cutoff_len, 2),
+        ("--workers", config.workers, 1),
+        ("--log-interval", config.log_interval, 1),
+    ):
         if value is not None and value < least:
             raise UserError(f"{flag} {value} is too small; give at least {least}")
 
 
 def _text_is_not_packed(config: PreprocessConfig) -> None:
     if config.handler_name == "GeneralPretrainHandler" and config.pack:
-        raise UserError("--pack is for instruction data; plain text (GeneralPretrainHandler) is cut into rows by the trainer:"
-                        " leave --pack out")
+        raise UserError(
+            "--pack is for instruction data; plain text (GeneralPretrainHandler) is cut into rows by the trainer:"
+            " leave --pack out"
+        )
 
 
 def _paths_are_given(config: PreprocessConfig) -> None:
-    for flag, value in (("--input", config.input), ("--output-prefix", config.output_prefix),
-                        ("--tokenizer-name-or-path", config.tokenizer_name_or_path)):
+    for flag, value in (
+        ("--input", config.input),
+        ("--output-prefix", config.output_prefix),
+        ("--tokenizer-name-or-path", config.tokenizer_name_or_path),
+    ):
         if not value.strip():
-            raise UserError(f"{flag} is empty; give a path")
+            raise UserError(f"{flag} is missing; give a path")
 
 
-_RULES = (_paths_are_given, _packing_needs_a_length, _neat_packing_needs_packing, _lengths_are_possible, _text_is_not_packed)
+_RULES = (
+    _paths_are_given,
+    _packing_needs_a_length,
+    _neat_packing_needs_packing,
+    _lengths_are_possible,
+    _text_is_not_packed,
+)
 
 _STREAMED = "records are streamed, and all of them packed together"
 ACCEPTED: dict[str, tuple[int, str]] = {

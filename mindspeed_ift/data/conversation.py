@@ -22,7 +22,7 @@ ANSWER_ROLES = (Role.ASSISTANT, Role.FUNCTION)
 
 
 class DropRecord(Exception):
-    """This record cannot become a sample; the argument is the reason, a row of the ledger. Never seen by the user as such."""
+    """This record cannot become a sample; the argument is the reason, a row of the ledger. Users never see it."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Message:
 
     Attributes:
         role: Who speaks.
-        content: The text; of a FUNCTION message the calls as JSON (one object or a list), after a thought if there is one.
+        content: The text; of a FUNCTION message the calls as JSON (one object or a list), after a thought if there
+            is one.
         results: Of an OBSERVATION message: several results of parallel calls, where ``content`` is empty.
     """
 

@@ -24,7 +24,8 @@ class EncodeOptions:
     Attributes:
         enable_thinking: "true", "false" or "none".
         train_on_prompt: Learn the prompts too.
-        mask_history: Learn the last answer only; turns are then cut from the first one on, and earlier thoughts removed.
+        mask_history: Learn the last answer only; turns are then cut from the first one on, and earlier thoughts
+            removed.
         append_eod: End with one more end-of-document token, learnt.
         cutoff: Cut a conversation to this many tokens, turn by turn.
         turn_limit: Cut each turn to this many tokens by itself (neat-pack), whatever the other turns take.
@@ -61,7 +62,8 @@ NOTHING_LEARNT_NOTE = "no token is learnt"
 
 
 def split_proportional(source: int, target: int, room: int) -> tuple[int, int]:
-    """Lengths of prompt and answer that fit ``room`` tokens: the answer its share, at least one (LLaMA-Factory 0.8.2)."""
+    """Lengths of prompt and answer that fit ``room`` tokens: the answer its share, at least one (LLaMA-Factory
+    0.8.2)."""
     most_target = max(int(room * (target / (source + target))), 1)
     target = min(target, most_target)
     return min(source, room - target), target
@@ -80,7 +82,9 @@ def split_balanced(source: int, target: int, room: int) -> tuple[int, int]:
 
 
 _SPLIT: dict[Cut, Callable[[int, int, int], tuple[int, int]]] = {
-    Cut.PROPORTIONAL: split_proportional, Cut.BALANCED: split_balanced}
+    Cut.PROPORTIONAL: split_proportional,
+    Cut.BALANCED: split_balanced,
+}
 
 Pair = tuple[list[int], list[int]]
 
@@ -110,8 +114,11 @@ class Encoder:
         rendered: list[list[Turn] | DropRecord] = []
         for conversation in conversations:
             try:
-                rendered.append(self.template.render(
-                    conversation, self.options.enable_thinking, forget_thoughts=self.options.mask_history))
+                rendered.append(
+                    self.template.render(
+                        conversation, self.options.enable_thinking, forget_thoughts=self.options.mask_history
+                    )
+                )
             except DropRecord as reason:
                 rendered.append(reason)
         ids = self._encode_pieces([turn for turns in rendered if not isinstance(turns, DropRecord) for turn in turns])
@@ -134,7 +141,9 @@ class Encoder:
 
     def _encode_pieces(self, turns: Sequence[Turn]) -> dict[str, list[int]]:
         """Ids of every distinct text; short ones are remembered, since system prompts and separators come again."""
-        texts = {piece for turn in turns for side in (turn.source, turn.target) for piece in side if isinstance(piece, str)}
+        texts = {
+            piece for turn in turns for side in (turn.source, turn.target) for piece in side if isinstance(piece, str)
+        }
         if len(self._known) > _CACHED_PIECES:
             self._known.clear()
         found = {text: self._known[text] for text in texts if text in self._known}
@@ -181,7 +190,7 @@ class Encoder:
         if options.limit is not None and len(ids) >= options.limit:
             if not options.cut_to_limit:
                 raise DropRecord(f"{options.limit} tokens or more (--seq-length)")
-            ids, labels, cut = ids[:options.limit - 1], labels[:options.limit - 1], True
+            ids, labels, cut = ids[: options.limit - 1], labels[: options.limit - 1], True
         sample = Sample(np.array(ids, np.int32), np.array(labels, np.int32))
         return Encoded(sample, self._notes(conversation, sample, cut))
 
@@ -209,7 +218,7 @@ def cut_turns(pairs: list[Pair], cutoff: int, split: Callable[[int, int, int], t
 
 def cut_turn(pair: Pair, lengths: tuple[int, int]) -> Pair:
     """The first tokens of prompt and answer."""
-    return pair[0][:lengths[0]], pair[1][:lengths[1]]
+    return pair[0][: lengths[0]], pair[1][: lengths[1]]
 
 
 def end_token_id(template: Template, tokenizer: Tokenizer) -> int:
@@ -222,6 +231,8 @@ def end_token_id(template: Template, tokenizer: Tokenizer) -> int:
         return tokenizer.eod_id
     found = tokenizer.token_id(template.end_token)
     if found is None:
-        raise UserError(f"tokenizer {tokenizer.path} has no token {template.end_token}, which closes the turns of --prompt-type"
-                        f" {template.name}; choose another template or the model's own tokenizer")
+        raise UserError(
+            f"tokenizer {tokenizer.path} has no token {template.end_token}, which closes the turns of --prompt-type"
+            f" {template.name}; choose another template or the model's own tokenizer"
+        )
     return found

@@ -10,7 +10,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Union
+from typing import Any, ClassVar
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.conversation import Conversation, DropRecord, Message, Role, check_turns
@@ -68,7 +68,10 @@ class AlpacaFormat:
         """Read one record; prompt and input are joined by a line break, an empty one is left out."""
         messages = []
         for pair in self._history(record):
-            messages += [Message(Role.USER, _text(pair[0], "history")), Message(Role.ASSISTANT, _text(pair[1], "history"))]
+            messages += [
+                Message(Role.USER, _text(pair[0], "history")),
+                Message(Role.ASSISTANT, _text(pair[1], "history")),
+            ]
         parts = [_text(record.get(column), f"'{column}'") for column in (self.prompt, self.query) if column]
         answer = record.get(self.response)
         if not isinstance(answer, str):
@@ -147,8 +150,12 @@ class SharegptFormat:
 
     def _role(self, message: Record) -> Role:
         tags = self.tags
-        roles = {tags.user_tag: Role.USER, tags.assistant_tag: Role.ASSISTANT, tags.observation_tag: Role.OBSERVATION,
-                 tags.function_tag: Role.FUNCTION}
+        roles = {
+            tags.user_tag: Role.USER,
+            tags.assistant_tag: Role.ASSISTANT,
+            tags.observation_tag: Role.OBSERVATION,
+            tags.function_tag: Role.FUNCTION,
+        }
         role = message.get(tags.role_tag)
         if role not in roles:
             raise DropRecord(f"unknown or misplaced role '{role}'")
@@ -163,13 +170,18 @@ class SharegptFormat:
 
 @dataclass(frozen=True)
 class OpenAIFormat(SharegptFormat):
-    """``messages`` of ``{"role": user|assistant|tool|system, "content": text}``, with ``tool_calls``, ``reasoning_content``.
+    """``messages`` of ``{"role": user|assistant|tool|system, "content": text}``, with ``tool_calls``,
+    ``reasoning_content``.
 
-    Results of parallel calls (several ``tool`` messages in a row) become one prompt.
+    Results of parallel calls (several ``tool`` messages in a row) become one prompt. Content may be a list of parts
+    of type text, reasoning or tool_call.
     """
 
     messages: str = "messages"
     tags: Tags = field(default_factory=lambda: Tags("role", "content", "user", "assistant", "tool"))
+
+    def _messages(self, record: Record) -> list[Record]:
+        return [_without_parts(message) for message in super()._messages(record)]
 
     def _role(self, message: Record) -> Role:
         if message.get("tool_calls") and message.get(self.tags.role_tag) == self.tags.assistant_tag:
@@ -180,10 +192,6 @@ class OpenAIFormat(SharegptFormat):
 
     def _content(self, message: Record) -> str:
         value = message.get(self.tags.content_tag)
-        if isinstance(value, list):
-            if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in value):
-                raise DropRecord("a message holds more than text")
-            value = "".join(part["text"] for part in value)
         calls, thought = message.get("tool_calls"), message.get("reasoning_content")
         if value is None and not calls:
             raise DropRecord("a message has no text")
@@ -206,8 +214,31 @@ class OpenAIFormat(SharegptFormat):
         return turns
 
 
+def _without_parts(message: Record) -> Record:
+    """A message whose content is text; parts that are thoughts or calls stand where OpenAI has them."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    found: dict[str, list[str]] = {"text": [], "reasoning": [], "tool_call": []}
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        value = part.get("value", part.get("text")) if kind in found else None
+        if not isinstance(value, str):
+            raise DropRecord("a message holds more than text, thoughts and calls")
+        found[kind].append(value)
+    calls: list[Any] = list(message.get("tool_calls") or [])
+    for text in found["tool_call"]:
+        try:
+            calls.append(json.loads(text))
+        except ValueError:
+            raise DropRecord("a function call is not JSON") from None
+    thought = "".join(found["reasoning"]) or message.get("reasoning_content")
+    return {**message, "content": "".join(found["text"]), "tool_calls": calls, "reasoning_content": thought}
+
+
 def _call(call: Any) -> dict[str, Any]:
-    """Name and arguments of one entry of ``tool_calls``; arguments may be JSON within a string, as OpenAI sends them."""
+    """Name and arguments of one entry of ``tool_calls``; arguments may be JSON within a string, as OpenAI sends
+    them."""
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise DropRecord("a function call has no name or no arguments")
@@ -247,7 +278,7 @@ class TextFormat:
         return texts
 
 
-Format = Union[AlpacaFormat, SharegptFormat, OpenAIFormat, TextFormat]
+Format = AlpacaFormat | SharegptFormat | OpenAIFormat | TextFormat
 
 HANDLERS: dict[str, type[Any]] = {
     "AlpacaStyleInstructionHandler": AlpacaFormat,
@@ -275,7 +306,9 @@ def check_handler(name: str) -> None:
     raise UserError(f"--handler-name {name} is not a handler; {hint}")
 
 
-def make_format(handler: str, map_keys: Mapping[str, Any], json_keys: tuple[str, ...], first: Record, where: str) -> Format:
+def make_format(
+    handler: str, map_keys: Mapping[str, Any], json_keys: tuple[str, ...], first: Record, where: str
+) -> Format:
     """The format of a dataset.
 
     Args:
@@ -295,14 +328,18 @@ def make_format(handler: str, map_keys: Mapping[str, Any], json_keys: tuple[str,
     else:
         form = found(**_checked_keys(found, map_keys, handler))
         if handler == "auto":
-            present = {key: key for key in OPTIONAL_COLUMNS if key in found.keys and key in first and key not in map_keys}
+            present = {
+                key: key for key in OPTIONAL_COLUMNS if key in found.keys and key in first and key not in map_keys
+            }
             form = replace(form, **present)
         form = form.adapt(first)
     missing = [column for column in form.required() if column not in first]
     if missing:
-        raise UserError(f"no column '{missing[0]}' in {where} (it has: {', '.join(map(str, first)) or 'none'});"
-                        f" name the right one with {'--json-keys' if found is TextFormat else '--map-keys'},"
-                        " or choose another --handler-name")
+        raise UserError(
+            f"no column '{missing[0]}' in {where} (it has: {', '.join(map(str, first)) or 'none'});"
+            f" name the right one with {'--json-keys' if found is TextFormat else '--map-keys'},"
+            " or choose another --handler-name"
+        )
     return form
 
 
@@ -311,13 +348,19 @@ def _recognize(first: Record, where: str, map_keys: Mapping[str, Any]) -> type[A
     if column:
         messages = first.get(column)
         message = messages[0] if isinstance(messages, list) and messages and isinstance(messages[0], dict) else {}
-        return SharegptFormat if "from" in message or column == "conversations" and "role" not in message else OpenAIFormat
+        return (
+            SharegptFormat
+            if "from" in message or column == "conversations" and "role" not in message
+            else OpenAIFormat
+        )
     if map_keys or "instruction" in first:
         return AlpacaFormat
     if set(first) & {"text"}:
         return TextFormat
-    raise UserError(f"the records of {where} are of no known form (columns: {', '.join(map(str, first)) or 'none'}); name one"
-                    " with --handler-name and its columns with --map-keys")
+    raise UserError(
+        f"the records of {where} are of no known form (columns: {', '.join(map(str, first)) or 'none'}); name one"
+        " with --handler-name and its columns with --map-keys"
+    )
 
 
 def _checked_keys(form: type[Any], map_keys: Mapping[str, Any], handler: str) -> dict[str, Any]:

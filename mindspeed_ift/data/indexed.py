@@ -1,10 +1,11 @@
 """Arrays in, ``.bin``/``.idx`` columns and a manifest out, and back: the dataset on disk.
 
-Layout (Megatron-core's indexed dataset, byte-compatible with MindSpeed-LLM): ``.bin`` holds the values of all documents one
-after the other, little endian, without padding; ``.idx`` holds ``MMIDIDX\\0\\0``, version (uint64, 1), dtype code (uint8),
-number of sequences (uint64), number of document indices (uint64, documents + 1), lengths (int32), byte offsets (int64),
-document indices (int64, from 0). One sequence a document here. Written with numpy alone: the library's own builder writes
-the same bytes but costs an import of torch and megatron (seconds) in every process that prepares data.
+Layout (Megatron-core's indexed dataset, byte-compatible with MindSpeed-LLM): ``.bin`` holds the values of all
+documents, one after the other, little endian, without padding; ``.idx`` holds ``MMIDIDX\\0\\0``, version (uint64, 1),
+dtype code (uint8), number of sequences (uint64), number of document indices (uint64, documents + 1), lengths (int32),
+byte offsets (int64), document indices (int64, from 0). One sequence a document here. Written with numpy alone: the
+library's own builder writes the same bytes but costs an import of torch and megatron (seconds) in every process that
+prepares data.
 """
 
 from __future__ import annotations
@@ -81,23 +82,28 @@ class IndexedColumn:
         index, values = Path(f"{self.path}.idx"), Path(f"{self.path}.bin")
         for file in (index, values):
             if not file.is_file():
-                raise UserError(f"no such dataset file: {file}; check the data path, which is the --output-prefix of"
-                                " preprocess_data.py")
+                raise UserError(
+                    f"no such dataset file: {file}; check the data path, which is the --output-prefix of"
+                    " preprocess_data.py"
+                )
         self.dtype, count, documents = self._read_header(index)
         expected = _HEADER.size + count * (4 + 8) + documents * 8
         if index.stat().st_size != expected:
-            raise UserError(f"{index} has {index.stat().st_size} bytes where its header says {expected}: it was cut or"
-                            " changed; prepare or copy the dataset again")
-        # np.memmap refuses an empty file, and a view of a mapping must keep the mapping alive: numpy does both right here.
+            raise UserError(
+                f"{index} has {index.stat().st_size} bytes where its header says {expected}: it was cut or"
+                " changed; prepare or copy the dataset again"
+            )
         raw = np.memmap(index, dtype=np.uint8, mode="r")
-        self.lengths: np.ndarray = raw[_HEADER.size:_HEADER.size + 4 * count].view("<i4")
+        self.lengths: np.ndarray = raw[_HEADER.size : _HEADER.size + 4 * count].view("<i4")
         """int32 ``[documents]``: number of values of each document."""
-        self.offsets: np.ndarray = raw[_HEADER.size + 4 * count:_HEADER.size + 12 * count].view("<i8")
+        self.offsets: np.ndarray = raw[_HEADER.size + 4 * count : _HEADER.size + 12 * count].view("<i8")
         """int64 ``[documents]``: byte offset of each document in ``.bin``."""
         total = int(self.lengths.sum(dtype=np.int64)) * self.dtype.itemsize
         if values.stat().st_size != total:
-            raise UserError(f"{values} has {values.stat().st_size} bytes where {index.name} says {total}: the two files do"
-                            " not belong together or one was cut; prepare or copy the dataset again")
+            raise UserError(
+                f"{values} has {values.stat().st_size} bytes where {index.name} says {total}: the two files do"
+                " not belong together or one was cut; prepare or copy the dataset again"
+            )
         self._values = np.memmap(values, dtype=self.dtype, mode="r") if total else np.zeros(0, self.dtype)
 
     @staticmethod
@@ -105,14 +111,20 @@ class IndexedColumn:
         with index.open("rb") as file:
             head = file.read(_HEADER.size)
         if len(head) < _HEADER.size or not head.startswith(_MAGIC):
-            raise UserError(f"{index} is not the index of a Megatron indexed dataset; give the prefix of preprocess_data.py's"
-                            " output")
+            raise UserError(
+                f"{index} is not the index of a Megatron indexed dataset; give the prefix of preprocess_data.py's"
+                " output"
+            )
         _, version, code, count, documents = _HEADER.unpack(head)
         if version != _VERSION:
-            raise UserError(f"{index} has index version {version}, this program reads version {_VERSION}; prepare the"
-                            " dataset again")
+            raise UserError(
+                f"{index} has index version {version}, this program reads version {_VERSION}; prepare the"
+                " dataset again"
+            )
         if code not in _DTYPES:
-            raise UserError(f"{index} holds values of dtype code {code}, which are no token ids; prepare the dataset again")
+            raise UserError(
+                f"{index} holds values of dtype code {code}, which are no token ids; prepare the dataset again"
+            )
         return np.dtype(_DTYPES[code]).newbyteorder("<"), count, documents
 
     def __len__(self) -> int:
@@ -121,7 +133,7 @@ class IndexedColumn:
     def __getitem__(self, document: int) -> np.ndarray:
         """Values of one document: a read-only view ``[n]`` of the mapped file, in the file's dtype (int32)."""
         start = int(self.offsets[document]) // self.dtype.itemsize
-        return self._values[start:start + int(self.lengths[document])]
+        return self._values[start : start + int(self.lengths[document])]
 
 
 @contextlib.contextmanager
@@ -173,16 +185,23 @@ class ColumnWriter:
         lengths = np.concatenate(self.lengths) if self.lengths else np.zeros(0, "<i4")
         offsets = np.zeros(len(lengths), "<i8")
         np.cumsum(lengths[:-1], dtype=np.int64, out=offsets[1:])
-        index = b"".join((
-            _HEADER.pack(_MAGIC, _VERSION, _INT32_CODE, len(lengths), len(lengths) + 1),
-            lengths.tobytes(), (offsets * 4).tobytes(), np.arange(len(lengths) + 1, dtype="<i8").tobytes()))
+        index = b"".join(
+            (
+                _HEADER.pack(_MAGIC, _VERSION, _INT32_CODE, len(lengths), len(lengths) + 1),
+                lengths.tobytes(),
+                (offsets * 4).tobytes(),
+                np.arange(len(lengths) + 1, dtype="<i8").tobytes(),
+            )
+        )
         with open(f"{self.path}.idx.partial", "wb") as file:
             file.write(index)
             file.flush()
             os.fsync(file.fileno())
         name = os.path.basename(self.path)
-        self.digests = {f"{name}.bin": {"bytes": self._bytes, "sha256": self._hash.hexdigest()},
-                        f"{name}.idx": {"bytes": len(index), "sha256": hashlib.sha256(index).hexdigest()}}
+        self.digests = {
+            f"{name}.bin": {"bytes": self._bytes, "sha256": self._hash.hexdigest()},
+            f"{name}.idx": {"bytes": len(index), "sha256": hashlib.sha256(index).hexdigest()},
+        }
 
     def publish(self) -> None:
         """Give both files their names."""
@@ -260,6 +279,8 @@ class DatasetWriter:
     def __enter__(self) -> DatasetWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is not None:
             self.discard()

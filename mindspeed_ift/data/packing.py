@@ -1,8 +1,8 @@
 """Lengths in, packs out: which samples share a row. Pure, deterministic, about a second for a million samples.
 
-The rows are exactly those of LLaMA-Factory's greedy knapsack, which MindSpeed-LLM uses: again and again take the longest
-sample that still fits; a length stands for the last unused sample of that length. Where the reference searches and deletes
-in a sorted list (quadratic), this keeps a count a length and jumps over the empty ones.
+The rows are exactly those of LLaMA-Factory's greedy knapsack, which MindSpeed-LLM uses: again and again take the
+longest sample that still fits; a length stands for the last unused sample of that length. Where the reference
+searches and deletes in a sorted list (quadratic), this keeps a count a length and jumps over the empty ones.
 """
 
 from __future__ import annotations

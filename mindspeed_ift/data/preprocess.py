@@ -59,8 +59,8 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print) 
         report: Takes progress lines.
 
     Raises:
-        UserError: Input, columns, tokenizer or flags cannot be used, or no record is left; nothing has been written then.
-        RunError: The disk is full or a worker died; what was written is removed.
+        UserError: Input, columns, tokenizer or flags cannot be used, or no record is left; nothing has been written
+        then. RunError: The disk is full or a worker died; what was written is removed.
     """
     started = time.monotonic()
     config.check()
@@ -70,12 +70,16 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print) 
     tokenizer = load_tokenizer(config.tokenizer_name_or_path, config.trust_remote_code)
     first, records = _peek(read_records(files), config)
     form = make_format(config.handler_name, config.mapped_keys(), config.json_keys, first[0], first[1].file)
-    job = Job(form, config.tokenizer_name_or_path, config.trust_remote_code, template.name, encode_options(config, template))
+    job = Job(
+        form, config.tokenizer_name_or_path, config.trust_remote_code, template.name, encode_options(config, template)
+    )
     ledger = Ledger()
     chunks = _counted(encode_all(job, tokenizer, records, config.workers), ledger, config.log_interval, report)
     facts = {**_facts(config, files), **_token_facts(template, tokenizer, job)}
     is_text = isinstance(form, TextFormat)
-    with DatasetWriter(config.output_prefix, form.json_keys if is_text else COLUMNS, packed_name=not is_text) as writer:
+    with DatasetWriter(
+        config.output_prefix, form.json_keys if is_text else COLUMNS, packed_name=not is_text
+    ) as writer:
         if is_text:
             counts = _write_text(writer, chunks, form.json_keys)
         elif config.pack:
@@ -84,8 +88,10 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print) 
             counts = _write_samples(writer, chunks)
         _check_columns(form, ledger)
         if not ledger.kept:
-            raise UserError(f"no sample is left of the {ledger.read} records of {config.input}: {_reasons(ledger)}; nothing was"
-                            " written")
+            raise UserError(
+                f"no sample is left of the {ledger.read} records of {config.input}: {_reasons(ledger)}; nothing was"
+                " written"
+            )
         manifest = writer.commit({**facts, **counts, "columns": list(writer.columns), "ledger": ledger.as_dict()})
     return Summary(ledger, manifest, tuple(_notices(config, template, form, ledger)), time.monotonic() - started)
 
@@ -93,9 +99,9 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print) 
 def encode_options(config: PreprocessConfig, template: Template) -> EncodeOptions:
     """Lengths and masks of a mode, by MindSpeed-LLM's rules.
 
-    With --seq-length S, the template first cuts a conversation to S tokens (older templates) or S - 1 (later ones); then
-    samples of S or more are dropped. So a sample that is too long is dropped with the older and kept, cut, with the later.
-    Neat-pack cuts each turn by itself to S - 1 and the whole to S - 1, and drops nothing.
+    With --seq-length S, the template first cuts a conversation to S tokens (older templates) or S - 1 (later ones);
+    then samples of S or more are dropped. So a sample that is too long is dropped with the older and kept, cut, with
+    the later. Neat-pack cuts each turn by itself to S - 1 and the whole to S - 1, and drops nothing.
     """
     length = config.seq_length
     cutoffs = [] if config.cutoff_len is None else [config.cutoff_len]
@@ -113,16 +119,18 @@ def encode_options(config: PreprocessConfig, template: Template) -> EncodeOption
     )
 
 
-def _peek(records: Iterator[tuple[Record, Origin]], config: PreprocessConfig
-          ) -> tuple[tuple[Record, Origin], Iterator[tuple[Record, Origin]]]:
+def _peek(
+    records: Iterator[tuple[Record, Origin]], config: PreprocessConfig
+) -> tuple[tuple[Record, Origin], Iterator[tuple[Record, Origin]]]:
     first = next(records, None)
     if first is None:
         raise UserError(f"no records in {config.input}; give --input a file that holds some")
     return first, itertools.chain([first], records)
 
 
-def _counted(chunks: Iterator[EncodedChunk], ledger: Ledger, interval: int, report: Callable[[str], None]
-             ) -> Iterator[EncodedChunk]:
+def _counted(
+    chunks: Iterator[EncodedChunk], ledger: Ledger, interval: int, report: Callable[[str], None]
+) -> Iterator[EncodedChunk]:
     """Pass chunks through, adding to the ledger and telling how far it is."""
     started, told = time.monotonic(), 0
     for chunk in chunks:
@@ -155,13 +163,20 @@ def _write_samples(writer: DatasetWriter, chunks: Iterator[EncodedChunk]) -> dic
     return {"samples": samples, "conversations": samples, "tokens": tokens, "learnt_tokens": learnt}
 
 
-def _write_packed(writer: DatasetWriter, chunks: Iterator[EncodedChunk], config: PreprocessConfig, pad_id: int,
-                  report: Callable[[str], None]) -> dict[str, int]:
+def _write_packed(
+    writer: DatasetWriter,
+    chunks: Iterator[EncodedChunk],
+    config: PreprocessConfig,
+    pad_id: int,
+    report: Callable[[str], None],
+) -> dict[str, int]:
     """One document a row of several samples; the samples wait in a file, only their lengths in memory."""
     folder = config.cache_dir or os.path.dirname(config.output_prefix) or "."
     with report_write_errors(folder):
         os.makedirs(folder, exist_ok=True)
-        waiting = tempfile.TemporaryDirectory(prefix=os.path.basename(config.output_prefix) + ".", suffix=".partial", dir=folder)
+        waiting = tempfile.TemporaryDirectory(
+            prefix=os.path.basename(config.output_prefix) + ".", suffix=".partial", dir=folder
+        )
     with waiting as place:
         parts = {"input_ids": Path(place, "input_ids"), "labels": Path(place, "labels")}
         lengths, learnt = _store(parts, chunks)
@@ -177,8 +192,8 @@ def _write_packed(writer: DatasetWriter, chunks: Iterator[EncodedChunk], config:
         offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))[:-1]
         rows_at_once = max(1, _TOKENS_AT_ONCE // config.seq_length)
         for start in range(0, len(packs), rows_at_once):
-            starts = packs.starts[start:start + rows_at_once + 1]
-            samples = packs.samples[starts[0]:starts[-1]]
+            starts = packs.starts[start : start + rows_at_once + 1]
+            samples = packs.samples[starts[0] : starts[-1]]
             rows = _rows(stored, offsets[samples], lengths[samples], starts - starts[0], config, pad_id)
             writer.append(rows, np.full(len(starts) - 1, config.seq_length, np.int32))
         counts["samples"] = len(packs)
@@ -201,8 +216,14 @@ def _store(parts: dict[str, Path], chunks: Iterator[EncodedChunk]) -> tuple[np.n
     return np.concatenate(lengths), learnt
 
 
-def _rows(stored: dict[str, np.ndarray], offsets: np.ndarray, lengths: np.ndarray, starts: np.ndarray,
-          config: PreprocessConfig, pad_id: int) -> dict[str, np.ndarray]:
+def _rows(
+    stored: dict[str, np.ndarray],
+    offsets: np.ndarray,
+    lengths: np.ndarray,
+    starts: np.ndarray,
+    config: PreprocessConfig,
+    pad_id: int,
+) -> dict[str, np.ndarray]:
     """Some rows of all three columns, each int32 ``[rows * seq_length]``.
 
     Args:
@@ -258,8 +279,10 @@ def _token_facts(template: Template, tokenizer: Tokenizer, job: Job) -> dict[str
 def _check_columns(form: Format, ledger: Ledger) -> None:
     never = sorted(form.columns() - ledger.columns - {"input"})
     if never:
-        raise UserError(f"column '{never[0]}' of --map-keys is in no record (they have: {', '.join(sorted(ledger.columns))});"
-                        " mend --map-keys")
+        raise UserError(
+            f"column '{never[0]}' of --map-keys is in no record (they have: {', '.join(sorted(ledger.columns))});"
+            " mend --map-keys"
+        )
 
 
 def _reasons(ledger: Ledger) -> str:
@@ -267,10 +290,15 @@ def _reasons(ledger: Ledger) -> str:
 
 
 def _notices(config: PreprocessConfig, template: Template, form: Format, ledger: Ledger) -> Iterator[str]:
-    ignored = [] if isinstance(form, TextFormat) else [
-        column for column in OPTIONAL_COLUMNS if column in ledger.filled and column not in form.columns()]
+    ignored = (
+        []
+        if isinstance(form, TextFormat)
+        else [column for column in OPTIONAL_COLUMNS if column in ledger.filled and column not in form.columns()]
+    )
     if ignored:
-        yield (f"columns not used: {', '.join(ignored)} (as MindSpeed-LLM does; name them with --map-keys, or give"
-               " --handler-name auto, to use them)")
+        yield (
+            f"columns not used: {', '.join(ignored)} (as MindSpeed-LLM does; name them with --map-keys, or give"
+            " --handler-name auto, to use them)"
+        )
     if config.enable_thinking != "none" and not template.thinking:
-        yield f"--enable-thinking {config.enable_thinking} changes nothing: --prompt-type {template.name} has no thoughts"
+        yield f"--enable-thinking {config.enable_thinking} changes nothing: --prompt-type {template.name} never thinks"

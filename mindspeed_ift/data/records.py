@@ -77,13 +77,19 @@ def read_records(files: list[Path]) -> Iterator[tuple[Record, Origin]]:
             for record in READERS[file.suffix.lower()](file):
                 number += 1
                 if not isinstance(record, dict):
-                    raise UserError(f"{file}:{number} is not an object but {_kind(record)}; each record must be"
-                                    " {\"column\": value, ...}")
+                    raise UserError(
+                        f"{file}:{number} is not an object but {_kind(record)}; each record must be"
+                        ' {"column": value, ...}'
+                    )
                 yield record, Origin(str(file), number)
         except UnicodeDecodeError as error:
-            raise UserError(f"{file} is not UTF-8 text near record {number + 1} ({error.reason}); convert it first") from error
+            raise UserError(
+                f"{file} is not UTF-8 text near record {number + 1} ({error.reason}); convert it first"
+            ) from error
         except OSError as error:
-            raise UserError(f"{file} cannot be read near record {number + 1} ({error}); copy or convert it again") from error
+            raise UserError(
+                f"{file} cannot be read near record {number + 1} ({error}); copy or convert it again"
+            ) from error
 
 
 def _known_kinds() -> str:
@@ -91,8 +97,14 @@ def _known_kinds() -> str:
 
 
 def _kind(value: Any) -> str:
-    return {list: "a list", str: "text", int: "a number", float: "a number", type(None): "null", bool: "true or false"}.get(
-        type(value), "something else")
+    return {
+        list: "a list",
+        str: "text",
+        int: "a number",
+        float: "a number",
+        type(None): "null",
+        bool: "true or false",
+    }.get(type(value), "something else")
 
 
 def _read_jsonl(file: Path) -> Iterator[Any]:
@@ -117,7 +129,7 @@ def _read_json(file: Path) -> Iterator[Any]:
         while True:
             position = _skip(text, position, also="," if number else "")
             if in_array and text.startswith("]", position):
-                if text[position + 1:].strip() or stream.read(_BLOCK).strip():
+                if text[position + 1 :].strip() or stream.read(_BLOCK).strip():
                     raise UserError(f"{file} goes on after its array; keep one array, or one object a line as .jsonl")
                 return
             if position < len(text):
@@ -128,10 +140,14 @@ def _read_json(file: Path) -> Iterator[Any]:
                     continue
                 except ValueError as error:
                     if ended:
-                        raise UserError(f"{file}: record {number + 1} is not JSON ({error}); mend or remove it") from error
+                        raise UserError(
+                            f"{file}: record {number + 1} is not JSON ({error}); mend or remove it"
+                        ) from error
             elif ended:
                 if in_array:
-                    raise UserError(f"{file} ends after record {number} without closing its array: it was cut; copy it again")
+                    raise UserError(
+                        f"{file} ends after record {number} without closing its array: it was cut; copy it again"
+                    )
                 return
             # A record that does not end in this block: as much again, so that a huge one is tried a few times only.
             more = stream.read(max(_BLOCK, len(text) - position))
@@ -155,8 +171,10 @@ def _read_csv(file: Path) -> Iterator[Any]:
                 if not row:
                     continue
                 if len(row) != len(columns):
-                    raise UserError(f"{file}: line {rows.line_num} has {len(row)} cells, the first line names {len(columns)}"
-                                    " columns; quote cells that hold commas")
+                    raise UserError(
+                        f"{file}: line {rows.line_num} has {len(row)} cells, the first line names {len(columns)}"
+                        " columns; quote cells that hold commas"
+                    )
                 yield {name: cell or None for name, cell in zip(columns, row)}
         except csv.Error as error:
             raise UserError(f"{file}: line {rows.line_num} is not csv ({error}); mend it") from error
@@ -205,7 +223,12 @@ def _first_line(error: Exception) -> str:
 
 
 READERS: dict[str, Callable[[Path], Iterator[Any]]] = {
-    ".parquet": _read_parquet, ".json": _read_json, ".jsonl": _read_jsonl, ".csv": _read_csv, ".arrow": _read_arrow,
-    ".feather": _read_arrow, ".txt": _read_txt,
+    ".parquet": _read_parquet,
+    ".json": _read_json,
+    ".jsonl": _read_jsonl,
+    ".csv": _read_csv,
+    ".arrow": _read_arrow,
+    ".feather": _read_arrow,
+    ".txt": _read_txt,
 }
 """Suffix -> reader of the file's records."""

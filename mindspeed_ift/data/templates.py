@@ -1,7 +1,7 @@
 """Conversation in, pieces of text out: what stands around each message, in one table.
 
-A piece is encoded by itself (no token reaches from one into the next), as LLaMA-Factory does; which pieces a turn is cut
-into is therefore part of a template. `TEMPLATES` is the table; a new template is a new row.
+A piece is encoded by itself (no token reaches from one into the next), as LLaMA-Factory does; which pieces a turn is
+cut into is therefore part of a template. `TEMPLATES` is the table; a new template is a new row.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import difflib
 import re
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Union
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data import tool_formats
@@ -30,7 +29,7 @@ class Token(Enum):
     """The tokenizer's beginning of sequence; nothing where it has none."""
 
 
-Piece = Union[str, Token]
+Piece = str | Token
 
 
 class Cut(Enum):
@@ -86,13 +85,16 @@ class Template:
     thought: tuple[str, str] = ("<think>\n", "\n</think>\n\n")
     thinking: bool = False
 
-    def render(self, conversation: Conversation, enable_thinking: str = "none", forget_thoughts: bool = False) -> list[Turn]:
+    def render(
+        self, conversation: Conversation, enable_thinking: str = "none", forget_thoughts: bool = False
+    ) -> list[Turn]:
         """Write a conversation.
 
         Args:
             conversation: What to write.
             enable_thinking: "true", "false" or "none"; only a thinking template looks at it.
-            forget_thoughts: Write all answers but the last without thoughts, empty ones too (as a model sees its history).
+            forget_thoughts: Write all answers but the last without thoughts, empty ones too (as a model sees its
+                history).
 
         Raises:
             DropRecord: A call or a tool cannot be written.
@@ -146,7 +148,9 @@ class Template:
     def _message(self, message: Message) -> list[Piece]:
         if message.role is Role.FUNCTION:
             return self._calls(message)
-        pieces = {Role.USER: self.user, Role.OBSERVATION: self.observation, Role.ASSISTANT: self.assistant}[message.role]
+        pieces = {Role.USER: self.user, Role.OBSERVATION: self.observation, Role.ASSISTANT: self.assistant}[
+            message.role
+        ]
         return _fill(pieces, self.observation_join.join(message.results) if message.results else message.content)
 
     def _calls(self, message: Message) -> list[Piece]:
@@ -201,11 +205,14 @@ _QWEN_LF = replace(
     keeps_room_for_eod=True,
 )
 
-TEMPLATES: dict[str, Template] = {template.name: template for template in (
-    _QWEN,
-    _QWEN_LF,
-    replace(_QWEN_LF, name="qwen3", default_system="", thinking=True),
-)}
+TEMPLATES: dict[str, Template] = {
+    template.name: template
+    for template in (
+        _QWEN,
+        _QWEN_LF,
+        replace(_QWEN_LF, name="qwen3", default_system="", thinking=True),
+    )
+}
 """``--prompt-type`` -> template. Sources: LLaMA-Factory 0.8.2 (qwen) and 0.9.5 (its qwen and qwen3)."""
 
 

@@ -1,7 +1,7 @@
 """Text in, token ids out: a Hugging Face tokenizer folder, loaded in a fraction of a second.
 
-``tokenizer.json`` is read by the `tokenizers` library itself; transformers (seconds to import) is only loaded for a folder
-without that file, or for what only it can do (chat templates).
+``tokenizer.json`` is read by the `tokenizers` library itself; transformers (seconds to import) is only loaded for a
+folder without that file, or for what only it can do (chat templates).
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ class Tokenizer:
         trust_remote_code: For `hugging_face`.
     """
 
-    def __init__(self, path: Path, backend: Any, special: dict[str, str | None], trust_remote_code: bool = False) -> None:
+    def __init__(
+        self, path: Path, backend: Any, special: dict[str, str | None], trust_remote_code: bool = False
+    ) -> None:
         self.path = path
         self._backend = backend
         self._special = special
         self._trust_remote_code = trust_remote_code
 
     def encode(self, text: str) -> list[int]:
-        """Token ids ``[n]`` of a text, without added beginning or end; special tokens within the text are recognized."""
+        """Token ids ``[n]`` of a text, without added beginning or end; special tokens within the text are
+        recognized."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -74,7 +77,8 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over what decides the ids of a text: equal for folders that encode alike, however they are written."""
+        """sha256 over what decides the ids of a text: equal for folders that encode alike, however they are
+        written."""
         state = json.loads(self._backend.to_str())
         model = state["model"]
         vocabulary = model.get("vocab")
@@ -113,8 +117,10 @@ def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> Tokeniz
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise UserError(f"no tokenizer folder {folder}; give --tokenizer-name-or-path a folder with tokenizer.json"
-                        " (make-tokenizer builds Qwen3's)")
+        raise UserError(
+            f"no tokenizer folder {folder}; give --tokenizer-name-or-path a folder with tokenizer.json"
+            " (make-tokenizer builds Qwen3's)"
+        )
     file = folder / "tokenizer.json"
     if file.is_file() and not trust_remote_code:
         import tokenizers
@@ -129,7 +135,9 @@ def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> Tokeniz
     loaded = _load_with_transformers(folder, trust_remote_code)
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
-        raise UserError(f"tokenizer {folder} has no fast form (tokenizer.json); save one with transformers' save_pretrained")
+        raise UserError(
+            f"tokenizer {folder} has no fast form (tokenizer.json); save one with transformers' save_pretrained"
+        )
     names = ("eos_token", "pad_token", "bos_token")
     tokenizer = Tokenizer(folder, backend, {name: getattr(loaded, name, None) for name in names}, trust_remote_code)
     tokenizer.hugging_face = loaded
@@ -142,7 +150,9 @@ def _special_tokens(folder: Path) -> dict[str, str | None]:
         file = folder / name
         if file.is_file():
             try:
-                config.update({key: value for key, value in json.loads(file.read_text(encoding="utf-8")).items() if value})
+                config.update(
+                    {key: value for key, value in json.loads(file.read_text(encoding="utf-8")).items() if value}
+                )
             except (ValueError, AttributeError) as error:
                 raise UserError(f"{file} is not a JSON object ({error}); copy the tokenizer again") from error
     tokens = {}
@@ -159,5 +169,7 @@ def _load_with_transformers(folder: Path, trust_remote_code: bool) -> Any:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"tokenizer {folder} cannot be loaded ({reason}); it needs tokenizer.json, or --trust-remote-code for"
-                        " code of its own") from error
+        raise UserError(
+            f"tokenizer {folder} cannot be loaded ({reason}); it needs tokenizer.json, or --trust-remote-code for"
+            " code of its own"
+        ) from error

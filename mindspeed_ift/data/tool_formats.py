@@ -9,15 +9,17 @@ from typing import Any
 
 from mindspeed_ift.data.conversation import DropRecord, ToolCall
 
-
 QWEN_TOOLS_OPENING = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
-    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>")
+    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
+)
 """What Qwen reads in front of the signatures, one a line."""
 
 QWEN_TOOLS_CLOSING = (
     "\n</tools>\n\nFor each function call, return a json object with function name and arguments within"
-    ' <tool_call></tool_call> XML tags:\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>')
+    " <tool_call></tool_call> XML tags:\n<tool_call>\n"
+    '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
+)
 """What Qwen reads behind the signatures."""
 
 
@@ -28,8 +30,8 @@ class ToolFormat:
     Attributes:
         describe: Descriptions -> text behind the system prompt.
         write_calls: Calls of one message -> texts, each closed like an answer.
-        skips_unreadable_calls: LLaMA-Factory 0.8.2 writes nothing at all for a call that is not JSON, not even the closing
-            token; later ones refuse the record.
+        skips_unreadable_calls: LLaMA-Factory 0.8.2 writes nothing at all for a call that is not JSON, not even the
+            closing token; later ones refuse the record.
     """
 
     describe: Callable[[list[dict[str, Any]]], str]
@@ -53,16 +55,23 @@ def _describe_for_actions(tools: list[dict[str, Any]]) -> str:
         for tool in tools:
             tool = tool["function"] if tool.get("type") == "function" and "function" in tool else tool
             parameters = tool["parameters"]
-            arguments = "".join(_action_parameter(name, value, parameters.get("required") or [])
-                                for name, value in parameters["properties"].items())
-            described.append(f"> Tool Name: {tool['name']}\nTool Description: {tool.get('description', '')}\n"
-                             f"Tool Args:\n{arguments}\n")
+            arguments = "".join(
+                _action_parameter(name, value, parameters.get("required") or [])
+                for name, value in parameters["properties"].items()
+            )
+            described.append(
+                f"> Tool Name: {tool['name']}\nTool Description: {tool.get('description', '')}\n"
+                f"Tool Args:\n{arguments}\n"
+            )
             names.append(tool["name"])
     except (KeyError, AttributeError, TypeError):
         raise DropRecord("a tool has no name or no parameters with properties") from None
-    return (f"You have access to the following tools:\n{''.join(described)}Use the following format if using a tool:\n```\n"
-            f"Action: tool name (one of [{', '.join(names)}]).\nAction Input: the input to the tool, in a JSON format"
-            ' representing the kwargs (e.g. ```{"input": "hello world", "num_beams": 5}```).\n```\n')
+    return (
+        f"You have access to the following tools:\n{''.join(described)}"
+        "Use the following format if using a tool:\n```\n"
+        f"Action: tool name (one of [{', '.join(names)}]).\nAction Input: the input to the tool, in a JSON format"
+        ' representing the kwargs (e.g. ```{"input": "hello world", "num_beams": 5}```).\n```\n'
+    )
 
 
 def _write_actions(calls: list[ToolCall]) -> list[str]:

@@ -1,7 +1,7 @@
 """Chunks of records in, token arrays and their part of the ledger out, in order, over worker processes.
 
-The same chunks in the same order for any number of workers, so the dataset is the same; a few chunks are under way at a
-time, so memory is bounded however long the input is.
+The same chunks in the same order for any number of workers, so the dataset is the same; a few chunks are under way
+at a time, so memory is bounded however long the input is.
 """
 
 from __future__ import annotations
@@ -72,8 +72,11 @@ class Worker:
     def __init__(self, job: Job, tokenizer: Tokenizer) -> None:
         self.job = job
         self.tokenizer = tokenizer
-        self.encoder = (None if isinstance(job.form, TextFormat)
-                        else Encoder(get_template(job.template), self.tokenizer, job.options))
+        self.encoder = (
+            None
+            if isinstance(job.form, TextFormat)
+            else Encoder(get_template(job.template), self.tokenizer, job.options)
+        )
 
     def encode(self, chunk: Chunk) -> EncodedChunk:
         """Encode a chunk; records that are no samples stand in the ledger."""
@@ -103,9 +106,13 @@ class Worker:
                 samples.append(result.sample)
         lengths = np.array([len(sample) for sample in samples], np.int32)
         return EncodedChunk(
-            {"input_ids": _joined([sample.input_ids for sample in samples]),
-             "labels": _joined([sample.labels for sample in samples])},
-            {"input_ids": lengths, "labels": lengths}, ledger)
+            {
+                "input_ids": _joined([sample.input_ids for sample in samples]),
+                "labels": _joined([sample.labels for sample in samples]),
+            },
+            {"input_ids": lengths, "labels": lengths},
+            ledger,
+        )
 
     def _encode_text(self, chunk: Chunk, ledger: Ledger) -> EncodedChunk:
         keys, options = self.job.form.json_keys, self.job.options
@@ -123,8 +130,11 @@ class Worker:
             ledger.keep(origin)
             for key, tokens in zip(keys, ids):
                 found[key].append(tokens)
-        return EncodedChunk({key: _joined(found[key]) for key in keys},
-                            {key: np.array([len(tokens) for tokens in found[key]], np.int32) for key in keys}, ledger)
+        return EncodedChunk(
+            {key: _joined(found[key]) for key in keys},
+            {key: np.array([len(tokens) for tokens in found[key]], np.int32) for key in keys},
+            ledger,
+        )
 
 
 def encode_all(

@@ -23,7 +23,11 @@ FORMATS = {
     "sharegpt": SharegptFormat(system="system", tools="tools"),
     "openai": OpenAIFormat(system="system", tools="tools"),
 }
-FILES = {"qwen": ("qwen.lf0.8.2.jsonl", 189), "qwen_lf": ("qwen_lf.lf0.9.5.jsonl", 240), "qwen3": ("qwen3.lf0.9.5.jsonl", 363)}
+FILES = {
+    "qwen": ("qwen.lf0.8.2.jsonl", 189),
+    "qwen_lf": ("qwen_lf.lf0.9.5.jsonl", 240),
+    "qwen3": ("qwen3.lf0.9.5.jsonl", 363),
+}
 THINKING = {True: "true", False: "false", None: "none"}
 
 
@@ -53,8 +57,15 @@ def test_every_case_and_option(prompt_type: str, tokenizer: Tokenizer, sources: 
     for line in (SHARED / "golden" / "llamafactory" / name).read_text(encoding="utf-8").splitlines():
         golden = json.loads(line)
         options = dict(golden["options"])
-        encoder = Encoder(TEMPLATES[prompt_type], tokenizer, EncodeOptions(
-            enable_thinking=THINKING[options.pop("enable_thinking", None)], cutoff=options.pop("cutoff_len", None), **options))
+        encoder = Encoder(
+            TEMPLATES[prompt_type],
+            tokenizer,
+            EncodeOptions(
+                enable_thinking=THINKING[options.pop("enable_thinking", None)],
+                cutoff=options.pop("cutoff_len", None),
+                **options,
+            ),
+        )
         ours = encode(encoder, sources[golden["case"]])
         where = f"{golden['case']} {golden['options']}"
         seen["cases"] += 1

@@ -42,8 +42,11 @@ MENDED_ROWS = {"v02": 15, "v03": 15, "v04": 15, "v21": 26, "v22": 11, "v27": 2, 
 """Case -> number of rows that equal the reference only after a mend."""
 
 REFUSED = {
-    "v39": "--pack is for instruction data", "v40": "no sample is left", "v41": "no sample is left",
-    "v42": "--pack needs --seq-length", "v44": "did you mean AlpacaStyleInstructionHandler",
+    "v39": "--pack is for instruction data",
+    "v40": "no sample is left",
+    "v41": "no sample is left",
+    "v42": "--pack needs --seq-length",
+    "v44": "did you mean AlpacaStyleInstructionHandler",
 }
 """Where the reference crashes late or writes an empty or wrong dataset: one line, and nothing written."""
 
@@ -51,8 +54,7 @@ WORKS_HERE = {"v23": 20, "v24": 20, "v35": 3, "v43": 3}
 """Where only the reference crashes: case -> samples."""
 
 ELSEWHERE = {"v28": "tools of qwen_lf", "v33": "parts packed alone", "v46": "merging datasets is another command"}
-BYTE_EQUAL = [case for case in CASES
-              if case[:3] not in {*MENDED_ROWS, *REFUSED, *WORKS_HERE, *ELSEWHERE}]
+BYTE_EQUAL = [case for case in CASES if case[:3] not in {*MENDED_ROWS, *REFUSED, *WORKS_HERE, *ELSEWHERE}]
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +72,22 @@ def load_case(name: str) -> dict[str, Any]:
 
 def run(name: str, folder: Path) -> Summary:
     case = load_case(name)
-    config = parse(PreprocessConfig, [
-        "--input", str(GOLDEN / "inputs" / case["input"]), "--tokenizer-type", "PretrainedFromHF",
-        "--tokenizer-name-or-path", str(SHARED / "tokenizer" / "qwen3"), "--output-prefix", str(folder / "data"),
-        *case["flags"]], program="preprocess", accepted=ACCEPTED)
+    config = parse(
+        PreprocessConfig,
+        [
+            "--input",
+            str(GOLDEN / "inputs" / case["input"]),
+            "--tokenizer-type",
+            "PretrainedFromHF",
+            "--tokenizer-name-or-path",
+            str(SHARED / "tokenizer" / "qwen3"),
+            "--output-prefix",
+            str(folder / "data"),
+            *case["flags"],
+        ],
+        program="preprocess",
+        accepted=ACCEPTED,
+    )
     return preprocess(config, report=lambda line: None)
 
 
@@ -95,7 +109,7 @@ def test_bytes(name: str, tmp_path: Path) -> None:
         # The one bug of an index: a dropped sample repeats a document index.
         theirs = (stored / file).read_bytes()
         count = int.from_bytes(ours[18:26], "little")
-        assert ours[:26] == theirs[:26] and ours[34:34 + 12 * count] == theirs[34:34 + 12 * count], file
+        assert ours[:26] == theirs[:26] and ours[34 : 34 + 12 * count] == theirs[34 : 34 + 12 * count], file
         assert document_indices(tmp_path / file, count).tolist() == list(range(count + 1)), file
         assert len(document_indices(stored / file, count)) > count + 1, file
 
@@ -159,7 +173,10 @@ def test_every_case_has_a_test() -> None:
 
 
 def columns(folder: Path) -> tuple[IndexedColumn, IndexedColumn]:
-    return (IndexedColumn(folder / "data_packed_input_ids_document"), IndexedColumn(folder / "data_packed_labels_document"))
+    return (
+        IndexedColumn(folder / "data_packed_input_ids_document"),
+        IndexedColumn(folder / "data_packed_labels_document"),
+    )
 
 
 def mend(text: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.conversation import Conversation, DropRecord, Message, Role
-from mindspeed_ift.data.encode import CUT_NOTE, EncodeOptions, Encoded, Encoder, split_balanced, split_proportional
+from mindspeed_ift.data.encode import CUT_NOTE, Encoded, EncodeOptions, Encoder, split_balanced, split_proportional
 from mindspeed_ift.data.sample import IGNORED_LABEL
 from mindspeed_ift.data.templates import TEMPLATES
 from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
@@ -21,10 +21,14 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 def talk(*texts: str) -> Conversation:
-    return Conversation(tuple(Message(Role.ASSISTANT if number % 2 else Role.USER, text) for number, text in enumerate(texts)))
+    return Conversation(
+        tuple(Message(Role.ASSISTANT if number % 2 else Role.USER, text) for number, text in enumerate(texts))
+    )
 
 
-def encode(tokenizer: Tokenizer, conversation: Conversation, template: str = "qwen3", **options: object) -> Encoded | DropRecord:
+def encode(
+    tokenizer: Tokenizer, conversation: Conversation, template: str = "qwen3", **options: object
+) -> Encoded | DropRecord:
     return Encoder(TEMPLATES[template], tokenizer, EncodeOptions(**options)).encode([conversation])[0]
 
 
@@ -43,10 +47,15 @@ def test_answers_are_learnt(tokenizer: Tokenizer) -> None:
 def test_prompts_or_the_last_answer(tokenizer: Tokenizer) -> None:
     whole = encode(tokenizer, talk("one", "two"), train_on_prompt=True).sample
     assert (whole.labels == whole.input_ids).all()
-    assert learnt(tokenizer, encode(tokenizer, talk("one", "two", "three", "four"), mask_history=True)) == "four<|im_end|>\n"
+    assert (
+        learnt(tokenizer, encode(tokenizer, talk("one", "two", "three", "four"), mask_history=True))
+        == "four<|im_end|>\n"
+    )
 
 
-@pytest.mark.parametrize(("template", "end"), [("qwen", "b<|im_end|><|im_end|>"), ("qwen3", "b<|im_end|>\n<|im_end|>")])
+@pytest.mark.parametrize(
+    ("template", "end"), [("qwen", "b<|im_end|><|im_end|>"), ("qwen3", "b<|im_end|>\n<|im_end|>")]
+)
 def test_end_of_document(tokenizer: Tokenizer, template: str, end: str) -> None:
     assert learnt(tokenizer, encode(tokenizer, talk("a", "b"), template, append_eod=True)) == end
 
@@ -71,12 +80,15 @@ def test_later_turns_vanish_when_the_room_is_used(tokenizer: Tokenizer) -> None:
     assert "gone" not in tokenizer.decode(found.sample.input_ids) and len(found.sample) == 30
 
 
-@pytest.mark.parametrize(("lengths", "proportional", "balanced"), [
-    ((5, 5, 20), (5, 5), (5, 5)),
-    ((100, 4, 20), (19, 1), (16, 4)),
-    ((4, 100, 20), (1, 19), (4, 16)),
-    ((50, 50, 20), (10, 10), (10, 10)),
-])
+@pytest.mark.parametrize(
+    ("lengths", "proportional", "balanced"),
+    [
+        ((5, 5, 20), (5, 5), (5, 5)),
+        ((100, 4, 20), (19, 1), (16, 4)),
+        ((4, 100, 20), (1, 19), (4, 16)),
+        ((50, 50, 20), (10, 10), (10, 10)),
+    ],
+)
 def test_splits(lengths: tuple[int, int, int], proportional: tuple[int, int], balanced: tuple[int, int]) -> None:
     assert split_proportional(*lengths) == proportional
     assert split_balanced(*lengths) == balanced

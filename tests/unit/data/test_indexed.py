@@ -39,13 +39,16 @@ def test_empty_dataset_can_be_read(tmp_path: Path) -> None:
     assert len(IndexedColumn(write(tmp_path / "data", []))) == 0
 
 
-@pytest.mark.parametrize(("suffix", "change", "message"), [
-    (".bin", lambda data: data[:-4], "do not belong together"),
-    (".idx", lambda data: data[:-8], "it was cut or changed"),
-    (".idx", lambda data: b"x" + data[1:], "not the index of a Megatron"),
-    (".idx", lambda data: data[:9] + b"\x02" + data[10:], "index version 2"),
-    (".idx", lambda data: data[:17] + b"\x07" + data[18:], "dtype code 7"),
-])
+@pytest.mark.parametrize(
+    ("suffix", "change", "message"),
+    [
+        (".bin", lambda data: data[:-4], "do not belong together"),
+        (".idx", lambda data: data[:-8], "it was cut or changed"),
+        (".idx", lambda data: b"x" + data[1:], "not the index of a Megatron"),
+        (".idx", lambda data: data[:9] + b"\x02" + data[10:], "index version 2"),
+        (".idx", lambda data: data[:17] + b"\x07" + data[18:], "dtype code 7"),
+    ],
+)
 def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, suffix: str, change: object, message: str) -> None:
     file = Path(write(tmp_path / "data", [[1, 2], [3]]) + suffix)
     file.write_bytes(change(file.read_bytes()))

@@ -15,7 +15,7 @@ from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data import records as records_module
 from mindspeed_ift.data.records import find_files, read_records
 
-RECORDS = [{"instruction": f"ask {number}, \"quoted\"\nline", "output": "答" * number + "."} for number in range(5)]
+RECORDS = [{"instruction": f'ask {number}, "quoted"\nline', "output": "答" * number + "."} for number in range(5)]
 
 
 def write(path: Path, records: list[dict[str, Any]]) -> Path:
@@ -51,8 +51,13 @@ def test_every_kind(tmp_path: Path, name: str) -> None:
 def test_json_in_all_its_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records_module, "_BLOCK", 7)
     file = tmp_path / "a.json"
-    for text in (json.dumps(RECORDS), json.dumps(RECORDS, indent=4), "\n".join(map(json.dumps, RECORDS)),
-                 "\ufeff " + json.dumps(RECORDS, ensure_ascii=False), "\n\n".join(json.dumps(r, indent=2) for r in RECORDS)):
+    for text in (
+        json.dumps(RECORDS),
+        json.dumps(RECORDS, indent=4),
+        "\n".join(map(json.dumps, RECORDS)),
+        "\ufeff " + json.dumps(RECORDS, ensure_ascii=False),
+        "\n\n".join(json.dumps(r, indent=2) for r in RECORDS),
+    ):
         file.write_text(text, encoding="utf-8")
         assert read(file) == RECORDS
     file.write_text("[]")
@@ -75,18 +80,21 @@ def test_origins_name_file_and_record(tmp_path: Path) -> None:
     assert [str(origin) for _, origin in read_records([file])][:2] == [f"{file}:1", f"{file}:2"]
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("a.jsonl", b'{"a": 1}\n{"a": \n', "line 2 is not JSON"),
-    ("a.json", b'[{"a": 1}, {"a": ', "record 2 is not JSON"),
-    ("a.json", b'[{"a": 1}', "without closing its array"),
-    ("a.json", b'[{"a": 1}] {"b": 2}', "goes on after its array"),
-    ("a.json", b'["text"]', "a.json:1 is not an object but text"),
-    ("a.csv", b"a,b\n1,2\n1,2,3\n", "line 3 has 3 cells"),
-    ("a.parquet", b"no parquet", "cannot be read as parquet"),
-    ("a.arrow", b"no arrow at all", "cannot be read as arrow"),
-    ("a.jsonl", b'{"a": "\xff"}\n', "not UTF-8"),
-    ("a.xlsx", b"", "of no known kind; --input takes parquet"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"a": 1}\n{"a": \n', "line 2 is not JSON"),
+        ("a.json", b'[{"a": 1}, {"a": ', "record 2 is not JSON"),
+        ("a.json", b'[{"a": 1}', "without closing its array"),
+        ("a.json", b'[{"a": 1}] {"b": 2}', "goes on after its array"),
+        ("a.json", b'["text"]', "a.json:1 is not an object but text"),
+        ("a.csv", b"a,b\n1,2\n1,2,3\n", "line 3 has 3 cells"),
+        ("a.parquet", b"no parquet", "cannot be read as parquet"),
+        ("a.arrow", b"no arrow at all", "cannot be read as arrow"),
+        ("a.jsonl", b'{"a": "\xff"}\n', "not UTF-8"),
+        ("a.xlsx", b"", "of no known kind; --input takes parquet"),
+    ],
+)
 def test_unreadable_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):

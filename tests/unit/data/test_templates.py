@@ -18,33 +18,49 @@ def conversation(answer: str, role: Role = Role.ASSISTANT, **options: str) -> Co
 
 
 def written(template: str, talk: Conversation, **options: object) -> str:
-    pieces = [piece for turn in TEMPLATES[template].render(talk, **options) for piece in (*turn.source, "|", *turn.target)]
+    pieces = [
+        piece for turn in TEMPLATES[template].render(talk, **options) for piece in (*turn.source, "|", *turn.target)
+    ]
     return "".join("<END>" if piece is Token.END else piece for piece in pieces)
 
 
 def test_slots_in_messages_are_text() -> None:
     assert "<|im_start|>user\n{content}{{content}}{{idx}}<|im_end|>" in written(
-        "qwen", Conversation((Message(Role.USER, "{content}{{content}}{{idx}}"), Message(Role.ASSISTANT, "a"))))
+        "qwen", Conversation((Message(Role.USER, "{content}{{content}}{{idx}}"), Message(Role.ASSISTANT, "a")))
+    )
 
 
 def test_parallel_calls() -> None:
-    assert written("qwen", conversation(CALLS, Role.FUNCTION)).split("|", 4)[-1].endswith(
-        'Action: f\nAction Input: {"x": 1}\n<END>Action: g\nAction Input: {}\n<END>')
+    assert (
+        written("qwen", conversation(CALLS, Role.FUNCTION))
+        .split("|", 4)[-1]
+        .endswith('Action: f\nAction Input: {"x": 1}\n<END>Action: g\nAction Input: {}\n<END>')
+    )
     assert written("qwen3", conversation(CALLS, Role.FUNCTION), enable_thinking="true").endswith(
         '|<think>\n\n</think>\n\n<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>\n'
-        '<tool_call>\n{"name": "g", "arguments": {}}\n</tool_call><|im_end|>\n')
+        '<tool_call>\n{"name": "g", "arguments": {}}\n</tool_call><|im_end|>\n'
+    )
 
 
 def test_parallel_results_share_a_prompt() -> None:
-    talk = Conversation((Message(Role.USER, "q"), Message(Role.FUNCTION, CALLS), Message(Role.OBSERVATION, "", ("1", "2")),
-                         Message(Role.ASSISTANT, "a")))
-    assert ("<|im_start|>user\n<tool_response>\n1\n</tool_response>\n<tool_response>\n2\n</tool_response><|im_end|>"
-            in written("qwen3", talk))
+    talk = Conversation(
+        (
+            Message(Role.USER, "q"),
+            Message(Role.FUNCTION, CALLS),
+            Message(Role.OBSERVATION, "", ("1", "2")),
+            Message(Role.ASSISTANT, "a"),
+        )
+    )
+    assert (
+        "<|im_start|>user\n<tool_response>\n1\n</tool_response>\n<tool_response>\n2\n</tool_response><|im_end|>"
+        in written("qwen3", talk)
+    )
 
 
 def test_a_thought_before_a_call_stays() -> None:
     assert "|<think>\nhm\n</think>\n\n<tool_call>" in written(
-        "qwen3", conversation("<think>\nhm\n</think>\n\n" + CALLS, Role.FUNCTION), enable_thinking="true")
+        "qwen3", conversation("<think>\nhm\n</think>\n\n" + CALLS, Role.FUNCTION), enable_thinking="true"
+    )
 
 
 @pytest.mark.parametrize("thinking", ["none", "true", "false"])

