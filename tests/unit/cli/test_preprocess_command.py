@@ -1,0 +1,55 @@
+"""The command line of data preparation: exit codes, one line for an error, the account at the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mindspeed_ift.cli.command import run
+from mindspeed_ift.cli.preprocess import main
+from tests.tiny_tokenizer import make_tiny_tokenizer
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> list[str]:
+    records = [{"instruction": "q", "output": "a"}, {"instruction": "q", "output": None}]
+    (tmp_path / "in.json").write_text(json.dumps(records))
+    tokenizer = make_tiny_tokenizer(tmp_path / "tokenizer")
+    return [
+        *("--input", str(tmp_path / "in.json"), "--output-prefix", str(tmp_path / "out" / "data")),
+        *("--tokenizer-type", "PretrainedFromHF", "--tokenizer-name-or-path", str(tokenizer)),
+    ]
+
+
+def exit_code(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as stop:
+        run(main, arguments)
+    return stop.value.code or 0
+
+
+def test_says_what_it_did(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code([*arguments, "--n-subs", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "--n-subs changes nothing here" in said and "dropped: 'output' is missing or null" in said
+    assert "2 records -> 1 documents" in said and "data_packed_labels_document.bin" in said
+    assert (tmp_path / "out" / "data_manifest.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--inptu", "x"], "unknown flag --inptu; did you mean --input?"),
+        (["--pack"], "--pack needs --seq-length"),
+        (["--seq-length", "many"], "see preprocess --help"),
+        (["--input", "none.parquet"], "no such file: none.parquet"),
+    ],
+)
+def test_one_line_and_exit_code_2(
+    arguments: list[str], more: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code([*arguments, *more]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
