@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from mindspeed_ift.config.data import ACCEPTED, PreprocessConfig
@@ -33,7 +34,8 @@ def _print_summary(summary: Summary) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    # A log file has no width; 80 columns would break every reason in two.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     table = Table(title="Records", title_justify="left")
     table.add_column("what")
     table.add_column("records", justify="right")
