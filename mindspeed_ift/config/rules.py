@@ -1,0 +1,177 @@
+"""What does not go together on the command line of a training run: a list of small functions, remedy in the message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mindspeed_ift.config.architecture import Architecture
+from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.layout import Layout
+from mindspeed_ift.config.tuning import TuneConfig
+
+
+def check_flags(config: TuneConfig) -> None:
+    """Refuse what can be refused from the flags alone.
+
+    Raises:
+        UserError: naming the flag and the remedy.
+    """
+    for rule in _FLAG_RULES:
+        rule(config)
+
+
+def check_layout(config: TuneConfig, architecture: Architecture, layout: Layout) -> None:
+    """Refuse an architecture that does not fit the layout, or batch sizes that do not fit the ranks.
+
+    Raises:
+        UserError: naming the flag and the remedy.
+    """
+    for name, count in (
+        ("attention heads", architecture.num_attention_heads),
+        ("query groups", architecture.num_query_groups),
+        ("feed-forward columns", architecture.ffn_hidden_size),
+    ):
+        if count % layout.tensor:
+            raise UserError(f"--tensor-model-parallel-size {layout.tensor} does not divide {count} {name}; choose a divisor")
+    layout.stage_layers(architecture.num_layers)
+    num_micro_batches(config, layout)
+    _sequence_fits(config, layout)
+
+
+def num_micro_batches(config: TuneConfig, layout: Layout) -> int:
+    """Micro-batches each data rank takes in one step.
+
+    Raises:
+        UserError: the global batch does not divide.
+    """
+    per_pass = config.optimizer.micro_batch_size * layout.data
+    total = config.optimizer.global_batch_size or per_pass
+    if total % per_pass:
+        raise UserError(
+            f"--global-batch-size {total} must be a multiple of --micro-batch-size {config.optimizer.micro_batch_size} "
+            f"x data parallel size {layout.data} = {per_pass}"
+        )
+    return total // per_pass
+
+
+def length_multiple(config: TuneConfig, layout: Layout) -> int:
+    """What a row's length must divide by: sequence parallel splits it over the tensor ranks."""
+    return layout.tensor if layout.sequence_parallel else 1
+
+
+def _sequence_fits(config: TuneConfig, layout: Layout) -> None:
+    multiple = length_multiple(config, layout)
+    if config.data.seq_length % multiple:
+        raise UserError(f"--seq-length {config.data.seq_length} must divide by {multiple} with --sequence-parallel")
+
+
+def _not_yet(config: TuneConfig) -> None:
+    layout = config.layout
+    for flag, given in (
+        ("--context-parallel-size over 1", layout.context_parallel_size > 1),
+        ("--expert-model-parallel-size over 1", layout.expert_model_parallel_size > 1),
+        ("--num-layers-per-virtual-pipeline-stage", layout.num_layers_per_virtual_pipeline_stage is not None),
+        ("--lora-target-modules (LoRA)", bool(config.run.lora_target_modules)),
+    ):
+        if given:
+            raise UserError(f"{flag} is not supported yet; leave it out")
+
+
+def _data_path(config: TuneConfig) -> None:
+    if not config.data.data_path:
+        raise UserError("--data-path is missing: give the --output-prefix of preprocess_data.py")
+    if len(config.data.data_path) > 1:
+        raise UserError("--data-path takes one prefix; blending several datasets is not supported yet")
+
+
+def _iterations(config: TuneConfig) -> None:
+    if config.optimizer.train_iters is None:
+        raise UserError("--train-iters is missing: the number of optimizer steps")
+    for flag, value in (
+        ("--train-iters", config.optimizer.train_iters),
+        ("--micro-batch-size", config.optimizer.micro_batch_size),
+        ("--seq-length", config.data.seq_length),
+        ("--pad-to-multiple-of", config.data.pad_to_multiple_of),
+        ("--log-interval", config.run.log_interval),
+        ("--eval-interval", config.run.eval_interval),
+        ("--loss-chunk-size", config.optimizer.loss_chunk_size),
+        ("--make-vocab-size-divisible-by", config.model.make_vocab_size_divisible_by),
+    ):
+        if value < 1:
+            raise UserError(f"{flag} {value} must be at least 1")
+
+
+def _optional_sizes(config: TuneConfig) -> None:
+    for flag, value in (
+        ("--global-batch-size", config.optimizer.global_batch_size),
+        ("--save-interval", config.run.save_interval),
+        ("--lr-decay-iters", config.optimizer.lr_decay_iters),
+    ):
+        if value is not None and value < 1:
+            raise UserError(f"{flag} {value} must be at least 1")
+
+
+def _schedule(config: TuneConfig) -> None:
+    optimizer = config.optimizer
+    if optimizer.lr_warmup_fraction is not None and optimizer.lr_warmup_iters:
+        raise UserError("--lr-warmup-fraction and --lr-warmup-iters exclude each other; give one")
+    if optimizer.lr_warmup_fraction is not None and not 0 <= optimizer.lr_warmup_fraction < 1:
+        raise UserError(f"--lr-warmup-fraction {optimizer.lr_warmup_fraction} must be at least 0 and less than 1")
+    if optimizer.min_lr > optimizer.lr:
+        raise UserError(f"--min-lr {optimizer.min_lr} is over --lr {optimizer.lr}")
+
+
+def _warmup_fits(config: TuneConfig) -> None:
+    decay = config.optimizer.lr_decay_iters or config.optimizer.train_iters or 0
+    if config.optimizer.lr_warmup_iters >= decay:
+        raise UserError(f"--lr-warmup-iters {config.optimizer.lr_warmup_iters} must be less than the {decay} decay steps")
+
+
+def _sequence_parallel(config: TuneConfig) -> None:
+    if config.layout.sequence_parallel and config.layout.tensor_model_parallel_size < 2:
+        raise UserError("--sequence-parallel needs --tensor-model-parallel-size over 1")
+
+
+def _overlap(config: TuneConfig) -> None:
+    if config.layout.overlap_param_gather and not config.layout.use_distributed_optimizer:
+        raise UserError("--overlap-param-gather needs --use-distributed-optimizer")
+    if config.layout.overlap_param_gather and not config.layout.overlap_grad_reduce:
+        raise UserError("--overlap-param-gather needs --overlap-grad-reduce")
+
+
+def _sequence_modes(config: TuneConfig) -> None:
+    data = config.data
+    if data.neat_pack and not data.reset_attention_mask:
+        raise UserError("--neat-pack needs --reset-attention-mask, or the samples of a row would see each other")
+
+
+def _recompute(config: TuneConfig) -> None:
+    optimizer = config.optimizer
+    if optimizer.recompute_granularity == "full" and optimizer.recompute_method is None:
+        raise UserError("--recompute-granularity full needs --recompute-method uniform or block")
+    if optimizer.recompute_granularity != "full" and optimizer.recompute_method is not None:
+        raise UserError("--recompute-method needs --recompute-granularity full")
+
+
+def _load(config: TuneConfig) -> None:
+    if config.run.enable_hf2mg_convert and config.run.load is None:
+        raise UserError("--enable-hf2mg-convert needs --load with a Hugging Face folder")
+    if config.run.finetune and config.run.load is None:
+        raise UserError("--finetune needs --load: the checkpoint whose weights to take")
+    if config.run.save_interval is not None and config.run.save is None:
+        raise UserError("--save-interval needs --save: the folder for checkpoints")
+
+
+_FLAG_RULES: tuple[Callable[[TuneConfig], None], ...] = (
+    _not_yet,
+    _data_path,
+    _iterations,
+    _optional_sizes,
+    _schedule,
+    _warmup_fits,
+    _sequence_parallel,
+    _overlap,
+    _sequence_modes,
+    _recompute,
+    _load,
+)

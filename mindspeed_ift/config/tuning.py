@@ -1,0 +1,190 @@
+"""Every option of a training run, grouped; `TuneConfig` is the whole command line of ``posttrain_gpt.py``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from mindspeed_ift.config.layout import LayoutFlags
+
+
+@dataclass(frozen=True)
+class ModelFlags:
+    """Which architecture: from a preset, from the Hugging Face folder that is loaded, or spelled out as in Megatron."""
+
+    preset: str | None = None
+    """Architecture by name: qwen3-0.6b, 1.7b, 4b, 8b, 14b, 32b."""
+    hf_cfg_dir: Path | None = None
+    """Hugging Face folder whose config.json describes the model."""
+    num_layers: int | None = None
+    """Transformer layers."""
+    hidden_size: int | None = None
+    """Width of the residual stream."""
+    ffn_hidden_size: int | None = None
+    """Width of the feed-forward block."""
+    num_attention_heads: int | None = None
+    """Query heads."""
+    group_query_attention: bool | None = None
+    """Share key and value heads among query heads (always so when --num-query-groups is given)."""
+    num_query_groups: int | None = None
+    """Key and value heads."""
+    kv_channels: int | None = None
+    """Size of one head."""
+    qk_layernorm: bool | None = None
+    """RMSNorm on every query and key head, as Qwen3 has it."""
+    vocab_size: int | None = None
+    """Rows of the embedding before padding; default: the tokenizer's."""
+    padded_vocab_size: int | None = None
+    """Rows of the embedding, given outright (MindSpeed-LLM's flag)."""
+    make_vocab_size_divisible_by: int = 1
+    """Pad the embedding to this times the tensor parallel size."""
+    max_position_embeddings: int | None = None
+    """Longest context the model is meant for."""
+    rotary_base: float | None = None
+    """Base of the rotary frequencies."""
+    norm_epsilon: float | None = None
+    """Epsilon of every RMSNorm."""
+    untie_embeddings_and_output_weights: bool | None = None
+    """The output layer has weights of its own."""
+    init_method_std: float | None = None
+    """Standard deviation of fresh weights."""
+
+
+@dataclass(frozen=True)
+class TrainingDataFlags:
+    """Which samples, and how they become batches."""
+
+    data_path: tuple[str, ...] = ()
+    """Prefix of the indexed dataset: the --output-prefix of preprocess_data.py, without _packed_..."""
+    split: str = "100,0,0"
+    """Shares of training, validation and test data: contiguous ranges of the dataset."""
+    seq_length: int = 4096
+    """Row length: every row when padded or packed, the longest allowed with --no-pad-to-seq-lengths."""
+    pad_to_seq_lengths: bool = True
+    """Pad every row to --seq-length. --no-pad-to-seq-lengths pads a micro-batch to its longest sample."""
+    pad_to_multiple_of: int = 8
+    """With --no-pad-to-seq-lengths: round the length up to this (and to what the layout needs)."""
+    reset_attention_mask: bool = False
+    """The dataset is packed: attention stays within each sample of a row."""
+    reset_position_ids: bool = False
+    """With packed rows: positions start again at each sample."""
+    neat_pack: bool = False
+    """The packed dataset stores its boundaries (MindSpeed-LLM's flag; recognized anyway)."""
+    cut_max_seqlen: bool = False
+    """Cut an over-long sample at the end, instead of in proportion per turn."""
+    cut_token: bool = True
+    """--no-cut-token: an over-long sample is an error instead of being cut."""
+    shuffle: bool = True
+    """--no-shuffle: take the samples in the order of the dataset."""
+    tokenizer_type: str = "PretrainedFromHF"
+    """Kind of tokenizer; only PretrainedFromHF."""
+    tokenizer_name_or_path: str | None = None
+    """Hugging Face tokenizer folder; default: the one the dataset was made with."""
+    prompt_type: str | None = None
+    """Template the dataset was made with; default: what its manifest says."""
+    enable_thinking: Literal["true", "false", "none"] | None = None
+    """Thinking mode the dataset was made with; default: what its manifest says."""
+
+
+@dataclass(frozen=True)
+class OptimizerFlags:
+    """How weights change."""
+
+    micro_batch_size: int = 1
+    """Samples (or packed rows) a device takes at once."""
+    global_batch_size: int | None = None
+    """Samples (or packed rows) of one optimizer step; default: micro batch x data parallel size."""
+    train_iters: int | None = None
+    """Optimizer steps."""
+    lr: float = 1e-5
+    """Highest learning rate."""
+    min_lr: float = 0.0
+    """Lowest learning rate of the schedule."""
+    lr_decay_style: Literal["constant", "linear", "cosine"] = "cosine"
+    """Shape of the schedule after warm-up."""
+    lr_decay_iters: int | None = None
+    """Steps until --min-lr is reached; default: --train-iters."""
+    lr_warmup_fraction: float | None = None
+    """Warm-up steps as a share of the decay steps."""
+    lr_warmup_iters: int = 0
+    """Warm-up steps."""
+    lr_warmup_init: float = 0.0
+    """Learning rate at which the warm-up starts."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay (not on norms and biases)."""
+    adam_beta1: float = 0.9
+    """Decay of the first moment."""
+    adam_beta2: float = 0.95
+    """Decay of the second moment."""
+    adam_eps: float = 1e-8
+    """Epsilon of Adam."""
+    clip_grad: float = 1.0
+    """Largest global gradient norm; 0 clips nothing."""
+    bf16: bool = False
+    """Weights and activations in bfloat16, gradients and main weights in fp32. Without it everything is fp32."""
+    seed: int = 1234
+    """Seed of weights and of the order of samples."""
+    loss_compute_mode: Literal["default", "chunk"] = "default"
+    """chunk: the vocabulary logits are computed and recomputed in pieces, never whole in memory."""
+    loss_chunk_size: int = 1024
+    """Learnt tokens of one piece with --loss-compute-mode chunk."""
+    recompute_granularity: Literal["full", "selective"] | None = None
+    """Recompute activations in the backward pass: whole layers, or core attention only."""
+    recompute_method: Literal["uniform", "block"] | None = None
+    """With full: recompute every group of layers (uniform) or the first layers (block)."""
+    recompute_num_layers: int | None = None
+    """Layers of one group (uniform), or recomputed layers of a stage (block)."""
+
+
+@dataclass(frozen=True)
+class RunFlags:
+    """Where a run starts from, what it leaves behind, and what it says."""
+
+    load: Path | None = None
+    """Checkpoint folder to resume from, or a Hugging Face folder with --enable-hf2mg-convert."""
+    enable_hf2mg_convert: bool = False
+    """--load is a Hugging Face folder."""
+    finetune: bool = False
+    """Take only the weights of --load: step 0, fresh optimizer."""
+    load_optim: bool = True
+    """--no-load-optim: fresh optimizer state."""
+    load_rng: bool = True
+    """--no-load-rng: fresh random state."""
+    save: Path | None = None
+    """Folder for checkpoints, metrics.jsonl and loss.png."""
+    save_interval: int | None = None
+    """Steps between checkpoints; the last step is always saved."""
+    eval_interval: int = 1000
+    """Steps between evaluations on the validation share of --split."""
+    eval_iters: int = 10
+    """Global batches of one evaluation; 0 evaluates nothing."""
+    exit_interval: int | None = None
+    """Stop after this step, without saving (to try a restart)."""
+    log_interval: int = 1
+    """Steps between progress lines."""
+    stage: Literal["sft"] = "sft"
+    """Kind of tuning; only sft."""
+    is_instruction_dataset: bool = True
+    """The dataset holds input_ids, attention_mask and labels (always so)."""
+    distributed_backend: Literal["gloo", "nccl", "hccl"] | None = None
+    """Collective backend; default: the device's."""
+    distributed_timeout_minutes: int = 30
+    """How long a collective may wait for its peers."""
+    dry_run: bool = False
+    """Print the resolved configuration and stop."""
+    lora_target_modules: tuple[str, ...] = ()
+    """Modules that get LoRA adapters. Not yet: leave it out."""
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """The whole command line of a training run."""
+
+    config: Path | None = None
+    """YAML file of flags; a flag on the command line wins."""
+    model: ModelFlags = field(default_factory=ModelFlags)
+    layout: LayoutFlags = field(default_factory=LayoutFlags)
+    data: TrainingDataFlags = field(default_factory=TrainingDataFlags)
+    optimizer: OptimizerFlags = field(default_factory=OptimizerFlags)
+    run: RunFlags = field(default_factory=RunFlags)

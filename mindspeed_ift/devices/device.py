@@ -1,0 +1,114 @@
+"""Which device this process runs on, and the answers the rest of the code needs from it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import resource
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from mindspeed_ift.devices.kernels import reference
+
+
+@dataclass(frozen=True)
+class Device:
+    """One accelerator (or the CPU) as this process sees it.
+
+    Attributes:
+        kind: ``"npu"``, ``"cuda"`` or ``"cpu"``.
+        index: number of the device on this machine; 0 on CPU.
+        backend: collective backend of torch.distributed.
+        reason: why this device was chosen, for the log.
+        kernels: module with the functions of `kernels.reference`.
+        kernel_notice: which kernels serve and why, for the log.
+    """
+
+    kind: str
+    index: int
+    backend: str
+    reason: str
+    kernels: ModuleType
+    kernel_notice: str
+
+    @property
+    def torch_device(self) -> torch.device:
+        """Where tensors of this process live."""
+        return torch.device("cpu") if self.kind == "cpu" else torch.device(self.kind, self.index)
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether work is queued, so that timings need `synchronize`."""
+        return self.kind != "cpu"
+
+    def synchronize(self) -> None:
+        """Wait until all queued work is done."""
+        if self.asynchronous:
+            self._module().synchronize()
+
+    def peak_memory(self) -> int:
+        """Bytes: the most this process held on the device (on CPU: its largest resident size)."""
+        if self.asynchronous:
+            return self._module().max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def random_state(self) -> torch.Tensor:
+        """State of the device's random generator, uint8 on the host."""
+        return self._module().get_rng_state() if self.asynchronous else torch.get_rng_state()
+
+    def set_random_state(self, state: torch.Tensor) -> None:
+        """Restore what `random_state` returned."""
+        if self.asynchronous:
+            self._module().set_rng_state(state)
+        else:
+            torch.set_rng_state(state)
+
+    def _module(self) -> Any:
+        return torch.get_device_module(self.kind)
+
+
+@functools.lru_cache(maxsize=1)
+def current() -> Device:
+    """The device of this process: NPU, else CUDA, else CPU; ``MINDSPEED_IFT_DEVICE`` overrides.
+
+    The index is ``LOCAL_RANK`` modulo the number of devices.
+    """
+    wanted = os.environ.get("MINDSPEED_IFT_DEVICE", "")
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if wanted in ("", "npu") and _npu_available():
+        index = rank % torch.get_device_module("npu").device_count()
+        return _accelerator("npu", index, "hccl", "torch_npu finds an NPU")
+    if wanted in ("", "cuda") and torch.cuda.is_available():
+        return _accelerator("cuda", rank % torch.cuda.device_count(), "nccl", "torch finds a CUDA device")
+    if wanted not in ("", "cpu"):
+        raise RuntimeError(f"MINDSPEED_IFT_DEVICE={wanted}, but torch finds no such device")
+    reason = "MINDSPEED_IFT_DEVICE=cpu" if wanted else "no NPU and no CUDA device"
+    return Device("cpu", 0, "gloo", reason, reference, "plain torch")
+
+
+def prepare(device: Device) -> None:
+    """Make ``torch.cuda`` mean ``device`` for Megatron-core. Call before its first import (`mcore` does)."""
+    if device.kind == "cpu":
+        from mindspeed_ift.devices import without_cuda
+
+        without_cuda.install()
+    elif device.kind == "npu":
+        from torch_npu.contrib import transfer_to_npu  # noqa: F401 - importing it redirects torch.cuda
+    if device.asynchronous:
+        device._module().set_device(device.index)
+
+
+def _accelerator(kind: str, index: int, backend: str, reason: str) -> Device:
+    return Device(kind, index, backend, reason, reference, f"plain torch (no fused {kind} kernels yet)")
+
+
+def _npu_available() -> bool:
+    if importlib.util.find_spec("torch_npu") is None:
+        return False
+    import torch_npu  # noqa: F401 - registers the device type
+
+    return torch.get_device_module("npu").is_available()

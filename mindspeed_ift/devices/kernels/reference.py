@@ -1,0 +1,60 @@
+"""Kernels in plain torch, for every device: attention over boundaries and RMSNorm."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+# Shapes: B rows of a micro-batch, S positions of a row, T = B * S flattened, N query heads, G key/value heads, D head size.
+
+
+def attention(query_SBND: Tensor, key_SBGD: Tensor, value_SBGD: Tensor, boundaries: Tensor | None) -> Tensor:
+    """Causal attention within each row, or within each segment of the flattened rows.
+
+    Args:
+        query_SBND: ``[S, B, N, D]``, any float dtype.
+        key_SBGD: ``[S, B, G, D]``; ``G`` divides ``N`` (grouped queries, keys are not repeated).
+        value_SBGD: ``[S, B, G, D]``.
+        boundaries: int32 ``[n + 1]`` on the host, cumulative segment ends over rows laid one after another
+            (``0 .. B * S``), or None for one segment a row.
+
+    Returns:
+        ``[S, B, N, D]`` in the dtype of the query.
+
+    Source: Vaswani et al. 2017; scale ``D ** -0.5``.
+    """
+    query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query_SBND, key_SBGD, value_SBGD))
+    if boundaries is None:
+        return _causal(query, key, value).permute(2, 0, 1, 3)
+    batch, _, length, _ = query.shape
+    parts = []
+    for row in range(batch):
+        for start, stop in _segments_of_row(boundaries, row * length, (row + 1) * length):
+            piece = slice(start, stop)
+            parts.append(_causal(query[row : row + 1, :, piece], key[row : row + 1, :, piece], value[row : row + 1, :, piece]))
+    rows = torch.cat(parts, dim=2)  # [1, N, B * S, D]
+    return rows.unflatten(2, (batch, length))[0].permute(2, 1, 0, 3)
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return functional.scaled_dot_product_attention(
+        query, key, value, is_causal=True, enable_gqa=query.shape[1] != key.shape[1]
+    )
+
+
+def _segments_of_row(boundaries: Tensor, start: int, stop: int) -> list[tuple[int, int]]:
+    """(from, to) of each segment inside flattened positions ``start..stop``, relative to ``start``."""
+    ends = boundaries.tolist()
+    return [(low - start, high - start) for low, high in zip(ends[:-1], ends[1:], strict=True) if start <= low < stop and high > low]
+
+
+def rms_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """``hidden / rms(hidden) * weight`` over the last dimension, in the dtype of ``hidden``.
+
+    The mean square is taken in fp32 and the result rounded before the weight is applied, as Hugging Face's Qwen3RMSNorm
+    does, so that bf16 agrees with it bit for bit.
+    """
+    wide = hidden.float()
+    scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
+    return weight * scaled.to(hidden.dtype)

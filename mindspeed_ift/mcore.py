@@ -1,0 +1,59 @@
+"""What we use of Megatron-core, under one roof: the device is prepared, then these names are imported.
+
+Everything else in this package takes Megatron's names from here, so that what we depend on can be read in one place
+and no module imports Megatron before its ``torch.cuda`` means the current device.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import warnings
+
+from mindspeed_ift.config.errors import RunError
+from mindspeed_ift.devices import device as _device
+
+SUPPORTED_VERSIONS = ("0.16.",)
+"""Prefixes of the megatron-core versions that the tests run on."""
+
+_version = importlib.metadata.version("megatron-core")
+if not _version.startswith(SUPPORTED_VERSIONS):
+    raise RunError(f"megatron-core {_version} is installed, 0.16.1 is needed: pip install megatron-core==0.16.1")
+
+_device.prepare(_device.current())
+
+# Without apex and TransformerEngine each of these modules warns that it falls back; ours replace the fallbacks.
+logging.getLogger("megatron.core").setLevel(logging.ERROR)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from megatron.core import parallel_state, tensor_parallel
+    from megatron.core.distributed import (
+        DistributedDataParallel,
+        DistributedDataParallelConfig,
+        finalize_model_grads,
+    )
+    from megatron.core.models.gpt import GPTModel
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.core.transformer import TransformerConfig
+    from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+
+__all__ = [
+    "DistributedDataParallel",
+    "DistributedDataParallelConfig",
+    "GPTModel",
+    "OptimizerConfig",
+    "OptimizerParamScheduler",
+    "ProcessGroupCollection",
+    "TransformerBlockSubmodules",
+    "TransformerConfig",
+    "finalize_model_grads",
+    "get_forward_backward_func",
+    "get_gpt_layer_local_spec",
+    "get_megatron_optimizer",
+    "parallel_state",
+    "tensor_parallel",
+]
