@@ -1,7 +1,7 @@
 """What Megatron-core must be told where there is no CUDA.
 
-Megatron-core writes ``torch.cuda`` and ``device="cuda"`` in its own modules. An import hook gives each of its modules a
-stand-in of torch whose ``cuda`` is the CPU; torch itself stays as it is for everybody else (patching it globally breaks
+Megatron-core writes ``torch.cuda`` and ``device="cuda"`` in its own modules. An import hook gives each of them a
+stand-in of torch whose ``cuda`` is the CPU; torch itself stays as it is for everybody else (patching it for all breaks
 ``torch.device("meta")`` contexts in other libraries without a word). Only the Tensor and Module methods that name a
 device are patched for all, and they act on nothing but "cuda".
 """

