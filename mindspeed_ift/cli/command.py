@@ -32,7 +32,9 @@ def _guarded(main: Main, argv: list[str], debug: bool) -> int:
         return _report(error, str(error), 1, debug)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _report(error, f"no space left on the disk ({error.filename or error}); free some and run again", 1, debug)
+            return _report(
+                error, f"no space left on the disk ({error.filename or error}); free some and run again", 1, debug
+            )
         return _report(error, str(error), 1, debug)
     except KeyboardInterrupt as error:
         return _report(error, "interrupted", 130, debug)

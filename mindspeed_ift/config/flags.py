@@ -40,7 +40,12 @@ class Parsed:
 
 
 def parse(
-    config_class: type[Config], argv: list[str], *, program: str, description: str = "", accepted: Accepted | None = None
+    config_class: type[Config],
+    argv: list[str],
+    *,
+    program: str,
+    description: str = "",
+    accepted: Accepted | None = None,
 ) -> Config:
     """Fill ``config_class`` from a command line; see `parse_with_origins`."""
     return parse_with_origins(config_class, argv, program=program, description=description, accepted=accepted).config

@@ -20,9 +20,9 @@ class LayoutFlags:
     """Split norms and residuals over the tensor parallel devices along the sequence (SP); needs TP over 1."""
     context_parallel_size: int = 1
     """Devices that share one sequence (CP). Not yet: only 1."""
-    context_parallel_algo: Literal[
-        "megatron_cp_algo", "ulysses_cp_algo", "hybrid_cp_algo", "kvallgather_cp_algo"
-    ] = "megatron_cp_algo"
+    context_parallel_algo: Literal["megatron_cp_algo", "ulysses_cp_algo", "hybrid_cp_algo", "kvallgather_cp_algo"] = (
+        "megatron_cp_algo"
+    )
     """How a sequence is shared when --context-parallel-size is over 1."""
     expert_model_parallel_size: int = 1
     """Devices that share the experts of a mixture (EP). Not yet: only 1."""

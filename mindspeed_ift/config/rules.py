@@ -32,7 +32,9 @@ def check_layout(config: TuneConfig, architecture: Architecture, layout: Layout)
         ("feed-forward columns", architecture.ffn_hidden_size),
     ):
         if count % layout.tensor:
-            raise UserError(f"--tensor-model-parallel-size {layout.tensor} does not divide {count} {name}; choose a divisor")
+            raise UserError(
+                f"--tensor-model-parallel-size {layout.tensor} does not divide {count} {name}; choose a divisor"
+            )
     layout.stage_layers(architecture.num_layers)
     num_micro_batches(config, layout)
     _sequence_fits(config, layout)
@@ -124,7 +126,9 @@ def _schedule(config: TuneConfig) -> None:
 def _warmup_fits(config: TuneConfig) -> None:
     decay = config.optimizer.lr_decay_iters or config.optimizer.train_iters or 0
     if config.optimizer.lr_warmup_iters >= decay:
-        raise UserError(f"--lr-warmup-iters {config.optimizer.lr_warmup_iters} must be less than the {decay} decay steps")
+        raise UserError(
+            f"--lr-warmup-iters {config.optimizer.lr_warmup_iters} must be less than the {decay} decay steps"
+        )
 
 
 def _sequence_parallel(config: TuneConfig) -> None:

@@ -349,9 +349,7 @@ def _recognize(first: Record, where: str, map_keys: Mapping[str, Any]) -> type[A
         messages = first.get(column)
         message = messages[0] if isinstance(messages, list) and messages and isinstance(messages[0], dict) else {}
         return (
-            SharegptFormat
-            if "from" in message or column == "conversations" and "role" not in message
-            else OpenAIFormat
+            SharegptFormat if "from" in message or column == "conversations" and "role" not in message else OpenAIFormat
         )
     if map_keys or "instruction" in first:
         return AlpacaFormat

@@ -118,8 +118,7 @@ class IndexedColumn:
         _, version, code, count, documents = _HEADER.unpack(head)
         if version != _VERSION:
             raise UserError(
-                f"{index} has index version {version}, this program reads version {_VERSION}; prepare the"
-                " dataset again"
+                f"{index} has index version {version}, this program reads version {_VERSION}; prepare the dataset again"
             )
         if code not in _DTYPES:
             raise UserError(

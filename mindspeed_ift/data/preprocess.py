@@ -77,9 +77,7 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print) 
     chunks = _counted(encode_all(job, tokenizer, records, config.workers), ledger, config.log_interval, report)
     facts = {**_facts(config, files), **_token_facts(template, tokenizer, job)}
     is_text = isinstance(form, TextFormat)
-    with DatasetWriter(
-        config.output_prefix, form.json_keys if is_text else COLUMNS, packed_name=not is_text
-    ) as writer:
+    with DatasetWriter(config.output_prefix, form.json_keys if is_text else COLUMNS, packed_name=not is_text) as writer:
         if is_text:
             counts = _write_text(writer, chunks, form.json_keys)
         elif config.pack:

@@ -32,7 +32,9 @@ def attention(query_SBND: Tensor, key_SBGD: Tensor, value_SBGD: Tensor, boundari
     for row in range(batch):
         for start, stop in _segments_of_row(boundaries, row * length, (row + 1) * length):
             piece = slice(start, stop)
-            parts.append(_causal(query[row : row + 1, :, piece], key[row : row + 1, :, piece], value[row : row + 1, :, piece]))
+            parts.append(
+                _causal(query[row : row + 1, :, piece], key[row : row + 1, :, piece], value[row : row + 1, :, piece])
+            )
     rows = torch.cat(parts, dim=2)  # [1, N, B * S, D]
     return rows.unflatten(2, (batch, length))[0].permute(2, 1, 0, 3)
 
@@ -46,7 +48,11 @@ def _causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def _segments_of_row(boundaries: Tensor, start: int, stop: int) -> list[tuple[int, int]]:
     """(from, to) of each segment inside flattened positions ``start..stop``, relative to ``start``."""
     ends = boundaries.tolist()
-    return [(low - start, high - start) for low, high in zip(ends[:-1], ends[1:], strict=True) if start <= low < stop and high > low]
+    return [
+        (low - start, high - start)
+        for low, high in zip(ends[:-1], ends[1:], strict=True)
+        if start <= low < stop and high > low
+    ]
 
 
 def rms_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:

@@ -53,9 +53,7 @@ def test_prompts_or_the_last_answer(tokenizer: Tokenizer) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("template", "end"), [("qwen", "b<|im_end|><|im_end|>"), ("qwen3", "b<|im_end|>\n<|im_end|>")]
-)
+@pytest.mark.parametrize(("template", "end"), [("qwen", "b<|im_end|><|im_end|>"), ("qwen3", "b<|im_end|>\n<|im_end|>")])
 def test_end_of_document(tokenizer: Tokenizer, template: str, end: str) -> None:
     assert learnt(tokenizer, encode(tokenizer, talk("a", "b"), template, append_eod=True)) == end
 

@@ -77,8 +77,7 @@ def test_manifest_tells_what_is_there(config: PreprocessConfig, tokenizer: Path)
         loaded.vocab_size,
     )
     assert (
-        manifest["turn_end_ids"] == loaded.encode("<|im_end|>\n")
-        and manifest["tokenizer_sha256"] == loaded.fingerprint
+        manifest["turn_end_ids"] == loaded.encode("<|im_end|>\n") and manifest["tokenizer_sha256"] == loaded.fingerprint
     )
     for name, file in manifest["files"].items():
         content = (Path(config.output_prefix).parent / name).read_bytes()

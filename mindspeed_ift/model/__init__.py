@@ -1,0 +1,1 @@
+"""Megatron-core's GPT as Qwen3. Read `build.py`, then `backend.py`, `attention.py`, `rotary.py`, `head.py`."""

@@ -1,0 +1,46 @@
+"""Layer specs: which class serves as norm and core attention. The seam that replaces patching."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mindspeed_ift.devices.device import current
+from mindspeed_ift.mcore import TransformerBlockSubmodules, TransformerConfig, get_gpt_layer_local_spec
+from mindspeed_ift.model.attention import BoundaryAttention
+
+
+class RMSNorm(nn.Module):
+    """RMSNorm through the device's kernel; Megatron's own refuses sequence parallelism.
+
+    Args:
+        config: says whether the input is split along the sequence.
+        hidden_size: size of the last dimension.
+        eps: added to the mean square.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=current().torch_device))
+        # Under sequence parallelism each tensor rank sees part of the positions; Megatron sums these gradients.
+        self.weight.sequence_parallel = config.sequence_parallel
+        self.eps = eps
+        self.kernel = current().kernels.rms_norm
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Normalize the last dimension of ``hidden``."""
+        return self.kernel(hidden, self.weight, self.eps)
+
+
+def block_spec(config: TransformerConfig, num_layers: int, qk_layernorm: bool) -> TransformerBlockSubmodules:
+    """The spec of one stage's layers: Megatron's local layers with our norm and attention."""
+    layer = get_gpt_layer_local_spec(qk_layernorm=qk_layernorm, normalization="RMSNorm")
+    parts = layer.submodules
+    parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
+    attention = parts.self_attention.submodules
+    attention.core_attention = BoundaryAttention
+    if qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)

@@ -1,0 +1,159 @@
+"""Architecture and layout in, this rank's stage of a Megatron-core GPT out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mindspeed_ift.config.architecture import Architecture
+from mindspeed_ift.devices.device import current
+from mindspeed_ift.mcore import GPTModel, TransformerConfig
+from mindspeed_ift.model import head
+from mindspeed_ift.model.backend import block_spec
+from mindspeed_ift.model.rotary import PositionRotary
+from mindspeed_ift.parallel.groups import Groups
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What a model is built with besides its architecture.
+
+    Attributes:
+        padded_vocab: rows of the embedding over all tensor ranks.
+        dtype: of weights and activations.
+        variable_lengths: micro-batches differ in length, so pipeline stages tell each other their shapes.
+        recompute: granularity, method and number of layers as in Megatron's flags, or empty.
+        loss_chunk_size: learnt positions whose logits exist at once; None keeps all.
+    """
+
+    padded_vocab: int
+    dtype: torch.dtype = torch.float32
+    variable_lengths: bool = False
+    recompute: tuple[str | None, str | None, int | None] = (None, None, None)
+    loss_chunk_size: int | None = None
+
+
+class Qwen3Model(GPTModel):
+    """Megatron's GPT with rotary from position ids and a head on learnt positions.
+
+    Both overridden methods keep Megatron's names; everything between embedding and head is Megatron's own.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, architecture: Architecture, options: ModelOptions, groups: Groups
+    ) -> None:
+        layers = groups.layout.stage_layers(architecture.num_layers)[groups.pipeline_rank]
+        super().__init__(
+            config,
+            block_spec(config, len(layers), architecture.qk_layernorm),
+            vocab_size=options.padded_vocab,
+            max_sequence_length=architecture.max_position_embeddings,
+            pre_process=groups.first_stage,
+            post_process=groups.last_stage,
+            share_embeddings_and_output_weights=architecture.tied,
+            position_embedding_type="rope",
+            rotary_base=architecture.rotary_base,
+            pg_collection=groups.collection,
+        )
+        self.architecture, self.options, self.layer_numbers = architecture, options, layers
+        self.rotary_pos_emb = PositionRotary(architecture.kv_channels, architecture.rotary_base)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        position_ids: Tensor,
+        boundaries: Tensor | None,
+        labels: Tensor | None = None,
+        loss_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Run this stage on a micro-batch.
+
+        Args:
+            tokens: int64 ``[B, S]``.
+            position_ids: int64 ``[B, S]``.
+            boundaries: int32 ``[n + 1]`` on the host, or None.
+            labels: int64 ``[B, S]``, shifted; None asks for logits.
+            loss_mask: fp32 ``[B, S]``.
+
+        Returns:
+            Hidden states for the next stage, on the last stage the loss sum (fp32 scalar), or without labels this tensor
+            rank's logits ``[B, S, padded vocabulary / TP]``.
+        """
+        self.rotary_pos_emb.set_positions(position_ids)
+        return super().forward(tokens, position_ids, boundaries, labels=labels, loss_mask=loss_mask)
+
+    def _postprocess(
+        self, hidden_states: Tensor, *_: Any, labels: Tensor | None = None, loss_mask: Tensor | None = None, **__: Any
+    ) -> Tensor:
+        if not self.post_process:
+            return hidden_states
+        shared = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if shared else self.output_layer.weight
+        if labels is None:
+            return self.output_layer(hidden_states, weight=weight)[0].transpose(0, 1).contiguous()
+        return head.loss_sum(
+            hidden_states,
+            weight,
+            labels,
+            loss_mask,
+            vocab_size=self.architecture.vocab_size,
+            groups=self.pg_collection,
+            sequence_parallel=self.config.sequence_parallel,
+            chunk_size=self.options.loss_chunk_size,
+        )
+
+
+def build_model(architecture: Architecture, options: ModelOptions, groups: Groups) -> Qwen3Model:
+    """Build this rank's stage with fresh weights on the current device."""
+    config = transformer_config(architecture, options, groups)
+    model = Qwen3Model(config, architecture, options, groups)
+    return model.to(device=current().torch_device, dtype=options.dtype)
+
+
+def transformer_config(architecture: Architecture, options: ModelOptions, groups: Groups) -> TransformerConfig:
+    """Megatron's TransformerConfig for a Qwen3 in this layout."""
+    granularity, method, num_layers = options.recompute
+    full = granularity == "full"
+    return TransformerConfig(
+        num_layers=architecture.num_layers,
+        hidden_size=architecture.hidden_size,
+        ffn_hidden_size=architecture.ffn_hidden_size,
+        num_attention_heads=architecture.num_attention_heads,
+        num_query_groups=architecture.num_query_groups,
+        kv_channels=architecture.kv_channels,
+        qk_layernorm=architecture.qk_layernorm,
+        add_qkv_bias=architecture.add_qkv_bias,
+        add_bias_linear=False,
+        normalization="RMSNorm",
+        layernorm_epsilon=architecture.norm_epsilon,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        init_method_std=architecture.init_method_std,
+        # Drawn whole on the host and then cut: every layout starts from the same weights.
+        use_cpu_initialization=True,
+        tensor_model_parallel_size=groups.layout.tensor,
+        pipeline_model_parallel_size=groups.layout.pipeline,
+        sequence_parallel=groups.layout.sequence_parallel,
+        params_dtype=options.dtype,
+        pipeline_dtype=options.dtype,
+        bf16=options.dtype is torch.bfloat16,
+        variable_seq_lengths=options.variable_lengths,
+        # gloo sends from the tensor's own storage; freeing it while a send is in flight corrupts data without a word.
+        deallocate_pipeline_outputs=False,
+        calculate_per_token_loss=True,
+        recompute_granularity=granularity,
+        recompute_method=method,
+        recompute_num_layers=(num_layers or 1) if full else None,
+        # Fusions that need CUDA extensions; the device's kernels are chosen by the specs instead.
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        gradient_accumulation_fusion=False,
+        masked_softmax_fusion=False,
+        persist_layer_norm=False,
+        apply_rope_fusion=False,
+    )

@@ -1,0 +1,102 @@
+"""A layout in, this rank's coordinates and process groups out."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from mindspeed_ift.config.layout import Layout
+from mindspeed_ift.devices.device import Device
+from mindspeed_ift.mcore import ProcessGroupCollection, parallel_state, tensor_parallel
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Where this process stands in the layout, and whom it talks to.
+
+    Attributes:
+        layout: the degrees of parallelism.
+        rank: number of this process in the world.
+        tensor_rank: position among the tensor parallel peers.
+        pipeline_rank: pipeline stage.
+        data_rank: position among the data parallel replicas.
+        collection: Megatron's process groups, for its constructors.
+    """
+
+    layout: Layout
+    rank: int
+    tensor_rank: int
+    pipeline_rank: int
+    data_rank: int
+    collection: ProcessGroupCollection
+
+    @property
+    def first_stage(self) -> bool:
+        """Whether this rank embeds tokens."""
+        return self.pipeline_rank == 0
+
+    @property
+    def last_stage(self) -> bool:
+        """Whether this rank computes the loss."""
+        return self.pipeline_rank == self.layout.pipeline - 1
+
+    @property
+    def model_writer(self) -> bool:
+        """Whether this rank writes its model shard: one replica does it for all."""
+        return self.data_rank == 0
+
+    def sum_over_data(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum ``values`` in place over the data parallel replicas."""
+        dist.all_reduce(values, group=self.collection.dp_cp)
+        return values
+
+    def from_last_stage(self, values: torch.Tensor) -> torch.Tensor:
+        """Overwrite ``values`` on every pipeline stage with those of the last stage."""
+        if self.layout.pipeline > 1:
+            dist.broadcast(values, parallel_state.get_pipeline_model_parallel_last_rank(), group=self.collection.pp)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        dist.barrier()
+
+
+def start(
+    layout: Layout, device: Device, *, seed: int, backend: str | None = None, timeout_minutes: int = 30
+) -> Groups:
+    """Join the world (``RANK``, ``WORLD_SIZE``, ... as torchrun sets them) and build the groups of ``layout``.
+
+    ``seed`` starts Megatron's random generators, which fresh weights are drawn from.
+    """
+    if not dist.is_initialized():
+        for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "29500")):
+            os.environ.setdefault(name, value)
+        dist.init_process_group(backend or device.backend, timeout=timedelta(minutes=timeout_minutes))
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tensor, pipeline_model_parallel_size=layout.pipeline
+    )
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+    return Groups(
+        layout=layout,
+        rank=dist.get_rank(),
+        tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+        pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        data_rank=parallel_state.get_data_parallel_rank(),
+        collection=ProcessGroupCollection.use_mpu_process_groups(),
+    )
+
+
+def stop() -> None:
+    """Leave the world: groups are taken apart in Megatron's state and in torch.distributed."""
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def world_size() -> int:
+    """Processes that torchrun started, before the world is joined."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
