@@ -1,0 +1,85 @@
+"""Megatron-core's optimizer and schedule from the flags."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+
+from mindspeed_ift.config.layout import LayoutFlags
+from mindspeed_ift.config.tuning import OptimizerFlags
+from mindspeed_ift.mcore import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    OptimizerConfig,
+    OptimizerParamScheduler,
+    finalize_model_grads,
+    get_megatron_optimizer,
+)
+from mindspeed_ift.model.build import Qwen3Model
+
+
+def wrap(model: Qwen3Model, layout: LayoutFlags) -> DistributedDataParallel:
+    """Give the model gradient buffers in fp32 and the reduction over replicas."""
+    options = DistributedDataParallelConfig(
+        use_distributed_optimizer=layout.use_distributed_optimizer,
+        overlap_grad_reduce=layout.overlap_grad_reduce,
+        overlap_param_gather=layout.overlap_param_gather,
+        grad_reduce_in_fp32=True,
+    )
+    return DistributedDataParallel(model.config, options, model)
+
+
+def build_optimizer(model: DistributedDataParallel, flags: OptimizerFlags, layout: LayoutFlags) -> Any:
+    """Megatron's AdamW over ``model``, and the hooks its schedule needs in the model's config.
+
+    Weight decay spares biases and norms (Megatron's rule: one-dimensional parameters).
+    """
+    config = OptimizerConfig(
+        optimizer="adam",
+        lr=flags.lr,
+        min_lr=flags.min_lr,
+        weight_decay=flags.weight_decay,
+        adam_beta1=flags.adam_beta1,
+        adam_beta2=flags.adam_beta2,
+        adam_eps=flags.adam_eps,
+        clip_grad=flags.clip_grad,
+        bf16=flags.bf16,
+        params_dtype=torch.bfloat16 if flags.bf16 else torch.float32,
+        use_distributed_optimizer=layout.use_distributed_optimizer,
+        overlap_param_gather=layout.overlap_param_gather,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer = get_megatron_optimizer(config, [model])
+    core = model.config
+    core.finalize_model_grads_func = finalize_model_grads
+    core.grad_scale_func = optimizer.scale_loss
+    if layout.overlap_grad_reduce:
+        core.no_sync_func = model.no_sync
+    if layout.overlap_param_gather:
+        core.param_sync_func = model.start_param_sync
+    return optimizer
+
+
+def build_schedule(optimizer: Any, flags: OptimizerFlags) -> OptimizerParamScheduler:
+    """Warm-up, then constant, linear or cosine decay, counted in steps. The first step already has a learning rate."""
+    assert flags.train_iters is not None
+    decay = flags.lr_decay_iters or flags.train_iters
+    warmup = flags.lr_warmup_iters
+    if flags.lr_warmup_fraction is not None:
+        warmup = int(flags.lr_warmup_fraction * decay)
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=flags.lr_warmup_init,
+        max_lr=flags.lr,
+        min_lr=flags.min_lr,
+        lr_warmup_steps=warmup,
+        lr_decay_steps=decay,
+        lr_decay_style=flags.lr_decay_style,
+        start_wd=flags.weight_decay,
+        end_wd=flags.weight_decay,
+        wd_incr_steps=decay,
+        wd_incr_style="constant",
+    )
