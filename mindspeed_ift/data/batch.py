@@ -1,42 +1,48 @@
-"""Samples -> Batch in three sequence modes. Labels are shifted here, once, before anything is split."""
+"""Samples in, one micro-batch of tensors out: the three sequence modes.
+
+This is the one place where labels are shifted: before it ``labels[i]`` belongs to ``tokens[i]``, after it ``labels[i]``
+is the token after ``tokens[i]``. Nothing that splits a batch (context parallel, pipeline) can then lose a target.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.data.boundaries import BoundarySource
+from mindspeed_ift.data.boundaries import PAD_SEGMENT, BoundarySource
 from mindspeed_ift.data.sample import IGNORED_LABEL, Sample
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch, on the host.
+    """One micro-batch.
 
     Attributes:
         tokens: int64 ``[micro_batch, sequence]``.
-        labels: int64 ``[micro_batch, sequence]``, shifted: the token that follows, 0 where nothing is learnt.
-        loss_mask: fp32 ``[micro_batch, sequence]``, 1 where ``labels`` is learnt, else 0.
+        labels: int64 ``[micro_batch, sequence]``: the token that follows, within the same sample; 0 where nothing is
+            learnt.
+        loss_mask: float32 ``[micro_batch, sequence]``: 1 where the label is learnt, else 0.
         position_ids: int64 ``[micro_batch, sequence]``.
-        boundaries: int32 ``[n + 1]``, cumulative ends of the segments over the rows laid one after another, from 0 to
-            ``micro_batch * sequence``; None: each row is one causal segment.
+        boundaries: int32 ``[n + 1]`` on the host: ends of the segments that may attend within themselves, cumulative
+            over the rows one after another, from 0 to ``micro_batch * sequence``; every end of a row is one of them.
+            None: each row is one segment.
     """
 
     tokens: Tensor
     labels: Tensor
     loss_mask: Tensor
     position_ids: Tensor
-    boundaries: Tensor | None
+    boundaries: Tensor | None = None
 
     @property
-    def learnt_tokens(self) -> float:
-        """Sum of the loss weights."""
-        return float(self.loss_mask.sum())
+    def learnt_tokens(self) -> int:
+        """Number of positions that enter the loss."""
+        return int(torch.count_nonzero(self.loss_mask))
 
 
 @dataclass(frozen=True)
@@ -44,96 +50,130 @@ class FixedLength:
     """Every row is padded to ``seq_length``.
 
     Attributes:
-        seq_length: tokens of a row.
-        pad_id: token that fills a row.
+        seq_length: Tokens of a row.
+        pad_id: Fills rows up. Padding is masked by position, so any id will do, that of a real token too.
     """
 
     seq_length: int
     pad_id: int
+    samples_can_be_cut: ClassVar[bool] = True
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        """Pad ``samples`` to rows."""
-        return _rows(samples, self.seq_length, self.pad_id)
+        """One batch of samples that are no longer than ``seq_length``."""
+        return _collate(samples, self.seq_length, self.pad_id)
 
 
 @dataclass(frozen=True)
 class DynamicLength:
-    """A micro-batch is padded to its longest sample, rounded up.
+    """Every row is padded to the longest of its micro-batch, rounded up.
 
     Attributes:
-        multiple: what the length is rounded up to.
-        pad_id: token that fills a row.
+        seq_length: Most tokens of a sample.
+        multiple: Rows are a multiple of this long.
+        pad_id: See `FixedLength`.
     """
 
+    seq_length: int
     multiple: int
     pad_id: int
+    samples_can_be_cut: ClassVar[bool] = True
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        """Pad ``samples`` to the longest of them."""
-        longest = max(len(sample) for sample in samples)
-        return _rows(samples, -(-longest // self.multiple) * self.multiple, self.pad_id)
+        """One batch of samples that are no longer than ``seq_length``."""
+        return _collate(samples, round_up(max(map(len, samples)), self.multiple), self.pad_id)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows hold several samples; attention stays within each.
+    """Every row holds several samples, which do not see each other when ``reset_attention_mask`` is on.
 
     Attributes:
-        seq_length: tokens of a row.
-        pad_id: token that fills a row.
-        source: where the samples of a row end.
-        reset_attention_mask: attention stays within each sample; off: a row is one causal segment.
-        reset_position_ids: positions restart at each sample.
+        seq_length: Tokens of a row.
+        pad_id: See `FixedLength`. The pads of a row are one segment.
+        boundaries: Tells the samples of a row apart.
+        reset_attention_mask: Attend within each sample. Off: within the row, as if it were one sample.
+        reset_position_ids: Positions start from 0 at each sample (and the pads) instead of at each row.
+        multiple: None pads rows to ``seq_length``; a number pads them to the longest of the micro-batch, rounded up
+            to a multiple of it.
     """
 
     seq_length: int
     pad_id: int
-    source: BoundarySource
+    boundaries: BoundarySource
     reset_attention_mask: bool = True
     reset_position_ids: bool = False
+    multiple: int | None = None
+    samples_can_be_cut: ClassVar[bool] = False
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        """Lay ``samples`` (packed rows) out with their boundaries; the pads of a row are a segment of their own."""
-        ends = [self.source.ends(sample) for sample in samples]
-        # Ours are the pads behind a row that is shorter than the sequence.
-        ends = [row if row[-1] == self.seq_length else np.append(row, self.seq_length) for row in ends]
-        batch = _rows(samples, self.seq_length, self.pad_id, ends)
-        if self.reset_position_ids:
-            for row, row_ends in enumerate(ends):
-                starts = np.concatenate([[0], row_ends[:-1]])
-                lengths = row_ends - starts
-                positions = np.arange(self.seq_length) - np.repeat(starts, lengths)
-                batch.position_ids[row] = torch.from_numpy(positions)
-        if not self.reset_attention_mask:
-            return batch
-        offsets = [row_ends + row * self.seq_length for row, row_ends in enumerate(ends)]
-        boundaries = torch.from_numpy(np.concatenate([[0], *offsets]).astype(np.int32))
-        return Batch(batch.tokens, batch.labels, batch.loss_mask, batch.position_ids, boundaries)
+        """One batch of rows that are no longer than ``seq_length``."""
+        if self.multiple is None:
+            length = self.seq_length
+        else:
+            length = round_up(max(map(len, samples)), self.multiple)
+        segments = np.full((len(samples), length), PAD_SEGMENT, np.int64)
+        for row, sample in zip(segments, samples):
+            row[: len(sample)] = self.boundaries.segments(sample)
+        starts = np.ones((len(samples), length), bool)
+        starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
+        return _collate(
+            samples,
+            length,
+            self.pad_id,
+            attention_starts=starts if self.reset_attention_mask else None,
+            position_starts=starts if self.reset_position_ids else None,
+        )
 
 
 SequenceMode = FixedLength | DynamicLength | Packed
+"""How samples become rows; chosen once, and nothing after it asks which."""
 
 
-def _rows(samples: Sequence[Sample], length: int, pad_id: int, ends: Sequence[np.ndarray] | None = None) -> Batch:
-    """Right-pad samples to rows and shift their labels; padding is known by position, never by token value."""
-    shape = (len(samples), length)
-    tokens = np.full(shape, pad_id, dtype=np.int64)
-    shifted = np.full(shape, IGNORED_LABEL, dtype=np.int64)
-    for row, sample in enumerate(samples):
-        size = len(sample)
-        if size > length:
-            raise UserError(f"a sample of {size} tokens is longer than --seq-length {length}; raise it to {size}")
-        tokens[row, :size] = sample.input_ids
-        shifted[row, : size - 1] = sample.labels[1:]
-        if ends is not None:
-            # The last token of a segment does not predict the first one of the next.
-            shifted[row, ends[row] - 1] = IGNORED_LABEL
-    learnt = shifted != IGNORED_LABEL
-    positions = torch.arange(length).expand(shape).clone()
+def round_up(length: int, multiple: int) -> int:
+    """The smallest multiple of ``multiple`` that is not less than ``length``, at least ``multiple``."""
+    return max(1, -(-length // multiple)) * multiple
+
+
+def _collate(
+    samples: Sequence[Sample],
+    length: int,
+    pad_id: int,
+    attention_starts: np.ndarray | None = None,
+    position_starts: np.ndarray | None = None,
+) -> Batch:
+    """Rows of ``length`` with shifted labels.
+
+    Args:
+        samples: One a row, none longer than ``length``.
+        length: Tokens of a row.
+        pad_id: Fills rows up.
+        attention_starts: bool ``[rows, length]``: where a segment begins (every row does); None: no boundaries.
+        position_starts: bool ``[rows, length]``: where positions begin from 0; None: at each row.
+    """
+    assert max(map(len, samples)) <= length, "a sample longer than its row; it should have been cut or refused"
+    tokens = _rows([sample.input_ids for sample in samples], length, pad_id)
+    following = _rows([sample.labels[1:] for sample in samples], length, IGNORED_LABEL)
+    learnt = following != IGNORED_LABEL
+    boundaries = None
+    if attention_starts is not None:
+        # The last token of a segment must not predict the first of the next.
+        learnt[:, :-1] &= ~attention_starts[:, 1:]
+        boundaries = torch.from_numpy(np.append(np.flatnonzero(attention_starts), tokens.size).astype(np.int32))
+    positions = np.broadcast_to(np.arange(length), tokens.shape)
+    if position_starts is not None:
+        positions = positions - np.maximum.accumulate(np.where(position_starts, positions, 0), axis=1)
     return Batch(
         tokens=torch.from_numpy(tokens),
-        labels=torch.from_numpy(np.where(learnt, shifted, 0)),
+        labels=torch.from_numpy(np.where(learnt, following, 0)),
         loss_mask=torch.from_numpy(learnt.astype(np.float32)),
-        position_ids=positions,
-        boundaries=None,
+        position_ids=torch.from_numpy(np.array(positions, np.int64)),
+        boundaries=boundaries,
     )
+
+
+def _rows(values: Sequence[np.ndarray], length: int, fill: int) -> np.ndarray:
+    """int64 ``[rows, length]``: the values of each row from its start, then ``fill``."""
+    rows = np.full((len(values), length), fill, np.int64)
+    for row, row_values in zip(rows, values):
+        row[: len(row_values)] = row_values
+    return rows

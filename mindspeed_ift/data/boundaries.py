@@ -1,79 +1,136 @@
-"""Where a packed row's samples end: stored by the packer, or read from end-of-document tokens."""
+"""Where the samples of a packed row begin and end: stored by the packer, or read from end-of-document tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.data.dataset import InstructionDataset
+from mindspeed_ift.data.dataset import INSPECTED_ROWS, InstructionDataset
+from mindspeed_ift.data.encode import CUT_NOTE
 from mindspeed_ift.data.sample import IGNORED_LABEL, Sample
 
-_ROWS_TO_INSPECT = 64
+PAD_SEGMENT = 0
+
+
+class BoundarySource(Protocol):
+    """Tells the samples of a packed row apart."""
+
+    def segments(self, sample: Sample) -> np.ndarray:
+        """int ``[n]``: tokens of one sample have one number, neighbours another; `PAD_SEGMENT` for pads."""
+        ...
 
 
 @dataclass(frozen=True)
 class StoredBoundaries:
-    """Boundaries as neat-pack's attention_mask stores them: a new segment wherever its value changes."""
+    """Neat-pack's attention_mask column: 1..k for the samples of a row, 0 for its pads."""
 
-    def ends(self, sample: Sample) -> np.ndarray:
-        """Ends of the segments inside the row, int64, ascending, the last one the row's length."""
-        assert sample.segments is not None
-        changes = np.flatnonzero(np.diff(sample.segments)) + 1
-        return np.append(changes, len(sample))
+    def segments(self, sample: Sample) -> np.ndarray:
+        """See `BoundarySource`."""
+        assert sample.segments is not None, "the dataset stores no boundaries"
+        return sample.segments
 
 
 @dataclass(frozen=True)
-class EndOfDocumentBoundaries:
-    """Boundaries behind a mark in the tokens; what follows the last mark without a learnt label is padding.
+class WholeRow:
+    """One sample a row: the dataset is known not to be packed."""
+
+    def segments(self, sample: Sample) -> np.ndarray:
+        """See `BoundarySource`."""
+        return np.ones(len(sample), np.int32)
+
+
+@dataclass(frozen=True)
+class EndOfDocument:
+    """A sample ends with a mark of one or more tokens; what stands after the last mark is the rest, then pads.
 
     Attributes:
-        mark: the tokens that end a document: the eod alone for text, the closing of a turn and the eod for a template
-            whose turns close in that same token (``--append-eod`` leaves it).
+        mark: Token ids that end a sample.
+        learnt: The last token of a mark is learnt. ``--append-eod`` learns it, whereas pads with the same id are not.
     """
 
     mark: tuple[int, ...]
+    learnt: bool
+
+    def segments(self, sample: Sample) -> np.ndarray:
+        """See `BoundarySource`."""
+        ends, run = self.ends(sample), _last_run(sample)
+        # Pads may have the id of the mark: at most one mark then ends within their run, that of an unlearnt document.
+        ends = ends[ends <= (run if run in ends else run + 1)]
+        begins = np.zeros(len(sample) + 1, np.int32)
+        begins[ends] = 1
+        segments = np.cumsum(begins[:-1], dtype=np.int32) + 1
+        if len(ends) and ends[-1] >= run:
+            segments[ends[-1] :] = PAD_SEGMENT
+        return segments
+
+    def is_marked(self, sample: Sample) -> bool:
+        """Whether a mark stands in this row, pads apart."""
+        return bool((self.ends(sample) <= _last_run(sample)).any())
 
     def ends(self, sample: Sample) -> np.ndarray:
-        """Ends of the segments inside the row, int64, ascending, the last one the row's length."""
+        """int64 ``[k]``: positions just after each mark."""
         ids, size = sample.input_ids, len(self.mark)
-        hits = np.ones(max(len(ids) - size + 1, 0), dtype=bool)
-        for offset, token in enumerate(self.mark):
-            hits &= ids[offset : offset + len(hits)] == token
-        ends = np.flatnonzero(hits) + size
-        return ends if len(ends) and ends[-1] == len(ids) else np.append(ends, len(ids))
-
-
-BoundarySource = StoredBoundaries | EndOfDocumentBoundaries
+        if len(ids) < size:
+            return np.zeros(0, np.int64)
+        found = np.ones(len(ids) - size + 1, bool)
+        for place, token in enumerate(self.mark):
+            found &= ids[place : len(ids) - size + 1 + place] == token
+        if self.learnt:
+            found &= sample.labels[size - 1 :] != IGNORED_LABEL
+        return np.flatnonzero(found) + size
 
 
 def choose_boundaries(dataset: InstructionDataset, eod_id: int, turn_end_ids: Sequence[int]) -> BoundarySource:
-    """How the boundaries of ``dataset`` are known.
+    """How to tell the samples of this dataset's rows apart.
+
+    Stored boundaries where there are some. Otherwise after each end-of-document token; where the template's turns end
+    in that token, cutting at each would part answers from their questions, so there only the mark that
+    ``--append-eod`` leaves counts: an end of turn with the token directly after it.
 
     Args:
-        dataset: packed rows.
-        eod_id: the token that ``--append-eod`` puts behind a document.
-        turn_end_ids: the tokens that close an assistant's turn in the template; empty for plain text.
+        dataset: The dataset.
+        eod_id: End-of-document token.
+        turn_end_ids: Token ids that close an answer in the template; empty for plain text.
 
     Raises:
-        UserError: the template's turns end in the eod, and no row holds the doubled mark of ``--append-eod``.
+        UserError: The dataset is packed and its boundaries cannot be found.
     """
     if dataset.has_segments:
         return StoredBoundaries()
-    if eod_id not in turn_end_ids:
-        return EndOfDocumentBoundaries((eod_id,))
-    marked = EndOfDocumentBoundaries((*turn_end_ids, eod_id))
-    rows = range(min(len(dataset), _ROWS_TO_INSPECT))
-    if not any(len(marked.ends(dataset[row])) > 1 for row in rows):
+    manifest = dataset.manifest
+    if manifest is not None and not manifest["pack"] and turn_end_ids:
+        return WholeRow()
+    ambiguous = eod_id in turn_end_ids
+    source = EndOfDocument((*turn_end_ids, eod_id) if ambiguous else (eod_id,), learnt=ambiguous)
+    remedy = "prepare it again with --neat-pack, which stores them, or leave out --reset-attention-mask"
+    cut = 0 if manifest is None else manifest.get("ledger", {}).get("noted", {}).get(CUT_NOTE, {}).get("count", 0)
+    if ambiguous and cut:
         raise UserError(
-            f"--data-path {dataset.prefix}: the rows store no boundaries, and every turn ends in the end-of-document token "
-            f"{eod_id}, so cutting there would part answers from questions; pack the data again with --neat-pack"
+            f"dataset {dataset.prefix}: {cut} of its samples were cut and end without the mark that shows where a"
+            f" packed sample ends; {remedy}"
         )
-    return marked
+    rows = [dataset[number] for number in range(min(len(dataset), INSPECTED_ROWS))]
+    if any(source.is_marked(row) for row in rows) or all(_answers(row.labels) <= 1 for row in rows):
+        return source
+    raise UserError(
+        f"dataset {dataset.prefix} does not say where the samples of a packed row end (no boundaries stored, no"
+        f" end-of-document token between samples); {remedy}"
+    )
 
 
-def learnt_positions(sample: Sample) -> int:
-    """Tokens of a sample that carry a label."""
-    return int((sample.labels != IGNORED_LABEL).sum())
+def _answers(labels: np.ndarray) -> int:
+    """Number of runs of learnt tokens."""
+    learnt = labels != IGNORED_LABEL
+    return int(np.count_nonzero(learnt[1:] & ~learnt[:-1])) + int(learnt[:1].any())
+
+
+def _last_run(sample: Sample) -> int:
+    """Where the tokens begin that end a row, are all of one id and not learnt (as pads are); else its length."""
+    if not len(sample):
+        return 0
+    other = np.flatnonzero((sample.input_ids != sample.input_ids[-1]) | (sample.labels != IGNORED_LABEL))
+    return int(other[-1]) + 1 if len(other) else 0

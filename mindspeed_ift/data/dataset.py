@@ -1,140 +1,148 @@
-"""Indexed dataset -> Sample: its columns, its split, the order of its samples, and the position to resume from."""
+"""Files of an indexed dataset in, samples out; and the checks that tell at the start whether they fit.
+
+Reads what preprocess.py writes and what MindSpeed-LLM writes (which has no manifest). Nothing is copied into memory:
+a sample is a view of the mapped files.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.indexed import IndexedColumn, column_path, manifest_path, read_manifest
-from mindspeed_ift.data.sample import Sample
+from mindspeed_ift.data.sample import IGNORED_LABEL, Sample
 
-_ROWS_TO_INSPECT = 64
+COLUMNS = ("input_ids", "labels", "attention_mask")
+INSPECTED_ROWS = 64
+"""So many rows are looked at where only the data itself can tell how it was made."""
+
+_COLUMN_SUFFIX = re.compile(r"_packed_.*$|\.(bin|idx)$|_manifest\.json$")
+_VALUES_AT_ONCE = 1 << 22
 
 
 class InstructionDataset:
-    """The samples of ``<prefix>_packed_{input_ids,labels,attention_mask}_document``, read from the memory map.
+    """Instruction data on disk: document number -> `Sample`.
 
     Args:
-        prefix: ``--output-prefix`` of the data preparation.
+        prefix: ``--output-prefix`` of preprocess_data.py: the path before ``_packed_input_ids_document``.
 
     Raises:
-        UserError: a missing, damaged or empty column; columns of different lengths; files that the manifest contradicts.
+        UserError: Files are missing, hold nothing, were cut, or do not belong together.
     """
 
     def __init__(self, prefix: str | Path) -> None:
         self.prefix = str(prefix)
-        if not Path(column_path(prefix, "input_ids") + ".idx").is_file():
-            raise UserError(
-                f"--data-path {prefix}: {column_path(prefix, 'input_ids')}.idx is missing; "
-                "give the --output-prefix of preprocess_data.py, without _packed_..."
-            )
-        self.manifest: dict[str, Any] | None = read_manifest(prefix)
+        _check_files(self.prefix)
+        self.manifest = read_manifest(self.prefix)
+        """What preprocess.py noted (see there), or None for a dataset of MindSpeed-LLM."""
+        self._columns = {name: IndexedColumn(column_path(self.prefix, name)) for name in COLUMNS}
+        self.lengths: np.ndarray = np.asarray(self._columns["input_ids"].lengths)
+        """int32 ``[samples]``: number of tokens of each sample."""
+        self._check_columns()
         self._check_manifest()
-        self.input_ids = IndexedColumn(column_path(prefix, "input_ids"))
-        self.labels = IndexedColumn(column_path(prefix, "labels"))
-        self.lengths: np.ndarray = self.input_ids.lengths
-        if len(self.input_ids) == 0:
-            raise UserError(f"--data-path {prefix}: the dataset is empty; prepare it again and look at the ledger")
-        if not np.array_equal(self.lengths, self.labels.lengths):
-            raise UserError(f"--data-path {prefix}: labels and input_ids differ in length; prepare the dataset again")
-        self._mask = self._segments_column()
 
     def __len__(self) -> int:
-        return len(self.input_ids)
+        return len(self.lengths)
 
-    def __getitem__(self, index: int) -> Sample:
-        segments = self._mask[index] if self._mask is not None else None
-        return Sample(self.input_ids[index], self.labels[index], segments)
+    def __getitem__(self, number: int) -> Sample:
+        """The sample of that number, as views of the mapped files."""
+        segments = self._columns["attention_mask"][number] if self.has_segments else None
+        return Sample(self._columns["input_ids"][number], self._columns["labels"][number], segments)
 
-    @property
+    @cached_property
     def has_segments(self) -> bool:
-        """Whether each row stores which sample a token belongs to (neat-pack)."""
-        return self._mask is not None
+        """Whether the attention_mask column says which tokens belong together (neat-pack), or is all ones."""
+        if self.manifest is not None:
+            return bool(self.manifest["neat_pack"])
+        rows = range(min(len(self), INSPECTED_ROWS))
+        return any((self._columns["attention_mask"][number] != 1).any() for number in rows)
 
     def check_fits(self, vocab_size: int) -> None:
-        """Refuse token ids the model has no embedding for.
+        """Read all ids and labels once (about a gigabyte a second).
+
+        Args:
+            vocab_size: Rows of the model's embedding; ids must be less.
 
         Raises:
-            UserError: naming the first such sample.
+            UserError: A token id or label is none of the model's; names the first such sample.
         """
-        for index in range(len(self)):
-            ids = self.input_ids[index]
-            if len(ids) and (int(ids.max()) >= vocab_size or int(ids.min()) < 0):
+        for name in ("input_ids", "labels"):
+            column = self._columns[name]
+            if not self.lengths.any():
+                continue
+            values = np.memmap(f"{column.path}.bin", dtype=column.dtype, mode="r")
+            for start in range(0, len(values), _VALUES_AT_ONCE):
+                block = values[start : start + _VALUES_AT_ONCE]
+                lowest = 0 if name == "input_ids" else IGNORED_LABEL
+                if block.max() < vocab_size and block.min() >= lowest:
+                    continue
+                wrong = (block >= vocab_size) | (block < 0) & (block != (IGNORED_LABEL if name == "labels" else 0))
+                if wrong.any():
+                    self._refuse(name, start + int(wrong.argmax()), int(block[wrong.argmax()]), vocab_size)
+
+    def _refuse(self, column: str, position: int, value: int, vocab_size: int) -> None:
+        offset = position * self._columns[column].dtype.itemsize
+        sample = int(np.searchsorted(self._columns[column].offsets, offset, side="right")) - 1
+        raise UserError(
+            f"{column_path(self.prefix, column)}: sample {sample} holds {value}, but the model has the token ids"
+            f" 0 to {vocab_size - 1}; prepare the data with this model's tokenizer"
+        )
+
+    def _check_columns(self) -> None:
+        if len(self) == 0:
+            raise UserError(f"dataset {self.prefix} holds no samples; prepare it again from records that are kept")
+        for name in COLUMNS[1:]:
+            lengths = self._columns[name].lengths
+            if len(lengths) != len(self):
                 raise UserError(
-                    f"--data-path {self.prefix}: sample {index} has token id {int(ids.max())}, the model has "
-                    f"{vocab_size} rows; tokenizer and model do not belong together"
+                    f"dataset {self.prefix}: {name} holds {len(lengths)} samples and input_ids {len(self)}; the"
+                    " columns are not of one run of preprocess_data.py, prepare the dataset again"
+                )
+            if not np.array_equal(lengths, self.lengths):
+                sample = int((lengths != self.lengths).argmax())
+                raise UserError(
+                    f"dataset {self.prefix}: sample {sample} has {self.lengths[sample]} input_ids and"
+                    f" {lengths[sample]} {name}; the columns are not of one run of preprocess_data.py, prepare the"
+                    " dataset again"
                 )
 
     def _check_manifest(self) -> None:
-        for name, facts in (self.manifest or {}).get("files", {}).items():
-            path = manifest_path(self.prefix).parent / name
-            size = path.stat().st_size if path.is_file() else -1
-            if size != facts["bytes"]:
-                raise UserError(
-                    f"{path}: {'missing' if size < 0 else f'{size} bytes'}, its manifest says {facts['bytes']}; "
-                    "prepare the dataset again"
-                )
-
-    def _segments_column(self) -> IndexedColumn | None:
-        if not Path(column_path(self.prefix, "attention_mask") + ".idx").is_file():
-            return None
-        mask = IndexedColumn(column_path(self.prefix, "attention_mask"))
-        if not np.array_equal(self.lengths, mask.lengths):
-            raise UserError(
-                f"--data-path {self.prefix}: attention_mask and input_ids differ in length; prepare it again"
-            )
-        if self.manifest is not None:
-            return mask if self.manifest.get("neat_pack") else None
-        # A dataset of others: neat-pack numbers its samples from 1, so that a second one or a pad gives it away.
-        rows = range(min(len(mask), _ROWS_TO_INSPECT))
-        return mask if any(len(mask[row]) and (mask[row] != 1).any() for row in rows) else None
+        """Sizes only: hashing a large dataset at every start would take minutes."""
+        if self.manifest is None:
+            return
+        for column in self._columns.values():
+            for file in (Path(f"{column.path}.bin"), Path(f"{column.path}.idx")):
+                noted = self.manifest.get("files", {}).get(file.name)
+                size = file.stat().st_size
+                if noted is not None and noted["bytes"] != size:
+                    raise UserError(
+                        f"{file} has {size} bytes, but {manifest_path(self.prefix)} says {noted['bytes']}: it was"
+                        " changed after preparation; prepare or copy the dataset again"
+                    )
 
 
-def split_ranges(num_samples: int, split: str) -> tuple[range, range, range]:
-    """Contiguous ranges of training, validation and test samples, in proportion to ``split`` (Megatron's ``--split``).
-
-    Raises:
-        UserError: not one to three numbers, negative, or all zero.
-    """
-    try:
-        shares = [float(part) for part in split.split(",")]
-    except ValueError:
-        shares = []
-    shares += [0.0] * (3 - len(shares))
-    if len(shares) != 3 or min(shares) < 0 or sum(shares) <= 0:
-        raise UserError(f"--split {split}: give three shares such as 99,1,0")
-    edges = [0] + [round(num_samples * sum(shares[: part + 1]) / sum(shares)) for part in range(3)]
-    train, valid, test = (range(edges[part], edges[part + 1]) for part in range(3))
-    return train, valid, test
+def _check_files(prefix: str) -> None:
+    """All files must be there, or the message says what to give instead."""
+    for name in COLUMNS:
+        for suffix in (".idx", ".bin"):
+            file = Path(column_path(prefix, name) + suffix)
+            if file.is_file():
+                continue
+            stem = _COLUMN_SUFFIX.sub("", prefix)
+            if stem != prefix:
+                raise UserError(f"--data-path {prefix}: no such dataset; give the path before _packed_: {stem}")
+            raise UserError(f"no such dataset file: {file}; {_found_beside(file, prefix)}")
 
 
-@dataclass
-class SampleOrder:
-    """Which sample comes at which position: a pure function of seed and position, the same in every layout.
-
-    Attributes:
-        samples: the range of the dataset to draw from; every epoch takes each once.
-        seed: of the shuffles; epoch e is shuffled by (seed, e).
-        shuffle: False keeps the order of the dataset.
-    """
-
-    samples: range
-    seed: int
-    shuffle: bool = True
-    _epoch: int = -1
-    _order: np.ndarray | None = None
-
-    def index(self, position: int) -> int:
-        """The dataset's sample at the position-th place since the start of training."""
-        epoch, place = divmod(position, len(self.samples))
-        if not self.shuffle:
-            return self.samples[place]
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = np.random.default_rng((self.seed, epoch)).permutation(len(self.samples))
-        assert self._order is not None
-        return self.samples[int(self._order[place])]
+def _found_beside(file: Path, prefix: str) -> str:
+    """What --data-path could have meant, from the folder it points to."""
+    end = "_packed_input_ids_document.idx"
+    found = sorted(str(path)[: -len(end)] for path in file.parent.glob(f"*{end}") if file.parent.is_dir())
+    others = [path for path in found if path != prefix]
+    if others:
+        return f"--data-path is the --output-prefix of preprocess_data.py; there is {', '.join(others[:3])}"
+    return "--data-path is the --output-prefix of preprocess_data.py; run that first"

@@ -146,6 +146,8 @@ def transformer_config(architecture: Architecture, options: ModelOptions, groups
         # gloo sends from the tensor's own storage; freeing it while a send is in flight corrupts data without a word.
         deallocate_pipeline_outputs=False,
         calculate_per_token_loss=True,
+        # Megatron asks for this of every model with variable lengths, experts or not.
+        moe_token_dispatcher_type="alltoall",
         recompute_granularity=granularity,
         recompute_method=method,
         recompute_num_layers=(num_layers or 1) if full else None,

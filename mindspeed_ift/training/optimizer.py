@@ -64,7 +64,7 @@ def build_optimizer(model: DistributedDataParallel, flags: OptimizerFlags, layou
 
 
 def build_schedule(optimizer: Any, flags: OptimizerFlags) -> OptimizerParamScheduler:
-    """Warm-up, then constant, linear or cosine decay, counted in steps. The first step already has a learning rate."""
+    """Warm-up, then constant, linear or cosine decay, counted in steps; the first step of a warm-up has its start."""
     assert flags.train_iters is not None
     decay = flags.lr_decay_iters or flags.train_iters
     warmup = flags.lr_warmup_iters

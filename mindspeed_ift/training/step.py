@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from mindspeed_ift.config.errors import RunError
-from mindspeed_ift.data.batch import Batch, SequenceMode
-from mindspeed_ift.data.cutting import cut
-from mindspeed_ift.data.dataset import InstructionDataset, SampleOrder
+from mindspeed_ift.data.batch import Batch
 from mindspeed_ift.devices.device import Device
 from mindspeed_ift.mcore import DistributedDataParallel, OptimizerParamScheduler, get_forward_backward_func
 from mindspeed_ift.parallel.groups import Groups
@@ -36,44 +34,6 @@ class StepReport:
     learning_rate: float
     learnt_tokens: int
     tokens: int
-
-
-@dataclass
-class MicroBatches:
-    """Which samples each replica takes: a pure function of the consumed samples, read from the memory map.
-
-    Every tensor and pipeline rank reads the same rows for itself, so nothing is broadcast.
-
-    Attributes:
-        dataset: where the samples lie.
-        order: which sample comes at which position.
-        mode: how samples become a batch.
-        micro_batch_size: samples of one batch.
-        data_rank: this replica.
-        data_size: number of replicas.
-        cut_length: longer samples are cut to this; None for packed rows, which are never cut.
-        proportional: how they are cut.
-    """
-
-    dataset: InstructionDataset
-    order: SampleOrder
-    mode: SequenceMode
-    micro_batch_size: int
-    data_rank: int
-    data_size: int
-    cut_length: int | None
-    proportional: bool
-
-    def take(self, consumed: int, count: int) -> list[Batch]:
-        """The ``count`` micro-batches of this replica that follow ``consumed`` samples of the whole run."""
-        batches = []
-        for micro_batch in range(count):
-            first = consumed + (micro_batch * self.data_size + self.data_rank) * self.micro_batch_size
-            samples = [self.dataset[self.order.index(first + place)] for place in range(self.micro_batch_size)]
-            if self.cut_length is not None:
-                samples = [cut(sample, self.cut_length, proportional=self.proportional) for sample in samples]
-            batches.append(self.mode.collate(samples))
-        return batches
 
 
 def train_step(

@@ -1,0 +1,44 @@
+"""``mindspeed-ift tune`` / ``tools/posttrain_gpt.py``: indexed dataset -> trained checkpoint. Start it with torchrun."""
+
+from __future__ import annotations
+
+import os
+
+from mindspeed_ift.config.accepted import ACCEPTED
+from mindspeed_ift.config.flags import Parsed, parse_with_origins, values
+from mindspeed_ift.config.tuning import TuneConfig
+
+
+def main(argv: list[str]) -> int:
+    """Parse, plan, tune."""
+    parsed = parse_with_origins(
+        TuneConfig,
+        argv,
+        program="posttrain_gpt.py",
+        description="Tune Qwen3 on an indexed instruction dataset.",
+        accepted=ACCEPTED,
+    )
+    speaks = os.environ.get("RANK", "0") == "0"
+    if speaks:
+        print(describe(parsed), flush=True)
+    from mindspeed_ift.parallel.groups import world_size
+    from mindspeed_ift.training.tune import plan, tune
+
+    planned = plan(parsed.config, world_size())
+    if speaks:
+        print(f"architecture: {planned.architecture} (from {planned.architecture_origin})")
+        print(f"layout: {planned.layout}; {planned.micro_batches} micro-batches a step", flush=True)
+        over = int((planned.dataset.lengths > parsed.config.data.seq_length).sum())
+        print(
+            f"data: {len(planned.dataset)} samples, {len(planned.train)} to train on; {over} over --seq-length are cut"
+        )
+    if not parsed.config.run.dry_run:
+        tune(planned)
+    return 0
+
+
+def describe(parsed: Parsed) -> str:
+    """Every value that is not a default with where it came from, and the flags that change nothing."""
+    given = {name: value for name, value in values(parsed.config).items() if parsed.origins[name] != "default"}
+    lines = [f"  --{name.replace('_', '-')} = {value}   ({parsed.origins[name]})" for name, value in given.items()]
+    return "\n".join(["configuration (all else is default):", *lines, *parsed.ignored])

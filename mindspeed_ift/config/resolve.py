@@ -1,0 +1,83 @@
+"""Which architecture is meant: preset, Hugging Face folder and spelled-out flags brought together."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from mindspeed_ift.config.architecture import Architecture
+from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.tuning import ModelFlags
+
+_FIELDS = {
+    "num_layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "ffn_hidden_size": "ffn_hidden_size",
+    "num_attention_heads": "num_attention_heads",
+    "num_query_groups": "num_query_groups",
+    "kv_channels": "kv_channels",
+    "qk_layernorm": "qk_layernorm",
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "max_position_embeddings",
+    "rotary_base": "rotary_base",
+    "norm_epsilon": "norm_epsilon",
+    "init_method_std": "init_method_std",
+}
+_REQUIRED = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads")
+# These may differ from the described model without changing what it computes.
+_FREE = ("max_position_embeddings", "init_method_std")
+
+
+def resolve_architecture(flags: ModelFlags, weights: Path | None, tokenizer_vocab: int) -> tuple[Architecture, str]:
+    """The architecture that the flags describe, and where it came from.
+
+    Args:
+        flags: ``--preset``, ``--hf-cfg-dir`` and the spelled-out sizes.
+        weights: Hugging Face folder that is loaded, or None.
+        tokenizer_vocab: ids of the tokenizer, the vocabulary of a model that is spelled out without one.
+
+    Raises:
+        UserError: nothing given, too little given, or two sources that differ.
+    """
+    sources: dict[str, Architecture] = {}
+    if weights is not None:
+        sources[f"--load {weights}"] = Architecture.from_hugging_face(weights)
+    if flags.hf_cfg_dir is not None:
+        sources[f"--hf-cfg-dir {flags.hf_cfg_dir}"] = Architecture.from_hugging_face(flags.hf_cfg_dir)
+    if flags.preset is not None:
+        sources[f"--preset {flags.preset}"] = Architecture.from_preset(flags.preset)
+    spelled = {field: getattr(flags, flag) for flag, field in _FIELDS.items() if getattr(flags, flag) is not None}
+    if flags.untie_embeddings_and_output_weights is not None:
+        spelled["tied"] = not flags.untie_embeddings_and_output_weights
+    if not sources:
+        return _spelled_out(spelled, flags, tokenizer_vocab), "flags"
+    (name, architecture), *others = sources.items()
+    for other_name, other in others:
+        _refuse_difference(name, architecture, other_name, dataclasses.asdict(other))
+    _refuse_difference(name, architecture, "the flags", spelled)
+    free = {field: spelled[field] for field in _FREE if field in spelled}
+    return dataclasses.replace(architecture, **free), name
+
+
+def _spelled_out(spelled: dict, flags: ModelFlags, tokenizer_vocab: int) -> Architecture:
+    missing = [f"--{field.replace('_', '-')}" for field in _REQUIRED if field not in spelled]
+    if missing:
+        raise UserError(
+            f"the architecture is not known: give --preset, --hf-cfg-dir, or the missing {' '.join(missing)}"
+        )
+    heads = spelled["num_attention_heads"]
+    spelled.setdefault("num_query_groups", heads)
+    spelled.setdefault("kv_channels", spelled["hidden_size"] // heads)
+    spelled.setdefault("vocab_size", flags.padded_vocab_size or tokenizer_vocab)
+    spelled.setdefault("qk_layernorm", True)
+    spelled.setdefault("tied", True)
+    if heads % spelled["num_query_groups"]:
+        raise UserError(f"--num-query-groups {spelled['num_query_groups']} does not divide {heads} attention heads")
+    return Architecture(**spelled)
+
+
+def _refuse_difference(name: str, architecture: Architecture, other_name: str, other: dict) -> None:
+    for field, value in other.items():
+        ours = getattr(architecture, field)
+        if field not in _FREE and value != ours:
+            raise UserError(f"{name} has {field} {ours}, {other_name} say {value}; leave one of them out")

@@ -1,0 +1,88 @@
+"""Samples longer than the rows of a run: cut turn by turn, cut at the end, or refused."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import numpy as np
+
+from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.data.dataset import InstructionDataset
+from mindspeed_ift.data.encode import split_balanced
+from mindspeed_ift.data.sample import IGNORED_LABEL, Sample
+
+
+class Overlong(Enum):
+    """What becomes of a sample that is longer than ``--seq-length``."""
+
+    CUT_TURNS = "cut turns"
+    """Prompt and answer of each turn keep their share of the room; later turns vanish (MindSpeed-LLM's default)."""
+    CUT_END = "cut end"
+    """The first tokens stay (``--cut-max-seqlen``)."""
+    REFUSE = "refuse"
+    """An error (``--no-cut-token``; always so for packed rows)."""
+
+
+def overlong_samples(dataset: InstructionDataset, sample_range: range, seq_length: int) -> np.ndarray:
+    """Numbers of the samples of a range with more than ``seq_length`` tokens: int64 ``[k]``."""
+    lengths = dataset.lengths[sample_range.start : sample_range.stop]
+    return np.flatnonzero(lengths > seq_length) + sample_range.start
+
+
+def count_overlong(dataset: InstructionDataset, sample_range: range, seq_length: int) -> int:
+    """How many samples of a range have more than ``seq_length`` tokens and would be cut."""
+    return len(overlong_samples(dataset, sample_range, seq_length))
+
+
+def refuse_overlong(dataset: InstructionDataset, sample_range: range, seq_length: int, remedy: str) -> None:
+    """Do nothing if all samples of the range fit.
+
+    Raises:
+        UserError: One does not; names the first and the length that would do.
+    """
+    samples = overlong_samples(dataset, sample_range, seq_length)
+    if len(samples):
+        longest = int(dataset.lengths[samples].max())
+        raise UserError(
+            f"dataset {dataset.prefix}: sample {samples[0]} has {dataset.lengths[samples[0]]} tokens, more than"
+            f" --seq-length {seq_length} ({len(samples)} such samples, the longest {longest}); {remedy}"
+        )
+
+
+def cut_sample(sample: Sample, seq_length: int, policy: Overlong) -> Sample:
+    """The sample with at most ``seq_length`` tokens.
+
+    Args:
+        sample: Of any length; one that fits is returned as it is.
+        seq_length: Most tokens.
+        policy: ``CUT_TURNS`` or ``CUT_END``.
+    """
+    if len(sample) <= seq_length:
+        return sample
+    assert policy is not Overlong.REFUSE, "refused before"
+    if policy is Overlong.CUT_END:
+        kept: slice | np.ndarray = slice(0, seq_length)
+    else:
+        kept = _kept_positions(sample.labels, seq_length)
+    segments = None if sample.segments is None else sample.segments[kept]
+    return Sample(sample.input_ids[kept], sample.labels[kept], segments)
+
+
+def _kept_positions(labels: np.ndarray, room: int) -> np.ndarray:
+    """Positions that stay, int64 ``[n]``: of each turn the first of the prompt and of the answer.
+
+    A turn is a run of tokens that are not learnt (prompt) and the run of learnt ones that follows (answer); a sample
+    may begin with an answer or end in a prompt.
+    """
+    learnt = labels != IGNORED_LABEL
+    prompts = np.flatnonzero(~learnt & np.concatenate(([True], learnt[:-1])))
+    starts = prompts if len(prompts) and prompts[0] == 0 else np.concatenate(([0], prompts))
+    kept = []
+    for start, stop in zip(starts, np.append(starts[1:], len(labels))):
+        if room <= 0:
+            break
+        answer = start + int(np.count_nonzero(~learnt[start:stop]))
+        source, target = split_balanced(int(answer - start), int(stop - answer), room)
+        kept += [np.arange(start, start + source), np.arange(answer, answer + target)]
+        room -= source + target
+    return np.concatenate(kept)
