@@ -77,10 +77,9 @@ class InstructionDataset:
             values = np.memmap(f"{column.path}.bin", dtype=column.dtype, mode="r")
             for start in range(0, len(values), _VALUES_AT_ONCE):
                 block = values[start : start + _VALUES_AT_ONCE]
-                lowest = 0 if name == "input_ids" else IGNORED_LABEL
-                if block.max() < vocab_size and block.min() >= lowest:
-                    continue
-                wrong = (block >= vocab_size) | (block < 0) & (block != (IGNORED_LABEL if name == "labels" else 0))
+                wrong = (block < 0) | (block >= vocab_size)
+                if name == "labels":
+                    wrong &= block != IGNORED_LABEL
                 if wrong.any():
                     self._refuse(name, start + int(wrong.argmax()), int(block[wrong.argmax()]), vocab_size)
 
