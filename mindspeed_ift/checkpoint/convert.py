@@ -1,0 +1,163 @@
+"""Hugging Face <-> Megatron, tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mindspeed_ift.checkpoint import megatron
+from mindspeed_ift.checkpoint.huggingface import Folder, refuse_occupied, write_folder
+from mindspeed_ift.checkpoint.names import hugging_face_shapes, stage_entries
+from mindspeed_ift.checkpoint.transforms import from_shards, to_shard
+from mindspeed_ift.config.architecture import Architecture
+from mindspeed_ift.config.convert import ConvertConfig
+from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.layout import Layout, padded_vocab_size
+
+
+def hugging_face_shard(
+    folder: Path,
+    architecture: Architecture,
+    *,
+    layers: range,
+    first_stage: bool,
+    last_stage: bool,
+    tensor_size: int,
+    tensor_rank: int,
+    padded_vocab: int,
+) -> dict[str, Tensor]:
+    """One rank's Megatron state dict from a Hugging Face folder, reading only what the stage needs.
+
+    Raises:
+        UserError: a tensor is missing or has another shape, a file is damaged.
+    """
+    source, shapes = Folder(folder), hugging_face_shapes(architecture)
+    return {
+        name: to_shard(
+            transform,
+            [source.tensor(part, shapes[part]) for part in parts],
+            architecture,
+            tensor_size=tensor_size,
+            tensor_rank=tensor_rank,
+            padded_vocab=padded_vocab,
+        )
+        for name, parts, transform in stage_entries(
+            architecture, layers, first_stage=first_stage, last_stage=last_stage
+        )
+    }
+
+
+def hugging_face_tensors(folder: Path) -> tuple[Architecture, dict[str, Any], Iterator[tuple[str, Tensor]]]:
+    """The tensors of a Megatron checkpoint under their Hugging Face names, a stage at a time.
+
+    Args:
+        folder: an ``iter_`` folder with our manifest.
+
+    Returns:
+        Architecture, manifest, and (name, tensor) in the order of the model.
+
+    Raises:
+        UserError: no manifest, or a damaged file.
+    """
+    manifest = megatron.read_manifest(folder)
+    if manifest is None:
+        raise UserError(f"{folder} has no manifest.json; only checkpoints of this toolkit can be converted yet")
+    architecture = Architecture(**manifest["architecture"])
+    return architecture, manifest, _merged(folder, architecture, manifest)
+
+
+def _merged(folder: Path, architecture: Architecture, manifest: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    tensor_size, stages = manifest["layout"]["tensor"], manifest["stage_layers"]
+    for number, (start, stop) in enumerate(stages):
+        shards = [megatron.read_shard(folder, rank, number, len(stages))["model"] for rank in range(tensor_size)]
+        first, last = number == 0, number == len(stages) - 1
+        for name, parts, transform in stage_entries(
+            architecture, range(start, stop), first_stage=first, last_stage=last
+        ):
+            if architecture.tied and name == "output_layer.weight":
+                continue  # a copy of the embedding
+            if name not in shards[0]:
+                raise UserError(f"{folder}: the tensor {name} is missing from stage {number}")
+            yield from zip(parts, from_shards(transform, [shard[name] for shard in shards], architecture), strict=True)
+
+
+def convert(config: ConvertConfig) -> str:
+    """Convert as the flags say.
+
+    Returns:
+        One line that says what was written.
+
+    Raises:
+        UserError: source or target cannot be used.
+    """
+    if config.load_dir is None or config.save_dir is None:
+        raise UserError("--load-dir and --save-dir are both needed")
+    refuse_occupied(config.save_dir)
+    kinds = (config.load_model_type, config.save_model_type)
+    if kinds == ("mg", "hf"):
+        return _to_hugging_face(config, config.load_dir, config.save_dir)
+    if kinds == ("hf", "mg"):
+        return _to_megatron(config, config.load_dir, config.save_dir)
+    raise UserError(f"--load-model-type {kinds[0]} --save-model-type {kinds[1]} is not supported yet; give hf and mg")
+
+
+def _to_hugging_face(config: ConvertConfig, source: Path, target: Path) -> str:
+    folder = source
+    iteration = megatron.latest_iteration(source)
+    if iteration is not None:
+        folder = megatron.iteration_folder(source, iteration)
+    elif megatron.read_manifest(source) is None:
+        raise UserError(f"--load-dir {source} holds no {megatron.TRACKER} and no manifest.json; give a --save folder")
+    architecture, manifest, tensors = hugging_face_tensors(folder)
+    if config.hf_cfg_dir is not None and Architecture.from_hugging_face(config.hf_cfg_dir) != architecture:
+        raise UserError(f"--hf-cfg-dir {config.hf_cfg_dir} describes another architecture than {folder}")
+    tokenizer = config.hf_cfg_dir or (Path(manifest["tokenizer"]) if manifest.get("tokenizer") else None)
+    content = architecture.to_hugging_face(manifest["dtype"])
+    write_folder(target, tensors, content, tokenizer)
+    return f"{folder} -> {target} (Hugging Face, {manifest['dtype']}, tokenizer from {tokenizer})"
+
+
+def _to_megatron(config: ConvertConfig, source: Path, target: Path) -> str:
+    architecture = Architecture.from_hugging_face(source)
+    layout = Layout(config.target_tensor_parallel_size, config.target_pipeline_parallel_size)
+    for count in (architecture.num_attention_heads, architecture.num_query_groups, architecture.ffn_hidden_size):
+        if count % layout.tensor:
+            raise UserError(f"--target-tensor-parallel-size {layout.tensor} does not divide {count} heads or columns")
+    stages = layout.stage_layers(architecture.num_layers)
+    padded = padded_vocab_size(architecture.vocab_size, config.make_vocab_size_divisible_by, layout.tensor)
+    staging = megatron.begin_save(target, 0)
+    dtype = ""
+    for number, layers in enumerate(stages):
+        for rank in range(layout.tensor):
+            weights = hugging_face_shard(
+                source,
+                architecture,
+                layers=layers,
+                first_stage=number == 0,
+                last_stage=number == len(stages) - 1,
+                tensor_size=layout.tensor,
+                tensor_rank=rank,
+                padded_vocab=padded,
+            )
+            dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+            state = {"checkpoint_version": 3.0, "iteration": 0, "model": weights}
+            megatron.write_shard(staging, rank, number, len(stages), state)
+    manifest = {
+        "architecture": asdict(architecture),
+        "layout": {"tensor": layout.tensor, "pipeline": layout.pipeline, "data": 1},
+        "stage_layers": [[stage.start, stage.stop] for stage in stages],
+        "padded_vocab_size": padded,
+        "dtype": dtype,
+        "distributed_optimizer": False,
+        "iteration": 0,
+        "consumed_samples": 0,
+        "tokenizer": str(source.resolve()),
+        "prompt_type": None,
+        "enable_thinking": None,
+    }
+    megatron.commit(staging, target, 0, manifest)
+    return f"{source} -> {target} (Megatron, TP {layout.tensor}, PP {layout.pipeline}, {dtype})"

@@ -1,0 +1,127 @@
+"""Megatron checkpoints: ``iter_NNNNNNN/mp_rank_TT[_PPP]/*.pt``, written aside, checksummed, renamed, then announced."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mindspeed_ift.config.errors import UserError
+
+TRACKER = "latest_checkpointed_iteration.txt"
+MODEL_FILE = "model_optim_rng.pt"
+_MANIFEST = "manifest.json"
+
+
+def iteration_folder(directory: Path, iteration: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return Path(directory) / f"iter_{iteration:07d}"
+
+
+def staging_folder(directory: Path, iteration: int) -> Path:
+    """Where it is written before it is whole."""
+    return Path(directory) / f".iter_{iteration:07d}.saving"
+
+
+def begin_save(directory: Path, iteration: int) -> Path:
+    """Make an empty staging folder, once, before any rank writes."""
+    staging = staging_folder(directory, iteration)
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    return staging
+
+
+def write_shard(
+    staging: Path, tensor_rank: int, pipeline_rank: int, pipeline_size: int, state: dict, name: str = MODEL_FILE
+) -> None:
+    """Write one rank's file."""
+    path = staging / _rank_folder(tensor_rank, pipeline_rank, pipeline_size) / name
+    path.parent.mkdir(exist_ok=True)
+    torch.save(state, path)
+
+
+def commit(staging: Path, directory: Path, iteration: int, manifest: dict[str, Any]) -> None:
+    """Make the checkpoint visible, by one rank after all have written: checksums, rename, and the tracker last."""
+    files = {}
+    for path in sorted(staging.glob("*/*.pt")):
+        files[str(path.relative_to(staging))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    content = json.dumps({**manifest, "files": files}, indent=1)
+    (staging / _MANIFEST).write_text(content, encoding="utf-8")
+    final = iteration_folder(directory, iteration)
+    if final.exists():  # the same step, done again after a resume
+        shutil.rmtree(final)
+    os.replace(staging, final)
+    partial = Path(directory) / f".{TRACKER}.partial"
+    partial.write_text(f"{iteration}\n", encoding="utf-8")
+    os.replace(partial, Path(directory) / TRACKER)
+
+
+def latest_iteration(directory: Path) -> int | None:
+    """The step that the tracker names, or None for a folder without checkpoints.
+
+    Raises:
+        UserError: the tracker holds no number.
+    """
+    path = Path(directory) / TRACKER
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8").strip()
+    if not text.isdigit():
+        raise UserError(
+            f"{path} holds '{text[:40]}', not the number of a step; write the number of an iter_ folder into it"
+        )
+    return int(text)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What the writer said of a checkpoint, or None for one of others.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = Path(folder) / _MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path} is damaged; take an older checkpoint") from None
+
+
+def read_shard(
+    folder: Path, tensor_rank: int, pipeline_rank: int, pipeline_size: int, name: str = MODEL_FILE
+) -> dict[str, Any]:
+    """One rank's file, its checksum compared with the manifest's.
+
+    Raises:
+        UserError: missing, cut short or changed since it was written.
+    """
+    relative = f"{_rank_folder(tensor_rank, pipeline_rank, pipeline_size)}/{name}"
+    path = Path(folder) / relative
+    if not path.is_file():
+        raise UserError(f"{path} is missing: the checkpoint is not complete, or of another layout; take an older one")
+    facts = (read_manifest(folder) or {}).get("files", {}).get(relative)
+    if facts is not None and (path.stat().st_size != facts["bytes"] or _sha256(path) != facts["sha256"]):
+        raise UserError(f"{path} is not what was written (size or checksum differ); take an older checkpoint")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch raises many kinds for a damaged file
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{path} cannot be read ({reason}); take an older checkpoint") from None
+
+
+def _rank_folder(tensor_rank: int, pipeline_rank: int, pipeline_size: int) -> str:
+    return f"mp_rank_{tensor_rank:02d}" + (f"_{pipeline_rank:03d}" if pipeline_size > 1 else "")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,78 @@
+"""Hugging Face tensors to one Megatron shard, and all shards back: each transform is exactly invertible."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mindspeed_ift.config.architecture import Architecture
+
+
+@dataclass(frozen=True)
+class Transform:
+    """How tensors are fused, and along which dimension the result is split over the tensor ranks.
+
+    Attributes:
+        kind: what is fused.
+        dim: sharded dimension, or None for a tensor that every rank holds whole.
+    """
+
+    kind: Literal["copy", "qkv", "gate_up", "vocabulary"]
+    dim: int | None
+
+
+COPY = Transform("copy", None)
+QKV = Transform("qkv", 0)
+GATE_UP = Transform("gate_up", 0)
+VOCABULARY = Transform("vocabulary", 0)
+
+
+def to_shard(
+    transform: Transform,
+    tensors: Sequence[Tensor],
+    architecture: Architecture,
+    *,
+    tensor_size: int,
+    tensor_rank: int,
+    padded_vocab: int,
+) -> Tensor:
+    """One rank's part of a Megatron tensor, in memory of its own.
+
+    Args:
+        transform: row of the name table.
+        tensors: the Hugging Face tensors, whole.
+        architecture: number of query groups.
+        tensor_size: tensor parallel size.
+        tensor_rank: which part.
+        padded_vocab: rows of the embedding over all ranks; those behind the vocabulary are zero.
+    """
+    if transform.kind == "gate_up":  # each rank holds its part of both, gate first
+        return torch.cat([tensor.chunk(tensor_size, 0)[tensor_rank] for tensor in tensors])
+    whole = tensors[0]
+    if transform.kind == "qkv":  # for every query group: its query heads, its key, its value
+        grouped = [tensor.unflatten(0, (architecture.num_query_groups, -1)) for tensor in tensors]
+        whole = torch.cat(grouped, dim=1).flatten(0, 1)
+    elif transform.kind == "vocabulary":
+        whole = torch.cat([whole, whole.new_zeros(padded_vocab - whole.shape[0], whole.shape[1])])
+    return whole.clone() if transform.dim is None else whole.chunk(tensor_size, transform.dim)[tensor_rank].clone()
+
+
+def from_shards(transform: Transform, shards: Sequence[Tensor], architecture: Architecture) -> list[Tensor]:
+    """The Hugging Face tensors that the shards of all tensor ranks make, in the order of the name table."""
+    if transform.kind == "gate_up":
+        halves = [shard.chunk(2, 0) for shard in shards]
+        return [torch.cat([half[part] for half in halves]) for part in range(2)]
+    whole = shards[0].clone() if transform.dim is None else torch.cat(list(shards), transform.dim)
+    if transform.kind == "vocabulary":
+        return [whole[: architecture.vocab_size].clone()]
+    if transform.kind == "qkv":
+        heads = architecture.num_attention_heads // architecture.num_query_groups
+        size = architecture.kv_channels
+        grouped = whole.unflatten(0, (architecture.num_query_groups, -1))
+        parts = grouped.split([heads * size, size, size], dim=1)
+        return [part.flatten(0, 1).contiguous() for part in parts]
+    return [whole]

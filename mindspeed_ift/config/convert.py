@@ -1,0 +1,31 @@
+"""Flags of ``convert_ckpt.py``, named as MindSpeed-LLM's convert_ckpt_v2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """From where to where."""
+
+    load_model_type: Literal["hf", "mg"] = "mg"
+    """What --load-dir holds: a Hugging Face folder or a Megatron checkpoint."""
+    save_model_type: Literal["hf", "mg"] = "hf"
+    """What --save-dir becomes."""
+    load_dir: Path | None = None
+    """Folder to read."""
+    save_dir: Path | None = None
+    """Folder to write; must not exist or be empty."""
+    hf_cfg_dir: Path | None = None
+    """Hugging Face folder to compare with and to take the tokenizer from."""
+    model_type_hf: Literal["qwen3"] = "qwen3"
+    """Family of the model; only qwen3."""
+    target_tensor_parallel_size: int = 1
+    """Tensor parallel size to write."""
+    target_pipeline_parallel_size: int = 1
+    """Pipeline parallel size to write."""
+    make_vocab_size_divisible_by: int = 1
+    """Pad the embedding to this times the tensor parallel size."""

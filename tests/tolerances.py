@@ -1,0 +1,18 @@
+"""Every numeric tolerance of the tests, once, with its reason. Never relaxed: a failure is a finding."""
+
+from __future__ import annotations
+
+LOGITS = {"atol": 2e-5, "rtol": 1e-5}
+"""fp32 logits of order 1 after two layers: the same operations in another order of summation (fused QKV and gate-up)."""
+
+GRADIENTS = {"atol": 1e-5, "rtol": 1e-4}
+"""fp32 gradients of a loss sum: each sums over all positions, in another order."""
+
+LAYOUT_LOSS = {"rel": 2e-5, "abs": 0.0}
+"""fp32 losses of some steps: splitting a matrix or a batch changes the order of summation, and steps carry it on."""
+
+TWENTY_STEPS_LOSS = {"rel": 1e-5, "abs": 0.0}
+"""fp32 losses of twenty AdamW steps against plain torch, packed against one by one."""
+
+TWENTY_STEPS_WEIGHTS = {"atol": 1e-4, "rtol": 1e-4}
+"""fp32 weights after twenty AdamW steps: Adam divides by small second moments, which magnifies rounding."""

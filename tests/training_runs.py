@@ -1,0 +1,85 @@
+"""Tiny models, datasets and runs for the tests that train."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+from mindspeed_ift.cli.preprocess import main as preprocess
+from tests.tiny_tokenizer import make_tiny_tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+SEQ_LENGTH = 128
+MODES = {
+    "fixed": ["--seq-length", str(SEQ_LENGTH)],
+    "dynamic": ["--seq-length", str(SEQ_LENGTH), "--no-pad-to-seq-lengths"],
+    "packed": ["--seq-length", str(SEQ_LENGTH), "--reset-attention-mask", "--reset-position-ids"],
+}
+
+
+def make_hugging_face_model(folder: Path, *, tied: bool, vocab_size: int, layers: int = 2) -> Path:
+    """A tiny random Qwen3ForCausalLM with norms that are not all one, saved in fp32."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(7)
+    config = Qwen3Config(
+        vocab_size=vocab_size,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=512,
+        tie_word_embeddings=tied,
+        rms_norm_eps=1e-6,
+        rope_theta=1e6,
+        initializer_range=0.05,
+    )
+    model = Qwen3ForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+    model.save_pretrained(folder)
+    return folder
+
+
+def make_datasets(folder: Path) -> dict[str, Path]:
+    """The same records as single samples and neat-packed: mode of training -> dataset prefix."""
+    make_tiny_tokenizer(folder / "tokenizer")
+    chance = random.Random(3)
+    records = []
+    for number in range(48):
+        words = " ".join(chance.choice("add subtract please carefully quickly".split()) for _ in range(number % 9))
+        records.append({"instruction": f"{words} {number} and {number + 3}", "output": f"It is {2 * number + 3}."})
+    (folder / "records.jsonl").write_text("\n".join(json.dumps(record) for record in records), encoding="utf-8")
+    common = ["--input", str(folder / "records.jsonl"), "--tokenizer-name-or-path", str(folder / "tokenizer")]
+    common += ["--prompt-type", "qwen3", "--handler-name", "AlpacaStyleInstructionHandler"]
+    preprocess([*common, "--output-prefix", str(folder / "single")])
+    packing = ["--pack", "--neat-pack", "--seq-length", str(SEQ_LENGTH)]
+    preprocess([*common, *packing, "--output-prefix", str(folder / "packed")])
+    return {"fixed": folder / "single", "dynamic": folder / "single", "packed": folder / "packed"}
+
+
+def run(command_lines: list[list[str]], processes: int, folder: Path) -> None:
+    """Run training command lines one after another in one torchrun of ``processes`` ranks on the CPU."""
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = folder / "jobs.json"
+    jobs.write_text(json.dumps(command_lines), encoding="utf-8")
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", MINDSPEED_IFT_DEVICE="cpu")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [*launcher, str(ROOT / "tests/distributed/worker.py"), str(jobs)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+
+
+def losses(folder: Path) -> list[float]:
+    """Training losses of a run's metrics.jsonl, in order."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [record["loss"] for record in map(json.loads, lines) if "loss" in record]
