@@ -130,22 +130,11 @@ def _to_megatron(config: ConvertConfig, source: Path, target: Path) -> str:
     stages = layout.stage_layers(architecture.num_layers)
     padded = padded_vocab_size(architecture.vocab_size, config.make_vocab_size_divisible_by, layout.tensor)
     staging = megatron.begin_save(target, 0)
-    dtype = ""
-    for number, layers in enumerate(stages):
-        for rank in range(layout.tensor):
-            weights = hugging_face_shard(
-                source,
-                architecture,
-                layers=layers,
-                first_stage=number == 0,
-                last_stage=number == len(stages) - 1,
-                tensor_size=layout.tensor,
-                tensor_rank=rank,
-                padded_vocab=padded,
-            )
-            dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
-            state = {"checkpoint_version": 3.0, "iteration": 0, "model": weights}
-            megatron.write_shard(staging, rank, number, len(stages), state)
+    try:
+        dtype = _write_stages(staging, source, architecture, layout, padded)
+    except BaseException:
+        megatron.abandon_save(staging)
+        raise
     manifest = {
         "architecture": asdict(architecture),
         "layout": {"tensor": layout.tensor, "pipeline": layout.pipeline, "data": 1},
@@ -161,3 +150,25 @@ def _to_megatron(config: ConvertConfig, source: Path, target: Path) -> str:
     }
     megatron.commit(staging, target, 0, manifest)
     return f"{source} -> {target} (Megatron, TP {layout.tensor}, PP {layout.pipeline}, {dtype})"
+
+
+def _write_stages(staging: Path, source: Path, architecture: Architecture, layout: Layout, padded: int) -> str:
+    """Write every rank's shard; returns the dtype of the weights."""
+    dtype = ""
+    stages = layout.stage_layers(architecture.num_layers)
+    for number, layers in enumerate(stages):
+        for rank in range(layout.tensor):
+            weights = hugging_face_shard(
+                source,
+                architecture,
+                layers=layers,
+                first_stage=number == 0,
+                last_stage=number == len(stages) - 1,
+                tensor_size=layout.tensor,
+                tensor_rank=rank,
+                padded_vocab=padded,
+            )
+            dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+            state = {"checkpoint_version": 3.0, "iteration": 0, "model": weights}
+            megatron.write_shard(staging, rank, number, len(stages), state)
+    return dtype

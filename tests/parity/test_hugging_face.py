@@ -1,0 +1,190 @@
+"""Our Megatron model against Hugging Face's Qwen3ForCausalLM in fp32: logits, every gradient, bytes of a round trip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen3ForCausalLM
+
+from mindspeed_ift.checkpoint.convert import convert, hugging_face_shard
+from mindspeed_ift.checkpoint.huggingface import Folder
+from mindspeed_ift.checkpoint.names import hugging_face_shapes, stage_entries
+from mindspeed_ift.checkpoint.transforms import from_shards
+from mindspeed_ift.config.architecture import Architecture
+from mindspeed_ift.config.convert import ConvertConfig
+from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.layout import Layout
+from mindspeed_ift.devices.device import current
+from mindspeed_ift.model.build import ModelOptions, Qwen3Model, build_model
+from mindspeed_ift.parallel import groups as process_groups
+from mindspeed_ift.training import state
+from tests.tolerances import GRADIENTS, LOGITS
+from tests.training_runs import make_hugging_face_model
+
+VOCAB, PADDED = 250, 256
+
+
+@pytest.fixture(scope="module")
+def groups():  # noqa: ANN201 - a generator of Groups
+    """A world of one rank."""
+    started = process_groups.start(Layout(), current(), seed=1)
+    yield started
+    process_groups.stop()
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, groups):  # noqa: ANN001, ANN201
+    """The same weights as (Hugging Face model, our model)."""
+    folder = make_hugging_face_model(tmp_path_factory.mktemp("hf") / "model", tied=request.param, vocab_size=VOCAB)
+    architecture = Architecture.from_hugging_face(folder)
+    ours = build_model(architecture, ModelOptions(padded_vocab=PADDED), groups)
+    weights = hugging_face_shard(
+        folder,
+        architecture,
+        layers=range(architecture.num_layers),
+        first_stage=True,
+        last_stage=True,
+        tensor_size=1,
+        tensor_rank=0,
+        padded_vocab=PADDED,
+    )
+    state.fill(ours, weights, str(folder))
+    reference = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    return reference, ours
+
+
+def _inputs(batch: int = 2, length: int = 48) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    tokens = torch.randint(0, VOCAB, (batch, length), generator=generator)
+    return tokens, torch.arange(length).expand(batch, length)
+
+
+def _close(name: str, ours: torch.Tensor, theirs: torch.Tensor, tolerance: dict[str, float]) -> None:
+    difference = (ours - theirs).abs()
+    worst = int(difference.argmax())
+    message = f"{name} {tuple(ours.shape)} at {worst}: {ours.flatten()[worst]} and {theirs.flatten()[worst]}"
+    assert torch.allclose(ours, theirs, **tolerance), message
+
+
+def test_logits(pair) -> None:  # noqa: ANN001
+    """Every logit of two rows."""
+    reference, ours = pair
+    tokens, positions = _inputs()
+    with torch.no_grad():
+        _close("logits", ours(tokens, positions, None)[..., :VOCAB], reference(input_ids=tokens).logits, LOGITS)
+
+
+def _gradients_as_hugging_face(model: Qwen3Model) -> dict[str, torch.Tensor]:
+    found = {}
+    parameters = dict(model.named_parameters())
+    architecture = model.architecture
+    entries = stage_entries(architecture, model.layer_numbers, first_stage=True, last_stage=True)
+    for name, parts, transform in entries:
+        found |= dict(zip(parts, from_shards(transform, [parameters[name].grad], architecture), strict=True))
+    return found
+
+
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_every_gradient(pair, chunk: int | None) -> None:  # noqa: ANN001
+    """Of the summed loss on some learnt positions, the head whole or in pieces."""
+    reference, ours = pair
+    tokens, positions = _inputs()
+    labels = tokens.roll(-1, 1)
+    mask = (torch.arange(tokens.numel()).view(tokens.shape) % 3 == 0).float()
+    reference.zero_grad()
+    ours.zero_grad()
+    object.__setattr__(ours.options, "loss_chunk_size", chunk)
+    loss = ours(tokens, positions, None, labels=labels, loss_mask=mask)
+    loss.backward()
+    each = torch.nn.functional.cross_entropy(
+        reference(input_ids=tokens).logits.transpose(1, 2), labels, reduction="none"
+    )
+    expected = (each * mask).sum()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    theirs = {name: parameter.grad for name, parameter in reference.named_parameters()}
+    mine = _gradients_as_hugging_face(ours)
+    assert mine.keys() == hugging_face_shapes(ours.architecture).keys() == theirs.keys()
+    for name, gradient in mine.items():
+        _close(name, gradient, theirs[name], GRADIENTS)
+
+
+def test_packed_row_is_its_samples_alone(pair) -> None:  # noqa: ANN001
+    """A row of three samples, positions restarted, against Hugging Face on each sample."""
+    reference, ours = pair
+    tokens, _ = _inputs(batch=2)
+    ends = [0, 11, 30, 48, 60, 96]
+    positions = torch.cat([torch.arange(b - a) for a, b in zip(ends, ends[1:], strict=False)]).view(2, 48)
+    with torch.no_grad():
+        packed = ours(tokens, positions, torch.tensor(ends, dtype=torch.int32))[..., :VOCAB].flatten(0, 1)
+        flat = tokens.flatten()
+        for start, stop in zip(ends, ends[1:], strict=False):
+            alone = reference(input_ids=flat[None, start:stop]).logits[0]
+            _close(f"sample {start}..{stop}", packed[start:stop], alone, LOGITS)
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_a_poisoned_sample_moves_no_other(pair, restart: bool) -> None:  # noqa: ANN001
+    """Changing one sample leaves the logits of its neighbours equal to the last bit."""
+    _, ours = pair
+    tokens, positions = _inputs(batch=1)
+    ends = torch.tensor([0, 16, 32, 48], dtype=torch.int32)
+    if restart:
+        positions = positions % 16
+    poisoned = tokens.clone()
+    poisoned[0, 16:32] = (poisoned[0, 16:32] + 1) % VOCAB
+    with torch.no_grad():
+        before, after = ours(tokens, positions, ends)[0], ours(poisoned, positions, ends)[0]
+    assert torch.equal(before[:16], after[:16]) and torch.equal(before[32:], after[32:])
+    assert not torch.equal(before[16:32], after[16:32])
+
+
+def test_no_learnt_token_gives_no_loss_and_no_nan(pair) -> None:  # noqa: ANN001
+    """A batch whose labels are all masked contributes zero."""
+    _, ours = pair
+    tokens, positions = _inputs()
+    ours.zero_grad()
+    loss = ours(tokens, positions, None, labels=tokens, loss_mask=torch.zeros(tokens.shape))
+    loss.backward()
+    assert loss.item() == 0
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in ours.parameters())
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("tensor", [1, 2])
+@pytest.mark.parametrize("pipeline", [1, 2])
+def test_round_trip_is_equal_to_the_byte(tmp_path: Path, tied: bool, tensor: int, pipeline: int) -> None:
+    """Hugging Face -> Megatron -> Hugging Face in any layout."""
+    source = make_hugging_face_model(tmp_path / "hf", tied=tied, vocab_size=251)
+    layout = {"target_tensor_parallel_size": tensor, "target_pipeline_parallel_size": pipeline}
+    convert(ConvertConfig("hf", "mg", source, tmp_path / "mg", **layout))
+    convert(ConvertConfig("mg", "hf", tmp_path / "mg", tmp_path / "back"))
+    before, after = Folder(source), Folder(tmp_path / "back")
+    architecture = Architecture.from_hugging_face(source)
+    assert Architecture.from_hugging_face(tmp_path / "back") == architecture
+    assert after.names == before.names
+    for name, shape in hugging_face_shapes(architecture).items():
+        assert torch.equal(before.tensor(name, shape), after.tensor(name, shape)), name
+    Qwen3ForCausalLM.from_pretrained(tmp_path / "back")
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    """A changed shard, a full target, another architecture: one clear line each."""
+    source = make_hugging_face_model(tmp_path / "hf", tied=True, vocab_size=250)
+    convert(ConvertConfig("hf", "mg", source, tmp_path / "mg"))
+    with pytest.raises(UserError, match="not empty"):
+        convert(ConvertConfig("hf", "mg", source, tmp_path / "mg"))
+    shard = tmp_path / "mg/iter_0000000/mp_rank_00/model_optim_rng.pt"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(UserError, match="checksum"):
+        convert(ConvertConfig("mg", "hf", tmp_path / "mg", tmp_path / "back"))
+    assert not (tmp_path / "back").exists()
+    weights = source / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be read"):
+        convert(ConvertConfig("hf", "mg", source, tmp_path / "again"))
+    (source / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}', encoding="utf-8")
+    with pytest.raises(UserError, match="LlamaForCausalLM is not supported"):
+        convert(ConvertConfig("hf", "mg", source, tmp_path / "again"))
