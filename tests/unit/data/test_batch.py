@@ -81,38 +81,52 @@ def test_full_row_learns_up_to_its_last_token(length: int) -> None:
     assert targets(batch, 0, 0, length) == expected_targets(part)
 
 
-@pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("rows", [1, 2, 3])
-@pytest.mark.parametrize("reset_positions", [False, True])
-def test_packed_rows_equal_their_samples(seed: int, rows: int, reset_positions: bool) -> None:
+def random_packs(seed: int, rows: int) -> tuple[list[list[Sample]], int]:
+    """The samples of each row, and a length they all fit, with and without pads."""
     generator = np.random.default_rng(seed)
     packs = [
         [random_sample(generator, int(generator.integers(1, 4))) for _ in range(generator.integers(1, 5))]
         for _ in range(rows)
     ]
-    length = max(sum(map(len, parts)) for parts in packs) + int(generator.integers(0, 3))
+    return packs, max(sum(map(len, parts)) for parts in packs) + int(generator.integers(0, 3))
+
+
+def stretches(packs: list[list[Sample]], length: int) -> list[tuple[int, int, int, Sample | None]]:
+    """(row, from, to, sample) of each sample, and of the pads of a row, None."""
+    found: list[tuple[int, int, int, Sample | None]] = []
+    for row, parts in enumerate(packs):
+        ends = np.cumsum([len(part) for part in parts]).tolist()
+        found += [(row, end - len(part), end, part) for part, end in zip(parts, ends)]
+        if ends[-1] < length:
+            found.append((row, ends[-1], length, None))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("reset_positions", [False, True])
+def test_packed_rows_equal_their_samples(seed: int, rows: int, reset_positions: bool) -> None:
+    packs, length = random_packs(seed, rows)
     mode = Packed(length, PAD, StoredBoundaries(), True, reset_positions)
     batch = mode.collate([join(parts, length) for parts in packs])
-    ends = [0]
-    for row, parts in enumerate(packs):
-        start = 0
-        for part in parts:
-            stretch = slice(start, start + len(part))
-            assert batch.tokens[row, stretch].tolist() == part.input_ids.tolist()
-            assert targets(batch, row, start, len(part)) == expected_targets(part)
-            first = 0 if reset_positions else start
-            assert batch.position_ids[row, stretch].tolist() == list(range(first, first + len(part)))
-            start += len(part)
-            ends.append(row * length + start)
-        if start < length:
-            ends.append((row + 1) * length)
-            first = 0 if reset_positions else start
-            assert batch.position_ids[row, start:].tolist() == list(range(first, first + length - start))
-            assert not batch.loss_mask[row, start:].any()
-    assert batch.boundaries is not None and batch.boundaries.dtype == torch.int32
-    assert batch.boundaries.tolist() == ends
-    assert batch.learnt_tokens == sum(len(expected_targets(part)) for parts in packs for part in parts)
+    for row, start, stop, part in stretches(packs, length):
+        first = 0 if reset_positions else start
+        assert batch.position_ids[row, start:stop].tolist() == list(range(first, first + stop - start))
+        expected = [] if part is None else expected_targets(part)
+        assert targets(batch, row, start, stop - start) == expected
+        assert part is None or batch.tokens[row, start:stop].tolist() == part.input_ids.tolist()
     assert not batch.labels[batch.loss_mask == 0].any()
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_boundaries_are_the_ends_of_samples_pads_and_rows(seed: int, rows: int) -> None:
+    packs, length = random_packs(seed, rows)
+    batch = Packed(length, PAD, StoredBoundaries()).collate([join(parts, length) for parts in packs])
+    assert batch.boundaries is not None and batch.boundaries.dtype == torch.int32
+    ends = [row * length + stop for row, _, stop, _ in stretches(packs, length)]
+    assert batch.boundaries.tolist() == [0, *ends]
+    assert batch.learnt_tokens == sum(len(expected_targets(part)) for parts in packs for part in parts)
 
 
 def test_same_segment_number_on_both_sides_of_a_row_end() -> None:
