@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.errors import UserError
@@ -28,20 +27,20 @@ _REQUIRED = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_head
 _FREE = ("max_position_embeddings", "init_method_std")
 
 
-def resolve_architecture(flags: ModelFlags, weights: Path | None, tokenizer_vocab: int) -> tuple[Architecture, str]:
+def resolve_architecture(
+    flags: ModelFlags, loaded: dict[str, Architecture], tokenizer_vocab: int
+) -> tuple[Architecture, str]:
     """The architecture that the flags describe, and where it came from.
 
     Args:
         flags: ``--preset``, ``--hf-cfg-dir`` and the spelled-out sizes.
-        weights: Hugging Face folder that is loaded, or None.
+        loaded: what the checkpoint or folder of ``--load`` says, under its name in messages; may be empty.
         tokenizer_vocab: ids of the tokenizer, the vocabulary of a model that is spelled out without one.
 
     Raises:
         UserError: nothing given, too little given, or two sources that differ.
     """
-    sources: dict[str, Architecture] = {}
-    if weights is not None:
-        sources[f"--load {weights}"] = Architecture.from_hugging_face(weights)
+    sources = dict(loaded)
     if flags.hf_cfg_dir is not None:
         sources[f"--hf-cfg-dir {flags.hf_cfg_dir}"] = Architecture.from_hugging_face(flags.hf_cfg_dir)
     if flags.preset is not None:

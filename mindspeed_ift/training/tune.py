@@ -74,8 +74,10 @@ def plan(config: TuneConfig, world_size: int) -> Plan:
     layout = layout_of(config.layout, world_size)
     dataset = InstructionDataset(config.data.data_path[0])
     facts = _token_facts(config, dataset)
-    hugging_face = config.run.load if config.run.enable_hf2mg_convert else None
-    architecture, origin = resolve_architecture(config.model, hugging_face, facts["vocab_size"])
+    resume_from = None if config.run.enable_hf2mg_convert else _checkpoint_to_load(config)
+    architecture, origin = resolve_architecture(
+        config.model, _loaded_architecture(config, resume_from), facts["vocab_size"]
+    )
     check_layout(config, architecture, layout)
     dataset.check_fits(architecture.vocab_size)
     train, valid, _ = split_ranges(len(dataset), config.data.split)
@@ -94,7 +96,7 @@ def plan(config: TuneConfig, world_size: int) -> Plan:
         train,
         valid,
         num_micro_batches(config, layout),
-        None if config.run.enable_hf2mg_convert else _checkpoint_to_load(config),
+        resume_from,
         facts,
     )
     for samples in (train, valid):
@@ -275,6 +277,15 @@ def _checkpoint_to_load(config: TuneConfig) -> Path | None:
         remedy = "add --enable-hf2mg-convert" if (config.run.load / "config.json").is_file() else "give a --save folder"
         raise UserError(f"--load {config.run.load} holds no Megatron checkpoint; {remedy}")
     return megatron.iteration_folder(config.run.load, iteration)
+
+
+def _loaded_architecture(config: TuneConfig, checkpoint: Path | None) -> dict[str, Architecture]:
+    """What --load says of the model: config.json of a Hugging Face folder, or the manifest of a checkpoint."""
+    folder = config.run.load
+    if config.run.enable_hf2mg_convert and folder is not None:
+        return {f"--load {folder}": Architecture.from_hugging_face(folder)}
+    manifest = megatron.read_manifest(checkpoint) if checkpoint is not None else None
+    return {f"--load {folder}": Architecture(**manifest["architecture"])} if manifest is not None else {}
 
 
 def _sequence_mode(config: TuneConfig, layout: Layout, dataset: InstructionDataset, facts: dict) -> SequenceMode:
