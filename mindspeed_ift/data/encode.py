@@ -166,20 +166,13 @@ class Encoder:
         return joined
 
     def _assemble(self, conversation: Conversation, pairs: list[Pair]) -> Encoded:
-        options, split = self.options, _SPLIT[self.template.cut]
+        options = self.options
         whole = sum(len(source) + len(target) for source, target in pairs)
-        if options.mask_history:
-            pairs = pairs[::-1]
-        if options.cutoff is not None:
-            pairs = cut_turns(pairs, options.cutoff, split)
-        if options.turn_limit is not None:
-            pairs = [cut_turn(pair, split_balanced(len(pair[0]), len(pair[1]), options.turn_limit)) for pair in pairs]
-        learnt = [not (options.mask_history and number) for number in range(len(pairs))]
-        if options.mask_history:
-            pairs, learnt = pairs[::-1], learnt[::-1]
+        pairs = self._cut(pairs)
         ids: list[int] = []
         labels: list[int] = []
-        for (source, target), is_learnt in zip(pairs, learnt):
+        for number, (source, target) in enumerate(pairs, 1):
+            is_learnt = number == len(pairs) or not options.mask_history
             ids += source + target
             labels += source if options.train_on_prompt else [IGNORED_LABEL] * len(source)
             labels += target if is_learnt else [IGNORED_LABEL] * len(target)
@@ -193,6 +186,18 @@ class Encoder:
             ids, labels, cut = ids[: options.limit - 1], labels[: options.limit - 1], True
         sample = Sample(np.array(ids, np.int32), np.array(labels, np.int32))
         return Encoded(sample, self._notes(conversation, sample, cut))
+
+    def _cut(self, pairs: list[Pair]) -> list[Pair]:
+        """Turns cut to the lengths asked for, all of them together and each by itself."""
+        options = self.options
+        # With only the last answer learnt, the last turn takes its room first.
+        direction = -1 if options.mask_history else 1
+        pairs = pairs[::direction]
+        if options.cutoff is not None:
+            pairs = cut_turns(pairs, options.cutoff, _SPLIT[self.template.cut])
+        if options.turn_limit is not None:
+            pairs = [cut_turn(pair, split_balanced(len(pair[0]), len(pair[1]), options.turn_limit)) for pair in pairs]
+        return pairs[::direction]
 
     def _notes(self, conversation: Conversation, sample: Sample, cut: bool) -> tuple[str, ...]:
         notes = (CUT_NOTE,) if cut else ()

@@ -45,24 +45,28 @@ def find_files(spec: str) -> list[Path]:
     files: list[Path] = []
     parts = [spec] if Path(spec).expanduser().exists() else [part.strip() for part in spec.split(",") if part.strip()]
     for part in parts:
-        path = Path(part).expanduser()
-        if path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in READERS)
-            if not found:
-                raise UserError(f"folder {path} holds no data files; --input takes {_known_kinds()}")
-        elif path.exists():
-            found = [path]
-        else:
-            found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
-            if not found:
-                raise UserError(f"no such file: {path}; check --input")
-        for file in found:
-            if file.suffix.lower() not in READERS:
-                raise UserError(f"{file} is of no known kind; --input takes {_known_kinds()}")
-        files += found
+        files += _files_of(Path(part).expanduser())
     if not files:
         raise UserError("--input names no file; give a file, a folder, a glob, or several with commas between")
+    for file in files:
+        if file.suffix.lower() not in READERS:
+            raise UserError(f"{file} is of no known kind; --input takes {_known_kinds()}")
     return files
+
+
+def _files_of(path: Path) -> list[Path]:
+    """The files of one file, folder or glob."""
+    if path.is_dir():
+        found = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in READERS)
+        if not found:
+            raise UserError(f"folder {path} holds no data files; --input takes {_known_kinds()}")
+    elif path.exists():
+        found = [path]
+    else:
+        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+        if not found:
+            raise UserError(f"no such file: {path}; check --input")
+    return found
 
 
 def read_records(files: list[Path]) -> Iterator[tuple[Record, Origin]]:
