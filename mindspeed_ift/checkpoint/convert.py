@@ -85,6 +85,30 @@ def _merged(folder: Path, architecture: Architecture, manifest: dict[str, Any]) 
             yield from zip(parts, from_shards(transform, [shard[name] for shard in shards], architecture), strict=True)
 
 
+def whole_model(folder: Path) -> tuple[Architecture, dict[str, Any], dict[str, Tensor]]:
+    """The model of an ``iter_`` folder as one rank's Megatron state dict, unpadded, whatever its layout.
+
+    Returns:
+        Architecture, manifest, and the state dict of a model without parallelism.
+    """
+    architecture, manifest, tensors = hugging_face_tensors(folder)
+    parts = dict(tensors)
+    layers = range(architecture.num_layers)
+    entries = stage_entries(architecture, layers, first_stage=True, last_stage=True)
+    state = {
+        name: to_shard(
+            transform,
+            [parts[part] for part in names],
+            architecture,
+            tensor_size=1,
+            tensor_rank=0,
+            padded_vocab=architecture.vocab_size,
+        )
+        for name, names, transform in entries
+    }
+    return architecture, manifest, state
+
+
 def convert(config: ConvertConfig) -> str:
     """Convert as the flags say.
 

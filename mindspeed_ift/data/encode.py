@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.data.conversation import Conversation, DropRecord
+from mindspeed_ift.data.conversation import Conversation, DropRecord, Message, Role, check_turns
 from mindspeed_ift.data.sample import IGNORED_LABEL, Sample
 from mindspeed_ift.data.templates import Cut, Piece, Template, Token, Turn
 from mindspeed_ift.data.tokenizer import Tokenizer
@@ -133,6 +133,23 @@ class Encoder:
             except DropRecord as reason:
                 results.append(reason)
         return results
+
+    def prompt_ids(self, messages: Sequence[Message], system: str = "", tools: str = "") -> list[int]:
+        """Ids of a conversation up to where the model answers: what training showed it before such an answer.
+
+        Args:
+            messages: Prompt and answer in turn, the last one a prompt.
+            system: "" takes the template's default.
+            tools: Descriptions of the tools as JSON; "" for none.
+
+        Raises:
+            DropRecord: The turns do not alternate, or a call cannot be written.
+        """
+        turns = check_turns([*messages, Message(Role.ASSISTANT, "")])
+        rendered = self.template.render(Conversation(turns, system, tools), self.options.enable_thinking)
+        ids = self._encode_pieces(rendered)
+        prompt = [self._ids(turn.source, ids) + self._ids(turn.target, ids) for turn in rendered[:-1]]
+        return [*(token for turn in prompt for token in turn), *self._ids(rendered[-1].source, ids)]
 
     def turn_end_ids(self) -> list[int]:
         """Token ids that close an answer."""

@@ -14,6 +14,7 @@ from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.devices.device import Device
 from mindspeed_ift.mcore import OptimizerParamScheduler
 from mindspeed_ift.model.build import Qwen3Model
+from mindspeed_ift.model.weights import fill
 from mindspeed_ift.parallel.groups import Groups
 
 _MODEL_FILE = "model_optim_rng.pt"
@@ -102,26 +103,6 @@ def load_model(folder: Path, model: Qwen3Model, groups: Groups) -> None:
             raise UserError(f"{folder} holds another architecture than the flags describe; give the same architecture")
     shard = megatron.read_shard(folder, groups.tensor_rank, groups.pipeline_rank, groups.layout.pipeline, _MODEL_FILE)
     fill(model, shard["model"], str(folder))
-
-
-def fill(model: Qwen3Model, weights: dict[str, torch.Tensor], origin: str) -> None:
-    """Copy ``weights`` into the model; every parameter must be there in its shape.
-
-    Raises:
-        UserError: naming the first tensor that is missing, unexpected or of another shape.
-    """
-    parameters = dict(model.named_parameters())
-    for name in sorted(parameters.keys() | weights.keys()):
-        if name not in weights:
-            raise UserError(f"{origin}: the tensor {name} is missing; is it a checkpoint of this architecture?")
-        if name not in parameters:
-            raise UserError(f"{origin}: the tensor {name} is unexpected; is it a checkpoint of this architecture?")
-        if parameters[name].shape != weights[name].shape:
-            raise UserError(
-                f"{origin}: {name} has shape {tuple(weights[name].shape)}, the model {tuple(parameters[name].shape)}"
-            )
-        with torch.no_grad():
-            parameters[name].copy_(weights[name])
 
 
 def load_training(

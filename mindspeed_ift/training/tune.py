@@ -25,6 +25,7 @@ from mindspeed_ift.data.overlong import Overlong
 from mindspeed_ift.data.tokenizer import load_tokenizer
 from mindspeed_ift.devices.device import Device, current
 from mindspeed_ift.model.build import ModelOptions, Qwen3Model, build_model
+from mindspeed_ift.model.weights import fill
 from mindspeed_ift.parallel import groups as process_groups
 from mindspeed_ift.parallel.groups import Groups
 from mindspeed_ift.training import state
@@ -235,7 +236,7 @@ def _load_weights(plan: Plan, stage: Qwen3Model, groups: Groups) -> None:
             tensor_rank=groups.tensor_rank,
             padded_vocab=stage.options.padded_vocab,
         )
-        state.fill(stage, weights, str(folder))
+        fill(stage, weights, str(folder))
         _say(groups, f"weights: {folder} (Hugging Face)")
     elif plan.resume_from is not None:
         state.load_model(plan.resume_from, stage, groups)

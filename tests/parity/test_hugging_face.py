@@ -17,9 +17,10 @@ from mindspeed_ift.config.convert import ConvertConfig
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.layout import Layout
 from mindspeed_ift.devices.device import current
+from mindspeed_ift.inference.generate import Sampling, choose, generate, model_step
 from mindspeed_ift.model.build import ModelOptions, Qwen3Model, build_model
+from mindspeed_ift.model.weights import fill
 from mindspeed_ift.parallel import groups as process_groups
-from mindspeed_ift.training import state
 from tests.tolerances import GRADIENTS, LOGITS
 from tests.training_runs import make_hugging_face_model
 
@@ -50,7 +51,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         tensor_rank=0,
         padded_vocab=PADDED,
     )
-    state.fill(ours, weights, str(folder))
+    fill(ours, weights, str(folder))
     reference = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
     return reference, ours
 
@@ -188,3 +189,30 @@ def test_damage_is_named(tmp_path: Path) -> None:
     (source / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}', encoding="utf-8")
     with pytest.raises(UserError, match="LlamaForCausalLM is not supported"):
         convert(ConvertConfig("hf", "mg", source, tmp_path / "again"))
+
+
+def test_greedy_answers_are_those_of_generate(pair) -> None:  # noqa: ANN001
+    """Token for token, prompts of different lengths in one batch."""
+    reference, ours = pair
+    tokens, _ = _inputs()
+    prompts = [tokens[0, :9].tolist(), tokens[1, :20].tolist(), tokens[0, 20:23].tolist()]
+    answers = generate(model_step(ours, current().torch_device), prompts, [], Sampling(max_new_tokens=16))
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = torch.tensor([prompt])
+        expected = reference.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)
+        assert answer == expected[0, len(prompt) :].tolist()
+
+
+def test_sampling_keeps_to_its_bounds() -> None:
+    """top-k and top-p leave only the likeliest tokens; a tiny temperature is greedy; a seed repeats."""
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(400, 1)
+
+    def drawn(**options: float) -> set[int]:
+        generator = torch.Generator().manual_seed(3)
+        return set(choose(logits, Sampling(temperature=1.0, **options), generator).tolist())
+
+    assert drawn() == {0, 1, 2, 3}
+    assert drawn(top_k=2) == {0, 1}
+    assert drawn(top_p=0.6) == {0, 1}
+    assert drawn(top_p=0.1) == {0}
+    assert set(choose(logits, Sampling(temperature=1e-4), torch.Generator()).tolist()) == {0}

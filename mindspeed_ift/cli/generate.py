@@ -1,0 +1,72 @@
+"""``mindspeed-ift generate`` / ``tools/inference.py``: answers from a Hugging Face folder or a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.flags import parse
+from mindspeed_ift.config.inference import GenerateConfig
+
+
+def main(argv: list[str]) -> int:
+    """Parse, load, answer, print."""
+    config = parse(GenerateConfig, argv, program="inference.py", description="Ask a tuned model.")
+    if config.load is None:
+        raise UserError("--load is missing: a Hugging Face folder, or the --save folder of a run")
+    questions = _questions(config)
+    from mindspeed_ift.data.conversation import Message, Role
+    from mindspeed_ift.data.encode import EncodeOptions, Encoder
+    from mindspeed_ift.data.templates import get_template
+    from mindspeed_ift.data.tokenizer import load_tokenizer
+    from mindspeed_ift.devices.device import current
+    from mindspeed_ift.inference.generate import Sampling, generate, model_step
+    from mindspeed_ift.inference.load import load
+
+    template = get_template(config.prompt_type) if config.prompt_type else None
+    loaded = load(config.load)
+    tokenizer_path = config.tokenizer_name_or_path or loaded.facts.get("tokenizer")
+    if tokenizer_path is None:
+        raise UserError("--tokenizer-name-or-path is missing, and the checkpoint names no tokenizer")
+    tokenizer = load_tokenizer(tokenizer_path)
+    template = template or get_template(loaded.facts.get("prompt_type") or "qwen3")
+    thinking = config.enable_thinking or loaded.facts.get("enable_thinking") or "none"
+    encoder = Encoder(template, tokenizer, EncodeOptions(enable_thinking=thinking))
+    prompts = [encoder.prompt_ids([Message(Role.USER, q["prompt"])], q.get("system", config.system)) for q in questions]
+    sampling = Sampling(config.max_new_tokens, config.temperature, config.top_k, config.top_p, config.seed)
+    step = model_step(loaded.model, current().torch_device)
+    answers: list[str] = []
+    for start in range(0, len(prompts), config.micro_batch_size):
+        batch = prompts[start : start + config.micro_batch_size]
+        for ids in generate(step, batch, [encoder.end_id, tokenizer.pad_id], sampling):
+            answers.append(tokenizer.decode(ids))
+            print(f"> {questions[len(answers) - 1]['prompt']}\n{answers[-1]}\n", flush=True)
+    if config.output is not None:
+        _write(config.output, [{**q, "answer": a} for q, a in zip(questions, answers, strict=True)])
+    return 0
+
+
+def _questions(config: GenerateConfig) -> list[dict[str, Any]]:
+    questions = [{"prompt": text} for text in config.prompt]
+    if config.input is not None:
+        try:
+            lines = config.input.read_text(encoding="utf-8").splitlines()
+        except OSError:
+            raise UserError(f"--input {config.input} cannot be read") from None
+        for number, line in enumerate(lines, 1):
+            try:
+                questions.append({"prompt": str(json.loads(line)["prompt"]), **json.loads(line)})
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f'{config.input}:{number}: not a JSON object with "prompt"') from None
+    if not questions:
+        raise UserError("nothing to answer: give --prompt TEXT or --input FILE")
+    return questions
+
+
+def _write(path: Path, records: list[dict[str, Any]]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,43 @@
+"""Flags of ``inference.py``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Who answers what, and how."""
+
+    load: Path | None = None
+    """Hugging Face folder, or the --save folder of a run (its latest checkpoint)."""
+    tokenizer_name_or_path: str | None = None
+    """Tokenizer folder; default: the one the checkpoint names."""
+    prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A question; may be given several times."""
+    input: Path | None = None
+    """File of questions: jsonl with "prompt" and perhaps "system"."""
+    output: Path | None = None
+    """File for the answers: jsonl with "prompt" and "answer"."""
+    system: str = ""
+    """System prompt; default: the template's."""
+    prompt_type: str | None = None
+    """Template; default: the one the checkpoint was trained with, else qwen3."""
+    enable_thinking: Literal["true", "false", "none"] | None = None
+    """Thinking mode; default: the one the checkpoint was trained with, else none."""
+    max_new_tokens: int = 128
+    """Longest answer in tokens."""
+    temperature: float = 0.0
+    """0 always takes the likeliest token."""
+    top_k: int = 0
+    """Draw among this many likeliest tokens; 0: all."""
+    top_p: float = 1.0
+    """Draw among the likeliest tokens that hold this share."""
+    seed: int = 1234
+    """Seed of the draws."""
+    micro_batch_size: int = 8
+    """Prompts answered at once."""

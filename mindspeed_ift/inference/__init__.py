@@ -1,0 +1,1 @@
+"""Answers from a tuned model. Read `load.py`, then `generate.py`."""
