@@ -90,6 +90,12 @@ def current() -> Device:
     return Device("cpu", 0, "gloo", reason, reference, "plain torch")
 
 
+def count() -> int:
+    """Devices of the current kind on this machine; 1 on CPU."""
+    kind = current().kind
+    return 1 if kind == "cpu" else torch.get_device_module(kind).device_count()
+
+
 def prepare(device: Device) -> None:
     """Make ``torch.cuda`` mean ``device`` for Megatron-core. Call before its first import (`mcore` does)."""
     if device.kind == "cpu":

@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Shared by the scripts of this folder (source it; it runs nothing by itself).
+# Gives: ROOT, PYTHON, DEVICES (accelerators of this machine, 1 on CPU), need_path, run_tool and run_training.
+# Reads: PYTHON, DEVICES, MASTER_ADDR, MASTER_PORT, NNODES, NODE_RANK, LOG_DIR, and DRY_RUN=1 (print, do not run).
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
+if [ -z "${PYTHON:-}" ]; then
+    PYTHON=python3
+    [ -x "$ROOT/.venv/bin/python" ] && PYTHON="$ROOT/.venv/bin/python"
+fi
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+export TOKENIZERS_PARALLELISM=false CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}"
+LOG_DIR="${LOG_DIR:-logs}"
+
+need_path() {  # need_path VARIABLE WHAT: the path in VARIABLE must exist
+    if [ ! -e "${!1:-}" ] && [ "${DRY_RUN:-0}" != 1 ]; then
+        echo "error: $1='${!1:-}' does not exist; set $1 to $2" >&2
+        exit 2
+    fi
+}
+
+need_dataset() {  # need_dataset VARIABLE: an indexed dataset with this prefix must exist
+    if [ ! -e "${!1:-}_packed_input_ids_document.idx" ] && [ "${DRY_RUN:-0}" != 1 ]; then
+        echo "error: no dataset at $1='${!1:-}'; set $1 to the OUTPUT_PREFIX of data_convert_qwen3_instruction.sh" >&2
+        exit 2
+    fi
+}
+
+count_devices() {  # accelerators of this machine, 0 on CPU
+    "$PYTHON" -c 'from mindspeed_ift.devices.device import current, count; print(count() if current().asynchronous else 0)'
+}
+
+logged() {  # run a command, keep its output in LOG_DIR, and keep its exit code (pipefail)
+    local name="$1"
+    shift
+    if [ "${DRY_RUN:-0}" = 1 ]; then
+        printf '%q ' "$@"
+        printf '\n'
+        return
+    fi
+    mkdir -p "$LOG_DIR"
+    "$@" 2>&1 | tee "$LOG_DIR/$name.log"
+}
+
+run_tool() {  # run_tool NAME FLAGS...: one process of tools/NAME.py
+    local name="$1"
+    shift
+    logged "$name" "$PYTHON" "$ROOT/tools/$name.py" "$@"
+}
+
+run_training() {  # run_training LOG FLAGS...: tools/posttrain_gpt.py on DEVICES processes of each node
+    local name="$1"
+    shift
+    logged "$name" "$PYTHON" -m torch.distributed.run --nproc_per_node "$DEVICES" --nnodes "${NNODES:-1}" \
+        --node_rank "${NODE_RANK:-0}" --master_addr "${MASTER_ADDR:-localhost}" --master_port "${MASTER_PORT:-6000}" \
+        "$ROOT/tools/posttrain_gpt.py" "$@"
+}
+
+model_flags() {  # the 8B, or with SMOKE=1 a tiny model of the same shape in fp32; sets MODEL and DEVICES
+    DEVICES="${DEVICES:-$(count_devices)}"
+    if [ "${SMOKE:-0}" = 1 ]; then
+        MODEL=(--num-layers 2 --hidden-size 64 --ffn-hidden-size 128 --num-attention-heads 4 --num-query-groups 2
+            --kv-channels 16)
+        TP="${TP:-1}"
+    else
+        MODEL=(--preset qwen3-8b --bf16)
+        TP="${TP:-8}"
+    fi
+    [ "$DEVICES" -gt 0 ] || DEVICES="$((TP * ${PP:-1}))"
+    MODEL+=(--tensor-model-parallel-size "$TP" --pipeline-model-parallel-size "${PP:-1}" --use-distributed-optimizer)
+    [ "$TP" -eq 1 ] || MODEL+=(--sequence-parallel)
+    if [ -n "${HF_MODEL:-}" ]; then
+        MODEL+=(--load "$HF_MODEL" --enable-hf2mg-convert)
+    elif [ "${SMOKE:-0}" != 1 ]; then
+        need_path HF_MODEL "a Hugging Face folder of Qwen3-8B"
+    fi
+}

@@ -1,0 +1,83 @@
+"""The example scripts: their words, their dry runs, their errors, and each for real on a tiny model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.training_runs import make_datasets
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "examples/qwen3"
+SCRIPTS = sorted(path for path in FOLDER.glob("*.sh") if path.name != "launch.sh")
+
+
+def _run(script: Path, tmp_path: Path, *flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = dict(os.environ, PYTHON=sys.executable, MINDSPEED_IFT_DEVICE="cpu", OMP_NUM_THREADS="1")
+    environment |= {"LOG_DIR": str(tmp_path / "logs"), **variables}
+    command = ["bash", str(script), *flags]
+    return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_head_says_what_it_does(script: Path) -> None:
+    """Strict mode, a head with what it needs and prints, and no more than 40 lines."""
+    text = script.read_text(encoding="utf-8")
+    assert "set -euo pipefail" in text and "# Needs: " in text and "Prints: " in text and '"$@"' in text
+    assert len(text.splitlines()) <= 40
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_dry_run_prints_the_command_and_runs_nothing(script: Path, tmp_path: Path) -> None:
+    """DRY_RUN=1 shows what would run, the user's own flags last."""
+    done = _run(script, tmp_path, "--seed", "5", DRY_RUN="1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("--seed 5") and "/tools/" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_a_missing_path_is_one_sentence(script: Path, tmp_path: Path) -> None:
+    """Exit code 2 before anything is written."""
+    nowhere = str(tmp_path / "nowhere")
+    names = ("INPUT", "TOKENIZER", "DATA_PATH", "LOAD", "HF_MODEL")
+    done = _run(script, tmp_path, **dict.fromkeys(names, nowhere))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and len(done.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["", "_pack"])
+def test_each_script_for_real(tmp_path: Path, kind: str) -> None:
+    """Convert data, tune, convert the checkpoint, answer: the scripts as they are, on a tiny model."""
+    make_datasets(tmp_path)
+    variables = {
+        "SMOKE": "1",
+        "INPUT": str(tmp_path / "records.jsonl"),
+        "TOKENIZER": str(tmp_path / "tokenizer"),
+        "OUTPUT_PREFIX": str(tmp_path / "data/made"),
+        "DATA_PATH": str(tmp_path / "data/made"),
+        "SEQ_LENGTH": "128",
+        "TRAIN_ITERS": "3",
+        "SAVE": str(tmp_path / "run"),
+        "LOAD": str(tmp_path / "run"),
+        "HF_OUTPUT": str(tmp_path / "hf"),
+        "MAX_NEW_TOKENS": "4",
+    }
+    for script, flags in (
+        (f"data_convert_qwen3_instruction{kind}.sh", []),
+        (f"tune_qwen3_8b{kind}.sh", ["--tokenizer-name-or-path", variables["TOKENIZER"]]),
+        ("ckpt_convert_qwen3_mcore2hf.sh", []),
+        ("generate_qwen3_8b.sh", ["--prompt", "add 3 and 6"]),
+    ):
+        done = _run(FOLDER / script, tmp_path, *flags, **variables)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "run/loss.png").is_file() and (tmp_path / "hf/model.safetensors").is_file()
+    assert "> add 3 and 6" in done.stdout
+    broken = _run(FOLDER / f"tune_qwen3_8b{kind}.sh", tmp_path, "--trian-iters", "3", **variables)
+    assert broken.returncode != 0 and "did you mean --train-iters" in broken.stdout
