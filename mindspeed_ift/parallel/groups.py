@@ -25,6 +25,7 @@ class Groups:
         pipeline_rank: pipeline stage.
         data_rank: position among the data parallel replicas.
         collection: Megatron's process groups, for its constructors.
+        owns_world: whether `start` joined the world, so that `stop` leaves it.
     """
 
     layout: Layout
@@ -33,6 +34,7 @@ class Groups:
     pipeline_rank: int
     data_rank: int
     collection: ProcessGroupCollection
+    owns_world: bool = True
 
     @property
     def first_stage(self) -> bool:
@@ -72,7 +74,8 @@ def start(
 
     ``seed`` starts Megatron's random generators, which fresh weights are drawn from.
     """
-    if not dist.is_initialized():
+    owns_world = not dist.is_initialized()
+    if owns_world:
         for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "29500")):
             os.environ.setdefault(name, value)
         dist.init_process_group(backend or device.backend, timeout=timedelta(minutes=timeout_minutes))
@@ -87,13 +90,14 @@ def start(
         pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
         data_rank=parallel_state.get_data_parallel_rank(),
         collection=ProcessGroupCollection.use_mpu_process_groups(),
+        owns_world=owns_world,
     )
 
 
-def stop() -> None:
-    """Leave the world: groups are taken apart in Megatron's state and in torch.distributed."""
+def stop(groups: Groups) -> None:
+    """Take Megatron's groups apart, and leave the world if `start` joined it."""
     parallel_state.destroy_model_parallel()
-    if dist.is_initialized():
+    if groups.owns_world:
         dist.destroy_process_group()
 
 

@@ -129,7 +129,7 @@ def tune(plan: Plan) -> None:
     schedule = build_schedule(optimizer, config.optimizer)
     done = _resume(plan, optimizer, schedule, groups, device)
     _loop(plan, done, stage, model, optimizer, schedule, groups, device)
-    process_groups.stop()
+    process_groups.stop(groups)
 
 
 def _loop(

@@ -32,7 +32,7 @@ def groups():  # noqa: ANN201 - a generator of Groups
     """A world of one rank."""
     started = process_groups.start(Layout(), current(), seed=1)
     yield started
-    process_groups.stop()
+    process_groups.stop(started)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
