@@ -76,9 +76,13 @@ def start(
     """
     owns_world = not dist.is_initialized()
     if owns_world:
-        for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "29500")):
-            os.environ.setdefault(name, value)
-        dist.init_process_group(backend or device.backend, timeout=timedelta(minutes=timeout_minutes))
+        timeout = timedelta(minutes=timeout_minutes)
+        if "RANK" in os.environ:
+            dist.init_process_group(backend or device.backend, timeout=timeout)
+        else:  # started without torchrun: a world of one needs no port
+            dist.init_process_group(
+                backend or device.backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout
+            )
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tensor, pipeline_model_parallel_size=layout.pipeline
     )
