@@ -22,18 +22,18 @@ def main(argv: list[str]) -> int:
     if speaks:
         print(describe(parsed), flush=True)
     from mindspeed_ift.parallel.groups import world_size
-    from mindspeed_ift.training.tune import plan, tune
+    from mindspeed_ift.training.plan import plan, preview
 
+    if parsed.config.run.dry_run:
+        print(preview(parsed.config, world_size()))
+        return 0
     planned = plan(parsed.config, world_size())
     if speaks:
-        print(f"architecture: {planned.architecture} (from {planned.architecture_origin})")
-        print(f"layout: {planned.layout}; {planned.micro_batches} micro-batches a step", flush=True)
-        over = int((planned.dataset.lengths > parsed.config.data.seq_length).sum())
-        print(
-            f"data: {len(planned.dataset)} samples, {len(planned.train)} to train on; {over} over --seq-length are cut"
-        )
-    if not parsed.config.run.dry_run:
-        tune(planned)
+        print(planned.describe(), flush=True)
+    # Imports Megatron-core, so only once the plan stands.
+    from mindspeed_ift.training.tune import tune
+
+    tune(planned)
     return 0
 
 

@@ -124,6 +124,11 @@ class InstructionDataset:
                     )
 
 
+def is_dataset(prefix: str) -> bool:
+    """Whether any file of a dataset lies at ``prefix``."""
+    return any(Path(column_path(prefix, name) + ".idx").is_file() for name in COLUMNS)
+
+
 def _check_files(prefix: str) -> None:
     """All files must be there, or the message says what to give instead."""
     for name in COLUMNS:

@@ -98,6 +98,28 @@ def test_resumed_is_uninterrupted_to_the_bit(
     assert checksums[0][model_file] == checksums[1][model_file]
 
 
+def test_another_global_batch_goes_on_where_the_data_stopped(made: tuple[Path, dict[str, Path], Path]) -> None:
+    """A run resumed with twice the batch sees every sample of the epoch once."""
+    folder, data, _ = made
+    own = str(folder / "regrouped")
+    fresh = ["--split", "100", "--lr-decay-style", "constant", "--train-iters"]
+    run(
+        [
+            _line(made, "fixed", "regrouped", *fresh, "4"),
+            _line(made, "fixed", "regrouped", *fresh, "8", "--load", own, "--global-batch-size", "8"),
+        ],
+        1,
+        folder / "jobs_regrouped",
+    )
+    from mindspeed_ift.data.dataset import InstructionDataset
+
+    lines = (folder / "regrouped/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    learnt = sum(record["learnt_tokens"] for record in map(json.loads, lines))
+    dataset = InstructionDataset(data["fixed"])
+    # 4 steps of 4 samples and 4 of 8 are the 48 samples of the dataset; of each, the first token is no label.
+    assert learnt == sum(int((dataset[number].labels[1:] != -100).sum()) for number in range(len(dataset)))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -1,0 +1,267 @@
+"""Flags in, a Plan out: everything a run decides and checks before its processes talk to each other."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mindspeed_ift.checkpoint import megatron
+from mindspeed_ift.config.architecture import Architecture
+from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.layout import Layout, layout_of
+from mindspeed_ift.config.resolve import resolve_architecture
+from mindspeed_ift.config.rules import check_flags, check_layout, length_multiple, num_micro_batches
+from mindspeed_ift.config.tuning import TrainingDataFlags, TuneConfig
+from mindspeed_ift.data.batch import DynamicLength, FixedLength, Packed, SequenceMode
+from mindspeed_ift.data.boundaries import choose_boundaries
+from mindspeed_ift.data.dataset import InstructionDataset, is_dataset
+from mindspeed_ift.data.encode import EncodeOptions, Encoder
+from mindspeed_ift.data.micro_batches import MicroBatches
+from mindspeed_ift.data.order import SampleOrder, split_ranges
+from mindspeed_ift.data.overlong import Overlong, count_overlong
+from mindspeed_ift.data.templates import get_template
+from mindspeed_ift.data.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is decided before the first process talks to another.
+
+    Attributes:
+        config: the flags.
+        layout: degrees of parallelism.
+        architecture: of the model.
+        architecture_origin: where it came from.
+        dataset: the samples.
+        mode: how they become batches.
+        train: range of training samples.
+        valid: range of validation samples.
+        cut_samples: training samples that are longer than ``--seq-length`` and will be cut.
+        micro_batches: of one step and replica.
+        resume_from: checkpoint to continue or to take weights from, or None.
+        token_facts: vocabulary, pad and eod of the dataset's tokenizer, its template.
+    """
+
+    config: TuneConfig
+    layout: Layout
+    architecture: Architecture
+    architecture_origin: str
+    dataset: InstructionDataset
+    mode: SequenceMode
+    train: range
+    valid: range
+    cut_samples: int
+    micro_batches: int
+    resume_from: Path | None
+    token_facts: dict[str, Any]
+
+    def samples(self, sample_range: range, data_rank: int, shuffle: bool) -> MicroBatches:
+        """The micro-batches that one data parallel rank takes from a range of samples.
+
+        Raises:
+            UserError: samples are too long and may not be cut.
+        """
+        data = self.config.data
+        overlong = Overlong.CUT_END if data.cut_max_seqlen else Overlong.CUT_TURNS
+        return MicroBatches(
+            dataset=self.dataset,
+            sample_range=sample_range,
+            order=SampleOrder(len(sample_range), self.config.optimizer.seed, shuffle),
+            mode=self.mode,
+            micro_batch_size=self.config.optimizer.micro_batch_size,
+            data_rank=data_rank,
+            data_size=self.layout.data,
+            overlong=overlong if data.cut_token else Overlong.REFUSE,
+        )
+
+    def describe(self) -> str:
+        """The lines a run begins with."""
+        epochs = self.config.optimizer.train_iters * self.rows_of_a_step / len(self.train)
+        lines = [
+            _describe_architecture(self.architecture, self.architecture_origin),
+            _describe_layout(self.layout, self.micro_batches),
+            f"data: {self.dataset.prefix}: {len(self.train):,} of {len(self.dataset):,} samples to train on, "
+            f"{epochs:.2f} epochs",
+        ]
+        if self.cut_samples:
+            how = "at the end (--cut-max-seqlen)" if self.config.data.cut_max_seqlen else "turn by turn"
+            lines.append(
+                f"data: {self.cut_samples:,} samples are longer than --seq-length {self.config.data.seq_length} and "
+                f"are cut {how}; --no-cut-token refuses them"
+            )
+        return "\n".join(lines)
+
+    @property
+    def rows_of_a_step(self) -> int:
+        """Samples (or packed rows) of one optimizer step: the global batch."""
+        return self.micro_batches * self.config.optimizer.micro_batch_size * self.layout.data
+
+
+def plan(config: TuneConfig, world_size: int) -> Plan:
+    """Check everything that can be checked without peers, before any output is touched.
+
+    Raises:
+        UserError: flags, data, model or checkpoint do not go together.
+    """
+    check_flags(config)
+    layout = layout_of(config.layout, world_size)
+    dataset = InstructionDataset(config.data.data_path[0])
+    facts = token_facts(config.data, dataset)
+    resume_from = checkpoint_to_load(config)
+    architecture, origin = resolve_architecture(
+        config.model, loaded_architecture(config, resume_from), facts["vocab_size"]
+    )
+    check_layout(config, architecture, layout)
+    dataset.check_fits(architecture.vocab_size)
+    train, valid, _ = split_ranges(len(dataset), config.data.split)
+    if not len(train):
+        raise UserError(
+            f"--split {config.data.split} leaves no training sample of {len(dataset)}; raise the first share"
+        )
+    mode = _sequence_mode(config, layout, dataset, facts)
+    planned = Plan(
+        config=config,
+        layout=layout,
+        architecture=architecture,
+        architecture_origin=origin,
+        dataset=dataset,
+        mode=mode,
+        train=train,
+        valid=valid,
+        cut_samples=count_overlong(dataset, train, config.data.seq_length),
+        micro_batches=num_micro_batches(config, layout),
+        resume_from=resume_from,
+        token_facts=facts,
+    )
+    for samples in (train, valid):
+        if len(samples):  # refuses samples that neither fit nor may be cut
+            planned.samples(samples, data_rank=0, shuffle=False)
+    return planned
+
+
+def checkpoint_to_load(config: TuneConfig) -> Path | None:
+    """The newest checkpoint of ``--load``, or None for fresh and for Hugging Face weights.
+
+    Raises:
+        UserError: there is none, and ``--load`` is not where this run is going to save.
+    """
+    folder = config.run.load
+    if folder is None or config.run.enable_hf2mg_convert:
+        return None
+    iteration = megatron.latest_iteration(folder)
+    if iteration is None:
+        if folder == config.run.save:  # the first start of a script that resumes itself
+            return None
+        remedy = "add --enable-hf2mg-convert" if (folder / "config.json").is_file() else "give a --save folder"
+        raise UserError(f"--load {folder} holds no Megatron checkpoint; {remedy}")
+    return megatron.iteration_folder(folder, iteration)
+
+
+def loaded_architecture(config: TuneConfig, checkpoint: Path | None) -> dict[str, Architecture]:
+    """What --load says of the model: config.json of a Hugging Face folder, or the manifest of a checkpoint."""
+    folder = config.run.load
+    if config.run.enable_hf2mg_convert and folder is not None:
+        return {f"--load {folder}": Architecture.from_hugging_face(folder)}
+    manifest = megatron.read_manifest(checkpoint) if checkpoint is not None else None
+    return {f"--load {folder}": Architecture(**manifest["architecture"])} if manifest is not None else {}
+
+
+def token_facts(data: TrainingDataFlags, dataset: InstructionDataset) -> dict[str, Any]:
+    """Ids that the sequence modes need: from the manifest, or from the tokenizer for a dataset of others.
+
+    Raises:
+        UserError: the flags contradict the manifest, or there is neither manifest nor tokenizer.
+    """
+    manifest = dataset.manifest or {}
+    facts: dict[str, Any] = {}
+    for key in ("prompt_type", "enable_thinking"):
+        given = getattr(data, key)
+        if given is not None and manifest.get(key) not in (None, given):
+            flag = "--" + key.replace("_", "-")
+            raise UserError(f"{flag} {given}, but {dataset.prefix} was made with {manifest[key]}; leave the flag out")
+        facts[key] = given or manifest.get(key)
+    path = facts["tokenizer"] = data.tokenizer_name_or_path
+    if path is None:
+        if not manifest:
+            raise UserError(
+                f"--data-path {dataset.prefix} has no manifest, so --tokenizer-name-or-path is needed: the tokenizer it "
+                "was made with"
+            )
+        return facts | {key: manifest[key] for key in ("vocab_size", "eod_id", "pad_id", "turn_end_ids")}
+    tokenizer = load_tokenizer(path)
+    if manifest.get("tokenizer_sha256") not in (None, tokenizer.fingerprint):
+        raise UserError(
+            f"--tokenizer-name-or-path {path} is another tokenizer than {dataset.prefix} was made with; prepare the "
+            "data again, or give the tokenizer it was made with"
+        )
+    end, turn_end = tokenizer.eod_id, [tokenizer.eod_id]
+    if facts["prompt_type"]:
+        encoder = Encoder(get_template(facts["prompt_type"]), tokenizer, EncodeOptions())
+        end, turn_end = encoder.end_id, encoder.turn_end_ids()
+    own = {"vocab_size": tokenizer.vocab_size, "eod_id": end, "pad_id": tokenizer.pad_id, "turn_end_ids": turn_end}
+    return facts | own | {key: manifest[key] for key in own if key in manifest}
+
+
+def _sequence_mode(config: TuneConfig, layout: Layout, dataset: InstructionDataset, facts: dict) -> SequenceMode:
+    data, pad_id = config.data, facts["pad_id"]
+    # The layout may need more than the flag says: TP 16 with SP splits each row into 16.
+    multiple = math.lcm(data.pad_to_multiple_of, length_multiple(config, layout))
+    if data.reset_attention_mask or data.reset_position_ids:
+        return Packed(
+            seq_length=data.seq_length,
+            pad_id=pad_id,
+            boundaries=choose_boundaries(dataset, facts["eod_id"], facts["turn_end_ids"]),
+            reset_attention_mask=data.reset_attention_mask,
+            reset_position_ids=data.reset_position_ids,
+            multiple=None if data.pad_to_seq_lengths else multiple,
+        )
+    if data.pad_to_seq_lengths:
+        return FixedLength(data.seq_length, pad_id)
+    return DynamicLength(data.seq_length, multiple, pad_id)
+
+
+def preview(config: TuneConfig, world_size: int) -> str:
+    """What a dry run says: the plan; without data or weights (yet), all that follows from the flags.
+
+    Raises:
+        UserError: as `plan`.
+    """
+    missing = _missing_paths(config)
+    if not missing:
+        return plan(config, world_size).describe()
+    check_flags(config)
+    layout = layout_of(config.layout, world_size)
+    lines = [f"{path} is not here: it is not checked, nor what depends on it" for path in missing]
+    if config.model.preset is not None:
+        architecture = Architecture.from_preset(config.model.preset)
+        check_layout(config, architecture, layout)
+        lines.append(_describe_architecture(architecture, f"--preset {config.model.preset}"))
+    lines.append(_describe_layout(layout, num_micro_batches(config, layout)))
+    return "\n".join(lines)
+
+
+def _missing_paths(config: TuneConfig) -> list[str]:
+    prefixes = [prefix for prefix in config.data.data_path if not is_dataset(prefix)]
+    folders = {
+        "--load": config.run.load if config.run.load != config.run.save else None,
+        "--hf-cfg-dir": config.model.hf_cfg_dir,
+        "--tokenizer-name-or-path": config.data.tokenizer_name_or_path,
+    }
+    return [f"--data-path {prefix}" for prefix in prefixes] + [
+        f"{flag} {folder}" for flag, folder in folders.items() if folder is not None and not Path(folder).exists()
+    ]
+
+
+def _describe_architecture(architecture: Architecture, origin: str) -> str:
+    sizes = ", ".join(f"{name} {value}" for name, value in asdict(architecture).items())
+    return f"architecture (from {origin}): {sizes}"
+
+
+def _describe_layout(layout: Layout, micro_batches: int) -> str:
+    split = ", sequence parallel" if layout.sequence_parallel else ""
+    return (
+        f"layout: {layout.world} devices = tensor {layout.tensor} x pipeline {layout.pipeline} x data {layout.data}"
+        f"{split}; {micro_batches} micro-batches a step"
+    )

@@ -1,0 +1,140 @@
+"""What is decided before a run begins."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from mindspeed_ift.cli.preprocess import main as preprocess
+from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.flags import parse
+from mindspeed_ift.config.tuning import TuneConfig
+from mindspeed_ift.data.batch import Packed
+from mindspeed_ift.data.boundaries import EndOfDocument
+from mindspeed_ift.training.plan import Plan, plan, preview
+from tests.tiny_tokenizer import make_tiny_tokenizer
+
+MODEL = "--num-layers 2 --hidden-size 64 --ffn-hidden-size 128 --num-attention-heads 4 --num-query-groups 2".split()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tokenizer and ten records of 6 to 60 words."""
+    folder = tmp_path_factory.mktemp("plan")
+    make_tiny_tokenizer(folder / "tokenizer")
+    records = [{"instruction": "the " * 6 * n, "output": f"answer {n}"} for n in range(1, 11)]
+    (folder / "records.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    return folder
+
+
+def prepare(data: Path, name: str, *flags: str, manifest: bool = True) -> str:
+    preprocess(
+        ["--input", str(data / "records.jsonl"), "--tokenizer-name-or-path", str(data / "tokenizer")]
+        + ["--handler-name", "AlpacaStyleInstructionHandler", "--output-prefix", str(data / name), *flags]
+    )
+    if not manifest:
+        (data / f"{name}_manifest.json").unlink()
+    return str(data / name)
+
+
+def planned(prefix: str, *flags: str, world: int = 1) -> Plan:
+    line = [*MODEL, "--data-path", prefix, "--train-iters", "4", *flags]
+    return plan(parse(TuneConfig, line, program="test"), world)
+
+
+def test_samples_that_will_be_cut_are_counted_in_the_training_range(data: Path) -> None:
+    prefix = prepare(data, "cut")
+    lengths = planned(prefix).dataset.lengths
+    limit = int(lengths[6])
+    whole = planned(prefix, "--seq-length", str(limit))
+    assert whole.cut_samples == 3 and "3 samples are longer" in whole.describe()
+    assert planned(prefix, "--seq-length", str(limit), "--split", "80,20,0").cut_samples == 1
+    with pytest.raises(UserError, match="--no-cut-token"):
+        planned(prefix, "--seq-length", str(limit), "--no-cut-token")
+
+
+def test_packed_rows_are_never_cut(data: Path) -> None:
+    prefix = prepare(data, "neat", "--pack", "--neat-pack", "--seq-length", "128")
+    assert planned(prefix, "--seq-length", "128", "--reset-attention-mask").cut_samples == 0
+    with pytest.raises(UserError, match="a packed row cannot be cut"):
+        planned(prefix, "--seq-length", "100", "--reset-attention-mask")
+
+
+@pytest.mark.parametrize("template", ["qwen", "qwen3"])
+def test_the_template_tells_how_documents_end_where_no_manifest_does(data: Path, template: str) -> None:
+    """qwen3 closes a turn with a line break after the token, so the doubled token of --append-eod is not adjacent."""
+    packing = ["--pack", "--append-eod", "--seq-length", "160", "--prompt-type", template]
+    known = prepare(data, f"known_{template}", *packing)
+    foreign = prepare(data, f"foreign_{template}", *packing, manifest=False)
+    flags = ["--seq-length", "160", "--reset-attention-mask", "--reset-position-ids"]
+    tokenizer = ["--tokenizer-name-or-path", str(data / "tokenizer")]
+    expected = planned(known, *flags).mode
+    found = planned(foreign, *flags, *tokenizer, "--prompt-type", template).mode
+    assert found == expected
+    assert isinstance(found, Packed) and isinstance(found.boundaries, EndOfDocument) and len(found.boundaries.mark) > 1
+    with pytest.raises(UserError, match="--tokenizer-name-or-path is needed"):
+        planned(foreign, *flags)
+
+
+def test_dynamic_length_rounds_packed_rows_too(data: Path) -> None:
+    prefix = prepare(data, "rows", "--pack", "--neat-pack", "--seq-length", "128")
+    flags = ["--seq-length", "256", "--reset-attention-mask"]
+    fixed, dynamic = planned(prefix, *flags), planned(prefix, *flags, "--no-pad-to-seq-lengths")
+    lengths = [p.samples(p.train, 0, False).take(0, 1)[0].tokens.shape[1] for p in (fixed, dynamic)]
+    assert lengths == [256, 128]
+
+
+def test_rows_divide_by_what_flag_and_layout_need(data: Path) -> None:
+    prefix = prepare(data, "multiple")
+    flags = ["--no-pad-to-seq-lengths", "--pad-to-multiple-of", "6", "--tensor-model-parallel-size", "4"]
+    mode = planned(prefix, *flags, "--sequence-parallel", "--num-query-groups", "4", world=4).mode
+    assert mode.multiple == 12
+
+
+def test_another_tokenizer_is_refused(data: Path, tmp_path: Path) -> None:
+    prefix = prepare(data, "tokenized")
+    other = json.loads((data / "tokenizer/tokenizer.json").read_text(encoding="utf-8"))
+    other["model"]["merges"] = other["model"]["merges"][:-1]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(other), encoding="utf-8")
+    config = (data / "tokenizer/tokenizer_config.json").read_bytes()
+    (tmp_path / "tokenizer_config.json").write_bytes(config)
+    planned(prefix, "--tokenizer-name-or-path", str(data / "tokenizer"))
+    with pytest.raises(UserError, match="another tokenizer"):
+        planned(prefix, "--tokenizer-name-or-path", str(tmp_path))
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--prompt-type", "qwen3"), ("--enable-thinking", "true")])
+def test_flags_that_contradict_the_manifest_are_refused(data: Path, flag: str, value: str) -> None:
+    prefix = prepare(data, "contradicted", "--prompt-type", "qwen")
+    with pytest.raises(UserError, match=f"{flag} {value}"):
+        planned(prefix, flag, value)
+
+
+def test_a_preview_needs_neither_data_nor_weights(data: Path) -> None:
+    line = [
+        "--preset",
+        "qwen3-8b",
+        "--tensor-model-parallel-size",
+        "8",
+        "--data-path",
+        "nowhere/x",
+        "--load",
+        "nowhere",
+    ]
+    config = parse(TuneConfig, [*line, "--train-iters", "4", "--enable-hf2mg-convert"], program="test")
+    text = preview(config, 8)
+    assert "--data-path nowhere/x is not here" in text and "--load nowhere is not here" in text
+    assert "num_layers 36" in text and "tensor 8" in text
+    with pytest.raises(UserError, match="do not divide by TP 8"):
+        preview(config, 6)
+
+
+def test_a_preview_of_what_is_there_is_the_plan(data: Path) -> None:
+    prefix = prepare(data, "preview")
+    config = planned(prefix).config
+    assert preview(config, 1) == plan(config, 1).describe()
+    with pytest.raises(UserError, match="no training sample"):
+        preview(dataclasses.replace(config, data=dataclasses.replace(config.data, split="0,1,0")), 1)
