@@ -11,18 +11,22 @@ export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 export TOKENIZERS_PARALLELISM=false CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}"
 LOG_DIR="${LOG_DIR:-logs}"
 
-need_path() {  # need_path VARIABLE WHAT: the path in VARIABLE must exist
-    if [ ! -e "${!1:-}" ] && [ "${DRY_RUN:-0}" != 1 ]; then
-        echo "error: $1='${!1:-}' does not exist; set $1 to $2" >&2
+_missing() {  # an error; in a dry run only a remark
+    if [ "${DRY_RUN:-0}" = 1 ]; then
+        echo "missing: $1" >&2
+    else
+        echo "error: $1" >&2
         exit 2
     fi
 }
 
+need_path() {  # need_path VARIABLE WHAT: the path in VARIABLE must exist
+    [ -e "${!1:-}" ] || _missing "$1='${!1:-}' does not exist; set $1 to $2"
+}
+
 need_dataset() {  # need_dataset VARIABLE: an indexed dataset with this prefix must exist
-    if [ ! -e "${!1:-}_packed_input_ids_document.idx" ] && [ "${DRY_RUN:-0}" != 1 ]; then
-        echo "error: no dataset at $1='${!1:-}'; set $1 to the OUTPUT_PREFIX of data_convert_qwen3_instruction.sh" >&2
-        exit 2
-    fi
+    [ -e "${!1:-}_packed_input_ids_document.idx" ] ||
+        _missing "no dataset at $1='${!1:-}'; set $1 to the OUTPUT_PREFIX of data_convert_qwen3_instruction.sh"
 }
 
 count_devices() {  # accelerators of this machine, 0 on CPU
@@ -32,27 +36,40 @@ count_devices() {  # accelerators of this machine, 0 on CPU
 logged() {  # run a command, keep its output in LOG_DIR, and keep its exit code (pipefail)
     local name="$1"
     shift
-    if [ "${DRY_RUN:-0}" = 1 ]; then
-        printf '%q ' "$@"
-        printf '\n'
-        return
-    fi
     mkdir -p "$LOG_DIR"
     "$@" 2>&1 | tee "$LOG_DIR/$name.log"
 }
 
-run_tool() {  # run_tool NAME FLAGS...: one process of tools/NAME.py
-    local name="$1"
+dry_run() {  # dry_run TOOL COMMAND...: print the command and the configuration that the tool makes of its flags
+    local tool="$1"
     shift
-    logged "$name" "$PYTHON" "$ROOT/tools/$name.py" "$@"
+    printf '%q ' "$@"
+    printf '\n'
+    while [ "$1" != "$tool" ]; do shift; done
+    "$PYTHON" "$@" --dry-run
+}
+
+run_tool() {  # run_tool NAME FLAGS...: one process of tools/NAME.py
+    local name="$1" tool="$ROOT/tools/$1.py"
+    shift
+    if [ "${DRY_RUN:-0}" = 1 ]; then
+        dry_run "$tool" "$PYTHON" "$tool" "$@"
+    else
+        logged "$name" "$PYTHON" "$tool" "$@"
+    fi
 }
 
 run_training() {  # run_training LOG FLAGS...: tools/posttrain_gpt.py on DEVICES processes of each node
-    local name="$1"
+    local name="$1" tool="$ROOT/tools/posttrain_gpt.py"
     shift
-    logged "$name" "$PYTHON" -m torch.distributed.run --nproc_per_node "$DEVICES" --nnodes "${NNODES:-1}" \
-        --node_rank "${NODE_RANK:-0}" --master_addr "${MASTER_ADDR:-localhost}" --master_port "${MASTER_PORT:-6000}" \
-        "$ROOT/tools/posttrain_gpt.py" "$@"
+    local command=("$PYTHON" -m torch.distributed.run --nproc_per_node "$DEVICES" --nnodes "${NNODES:-1}"
+        --node_rank "${NODE_RANK:-0}" --master_addr "${MASTER_ADDR:-localhost}" --master_port "${MASTER_PORT:-6000}"
+        "$tool" "$@")
+    if [ "${DRY_RUN:-0}" = 1 ]; then
+        WORLD_SIZE="$((DEVICES * ${NNODES:-1}))" dry_run "$tool" "${command[@]}"
+    else
+        logged "$name" "${command[@]}"
+    fi
 }
 
 model_flags() {  # the 8B, or with SMOKE=1 a tiny model of the same shape in fp32; sets MODEL and DEVICES

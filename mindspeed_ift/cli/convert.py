@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from mindspeed_ift.config.accepted import ACCEPTED
 from mindspeed_ift.config.convert import ConvertConfig
-from mindspeed_ift.config.flags import parse
+from mindspeed_ift.config.describe import describe
+from mindspeed_ift.config.flags import parse_with_origins
 
 
 def main(argv: list[str]) -> int:
     """Parse, convert, say what was written."""
-    config = parse(
+    parsed = parse_with_origins(
         ConvertConfig,
         argv,
         program="convert_ckpt.py",
         description="Convert between Hugging Face folders and Megatron checkpoints.",
         accepted=ACCEPTED,
     )
+    if parsed.config.dry_run:
+        print(describe(parsed))
+        return 0
     from mindspeed_ift.checkpoint.convert import convert
 
-    print(convert(config))
+    print(convert(parsed.config))
     return 0

@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.config.flags import parse
+from mindspeed_ift.config.describe import describe
+from mindspeed_ift.config.flags import parse_with_origins
 from mindspeed_ift.config.inference import GenerateConfig
 
 
 def main(argv: list[str]) -> int:
     """Parse, load, answer, print."""
-    config = parse(GenerateConfig, argv, program="inference.py", description="Ask a tuned model.")
+    parsed = parse_with_origins(GenerateConfig, argv, program="inference.py", description="Ask a tuned model.")
+    config = parsed.config
+    if config.dry_run:
+        print(describe(parsed))
+        return 0
     if config.load is None:
         raise UserError("--load is missing: a Hugging Face folder, or the --save folder of a run")
     questions = _questions(config)

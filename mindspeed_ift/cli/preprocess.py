@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from mindspeed_ift.config.data import ACCEPTED, PreprocessConfig
+from mindspeed_ift.config.describe import describe
 from mindspeed_ift.config.flags import parse_with_origins
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ def main(argv: list[str]) -> int:
         description="Turn records into an indexed dataset.",
         accepted=ACCEPTED,
     )
+    if parsed.config.dry_run:
+        print(describe(parsed))
+        return 0
     # After the flags are understood, so that --help and a misspelt flag answer at once.
     from mindspeed_ift.data.preprocess import preprocess
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from mindspeed_ift.config.accepted import ACCEPTED
-from mindspeed_ift.config.flags import Parsed, parse_with_origins, values
+from mindspeed_ift.config.describe import describe
+from mindspeed_ift.config.flags import parse_with_origins
 from mindspeed_ift.config.tuning import TuneConfig
 
 
@@ -35,10 +36,3 @@ def main(argv: list[str]) -> int:
 
     tune(planned)
     return 0
-
-
-def describe(parsed: Parsed) -> str:
-    """Every value that is not a default with where it came from, and the flags that change nothing."""
-    given = {name: value for name, value in values(parsed.config).items() if parsed.origins[name] != "default"}
-    lines = [f"  --{name.replace('_', '-')} = {value}   ({parsed.origins[name]})" for name, value in given.items()]
-    return "\n".join(["configuration (all else is default):", *lines, *parsed.ignored])

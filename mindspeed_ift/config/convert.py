@@ -29,3 +29,5 @@ class ConvertConfig:
     """Pipeline parallel size to write."""
     make_vocab_size_divisible_by: int = 1
     """Pad the embedding to this times the tensor parallel size."""
+    dry_run: bool = False
+    """Print the resolved configuration and stop."""

@@ -75,6 +75,9 @@ class PreprocessConfig:
     cache_dir: str = ""
     """Folder for intermediate files of --pack, as large as the dataset; the output's folder unless given."""
 
+    dry_run: bool = False
+    """Print the resolved configuration and stop."""
+
     def check(self) -> None:
         """Refuse what does not go together.
 

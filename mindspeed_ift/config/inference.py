@@ -41,3 +41,5 @@ class GenerateConfig:
     """Seed of the draws."""
     micro_batch_size: int = 8
     """Prompts answered at once."""
+    dry_run: bool = False
+    """Print the resolved configuration and stop."""

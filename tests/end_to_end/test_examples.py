@@ -16,6 +16,14 @@ FOLDER = ROOT / "examples/qwen3"
 SCRIPTS = sorted(path for path in FOLDER.glob("*.sh") if path.name not in ("launch.sh", "quickstart.sh"))
 
 
+OWN_FLAG = {
+    "data": ("--log-interval", "7"),
+    "tune": ("--seed", "5"),
+    "ckpt": ("--make-vocab-size-divisible-by", "3"),
+    "generate": ("--seed", "5"),
+}
+
+
 def _run(script: Path, tmp_path: Path, *flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = dict(os.environ, PYTHON=sys.executable, MINDSPEED_IFT_DEVICE="cpu", OMP_NUM_THREADS="1")
     environment |= {"LOG_DIR": str(tmp_path / "logs"), **variables}
@@ -32,11 +40,20 @@ def test_head_says_what_it_does(script: Path) -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_dry_run_prints_the_command_and_runs_nothing(script: Path, tmp_path: Path) -> None:
-    """DRY_RUN=1 shows what would run, the user's own flags last."""
-    done = _run(script, tmp_path, "--seed", "5", DRY_RUN="1")
+def test_dry_run_prints_the_command_and_the_configuration(script: Path, tmp_path: Path) -> None:
+    """DRY_RUN=1 shows what would run, the user's own flags last, and what they come to; it writes nothing."""
+    flag, value = OWN_FLAG[script.name.split("_")[0]]
+    done = _run(script, tmp_path, flag, value, DRY_RUN="1")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith("--seed 5") and "/tools/" in done.stdout
+    command, title, *configuration = done.stdout.strip().splitlines()
+    assert command.strip().endswith(f"{flag} {value}") and "/tools/" in command
+    assert title.startswith("configuration") and f"  {flag} = {value}   (flag)" in configuration
+    if script.name.startswith("tune"):
+        assert "-m torch.distributed.run --nproc_per_node 8" in command
+        assert any("num_layers 36" in line and "hidden_size 4096" in line for line in configuration)
+        assert any(line.startswith("layout: 8 devices = tensor 8") for line in configuration)
+    wrong = _run(script, tmp_path, "--no-such-flag", DRY_RUN="1")
+    assert wrong.returncode == 2 and "error: unknown flag --no-such-flag" in wrong.stderr
     assert not list(tmp_path.iterdir())
 
 
