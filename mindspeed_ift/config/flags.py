@@ -84,7 +84,7 @@ def parse_with_origins(
                 prog=program,
                 description=description,
                 default=default if default is not None else tyro.MISSING_NONPROP,
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.AvoidSubcommands),
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone),
                 return_unknown_args=True,
             )
     except SystemExit as stop:
