@@ -1,52 +1,122 @@
-"""Flags of MindSpeed-LLM and Megatron-LM scripts that are taken and change nothing: how many values, and why."""
+"""Flags of MindSpeed-LLM and Megatron-LM scripts that are no flags here: taken because they change nothing, or refused.
+
+A flag is accepted only if what it asks for is what happens anyway; where that is true of some values only, these are
+listed and all others are refused.
+"""
 
 from __future__ import annotations
+
+from mindspeed_ift.config.words import Accepted
 
 _ALWAYS = "it is always so for Qwen3"
 _CORE = "only Megatron-core models are built"
 _KERNEL = "kernels are chosen by the device"
 _LOCAL = "layers come from Megatron-core's local specs with our kernels"
 _DROPOUT = "Qwen3 has no dropout"
+_PREPARED = "data is prepared beforehand, by preprocess_data.py"
+_MEMORY = "it saves memory only, and is not needed"
+_CONTEXT = "it matters only with context parallelism, which is not supported yet"
+_BATCHES = "batches are read from the memory map as they are needed"
+_COLLECTOR = "Python's own collector is left alone"
+_ZERO = ("0",)
 
-ACCEPTED: dict[str, tuple[int, str]] = {
+_MODEL: Accepted = {
     "--use-mcore-models": (0, _CORE),
-    "--spec": (2, _LOCAL),
-    "--transformer-impl": (1, _LOCAL),
-    "--norm-topk-prob": (0, "no mixture of experts"),
+    "--spec": (2, _LOCAL, ("mindspeed_llm.tasks.models.spec.qwen3_spec layer_spec",)),
+    "--transformer-impl": (1, _LOCAL, ("local", "transformer_engine")),
+    "--model-type-hf": (1, "only Qwen3 is trained", ("qwen3",)),
+    "--norm-topk-prob": (0, "there is no mixture of experts"),
     "--use-rotary-position-embeddings": (0, _ALWAYS),
-    "--position-embedding-type": (1, _ALWAYS),
-    "--normalization": (1, _ALWAYS),
+    "--position-embedding-type": (1, _ALWAYS, ("rope",)),
+    "--rotary-percent": (1, _ALWAYS, ("1.0",)),
+    "--normalization": (1, _ALWAYS, ("RMSNorm",)),
     "--swiglu": (0, _ALWAYS),
     "--disable-bias-linear": (0, _ALWAYS),
-    "--add-qkv-bias": (0, "the architecture decides"),
-    "--attention-dropout": (1, _DROPOUT),
-    "--hidden-dropout": (1, _DROPOUT),
-    "--initial-loss-scale": (1, "bf16 and fp32 need no loss scale"),
+    "--attention-dropout": (1, _DROPOUT, _ZERO),
+    "--hidden-dropout": (1, _DROPOUT, _ZERO),
     "--attention-softmax-in-fp32": (0, _ALWAYS),
+}
+_KERNELS: Accepted = {
     "--use-flash-attn": (0, _KERNEL),
     "--use-fused-rmsnorm": (0, _KERNEL),
     "--use-fused-swiglu": (0, _KERNEL),
     "--use-fused-rotary-pos-emb": (0, _KERNEL),
     "--use-ascend-coc": (0, _KERNEL),
+    "--coc-fused-kernel": (0, _KERNEL),
+    "--use-ascend-mc2": (0, _KERNEL),
     "--no-gradient-accumulation-fusion": (0, _KERNEL),
+    "--gemm-gradient-accumulation-fusion": (0, _KERNEL),
     "--no-masked-softmax-fusion": (0, _KERNEL),
     "--no-bias-gelu-fusion": (0, _KERNEL),
     "--no-bias-swiglu-fusion": (0, _KERNEL),
+    "--no-bias-dropout-fusion": (0, _KERNEL),
     "--no-rope-fusion": (0, _KERNEL),
-    "--variable-seq-lengths": (0, "follows from --no-pad-to-seq-lengths"),
-    "--is-pairwise-dataset": (0, "only instruction data is trained on"),
-    "--ckpt-format": (1, "checkpoints are written as torch files a rank"),
+    "--swap-attention": (0, _MEMORY),
+    "--reuse-fp32-param": (0, _MEMORY),
+    "--recompute-activation-function": (0, _MEMORY),
+}
+_TRAINING: Accepted = {
+    "--initial-loss-scale": (1, "bf16 and fp32 need no loss scale"),
+    "--accumulate-allreduce-grads-in-fp32": (0, "gradients are always summed and reduced in fp32"),
     "--calculate-per-token-loss": (0, "the loss is always per token over the global batch"),
     "--no-check-for-nan-in-loss-and-grad": (0, "a loss that is not finite always stops the run"),
-    "--tokenizer-not-use-fast": (0, "fast and slow tokenizers give the same ids"),
-    "--attention-mask-type": (1, "causal, per sample where the data is packed"),
-    "--dataloader-type": (1, "batches are read from the memory map as they are needed"),
-    "--num-workers": (1, "batches are read from the memory map as they are needed"),
-    "--kv-head-repeat-before-uly-alltoall": (0, "context parallel has its own rule"),
-    "--distributed-timeout": (1, "use --distributed-timeout-minutes"),
+    "--ckpt-format": (1, "checkpoints are written as torch files, one a rank", ("torch",)),
     "--log-throughput": (0, "tokens per second are always logged"),
-    "--manual-gc": (0, "Python's own collector is left alone"),
-    "--manual-gc-interval": (1, "Python's own collector is left alone"),
-    "--swap-attention": (0, _KERNEL),
-    "--reuse-fp32-param": (0, "main weights are kept in fp32"),
+    "--manual-gc": (0, _COLLECTOR),
+    "--manual-gc-interval": (1, _COLLECTOR),
 }
+_DATA: Accepted = {
+    "--handler-name": (1, _PREPARED),
+    "--pack": (0, _PREPARED),
+    "--workers": (1, _PREPARED),
+    "--tokenizer-not-use-fast": (0, "fast and slow tokenizers give the same ids"),
+    "--tokenizer-padding-side": (1, _ALWAYS, ("right",)),
+    "--variable-seq-lengths": (0, "rows are as long as --[no-]pad-to-seq-lengths says"),
+    "--attention-mask-type": (1, "the mask is causal, within each sample where rows are packed", ("causal", "general")),
+    "--dataloader-type": (1, _BATCHES, ("single",)),
+    "--num-workers": (1, _BATCHES),
+    "--no-shared-storage": (0, "no index of the order is written to a disk"),
+    "--kv-head-repeat-before-uly-alltoall": (0, _CONTEXT),
+    "--cp-window-size": (1, _CONTEXT),
+    "--ulysses-degree-in-cp": (1, _CONTEXT),
+    "--cp-attention-mask-type": (1, _CONTEXT),
+    "--use-cp-send-recv-overlap": (0, _CONTEXT),
+    "--use-fused-ring-attention-update": (0, _CONTEXT),
+    "--expert-tensor-parallel-size": (1, "there is no mixture of experts", ("1",)),
+}
+
+ACCEPTED: Accepted = {**_MODEL, **_KERNELS, **_TRAINING, **_DATA}
+"""Of posttrain_gpt.py."""
+
+CONVERT_ACCEPTED: Accepted = {name: _MODEL[name] for name in ("--use-mcore-models", "--spec", "--transformer-impl")} | {
+    "--model-type": (1, _CORE, ("GPT",)),
+    "--tokenizer-model": (1, "the tokenizer's files are copied from the Hugging Face folder"),
+    "--target-expert-parallel-size": (1, "there is no mixture of experts", ("1",)),
+    "--expert-tensor-parallel-size": (1, "there is no mixture of experts", ("1",)),
+    "--save-layer-by-layer": (0, "tensors are always written one by one"),
+}
+"""Of convert_ckpt.py."""
+
+REFUSED: dict[str, str] = {
+    "--fp16": "there is no loss scaling; give --bf16, or nothing for fp32",
+    "--fp8*": "give --bf16, or nothing for fp32",
+    "--moe-*": "the model has no mixture of experts; leave it out",
+    "--num-experts": "the model has no mixture of experts; leave it out",
+    "--lora-*": "LoRA is not there yet; leave it out to train all weights",
+    "--qlora*": "LoRA is not there yet; leave it out to train all weights",
+    "--add-qkv-bias": "Qwen3 has no biases; is this the line of another model?",
+    "--multi-latent-attention": "Qwen3 has no latent attention; is this the line of another model?",
+    "--mtp-*": "Qwen3 predicts one token at a time; leave it out",
+    "--*rope-scaling*": "positions are not scaled; leave it out",
+    "--is-pairwise-dataset": "only instruction data (--stage sft) is trained on",
+    "--train-samples": "give --train-iters, the number of optimizer steps",
+    "--rampup-batch-size": "the global batch has one size; leave it out",
+    "--use-*fsdp*": "give --use-distributed-optimizer to shard the optimizer's state",
+    "--swap-optimizer": "the optimizer's state stays on the device; leave it out",
+    "--noop-layers": "every layer does something; choose a pipeline size that divides the layers",
+    "--num-layer-list": "every pipeline stage holds as many layers; leave it out",
+    "--padded-samples": "rows that do not fill a global batch begin the next epoch's; leave it out",
+    "--no-save-optim": "a checkpoint always holds what a resume needs; leave it out",
+    "--no-save-rng": "a checkpoint always holds what a resume needs; leave it out",
+}
+"""Patterns of flags that ask for something that is not done here -> why, and what to do."""

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import io
+import math
+import os
 import re
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 import yaml
 
+from mindspeed_ift.config import words as command_line
+from mindspeed_ift.config.accepted import REFUSED
 from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.words import Accepted
 
 Config = TypeVar("Config")
-Accepted = dict[str, tuple[int, str]]
-"""Flag -> (number of values it takes, why it changes nothing here)."""
+_LARGEST = 2**63 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +42,33 @@ class Parsed:
     config: Any
     origins: dict[str, str]
     ignored: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One leaf field of a tree of dataclasses.
+
+    Attributes:
+        name: of the field.
+        written_type: as in the source.
+        default: `dataclasses.MISSING` where the flag must be given.
+        switch: it takes no value; ``--no-...`` turns it off.
+    """
+
+    name: str
+    written_type: str
+    default: Any
+    switch: bool
+
+    @property
+    def flag(self) -> str:
+        """``--seq-length`` of ``seq_length``."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def spellings(self) -> set[str]:
+        """The flags that set this field."""
+        return {self.flag, f"--no-{self.flag[2:]}"} if self.switch else {self.flag}
 
 
 def parse(
@@ -66,44 +98,34 @@ def parse_with_origins(
     Raises:
         UserError: an unknown flag (with the nearest known one), a value of the wrong type, a bad ``--config`` file.
     """
-    # Union types in tyro have no flag for "None"; plain words are enough for Megatron's users.
-    argv, ignored = _take_accepted(list(argv), accepted or {})
-    names = option_names(config_class)
-    default, file_name, from_file = None, "", {}
-    if "config" in names:
-        argv, file_name = _take_config_file(argv)
-        if file_name:
-            from_file = _read_config_file(Path(file_name), names)
-            default = _with_values(config_class, from_file)
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            config, unknown = tyro.cli(
-                config_class,
-                args=argv,
-                prog=program,
-                description=description,
-                default=default if default is not None else tyro.MISSING_NONPROP,
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone),
-                return_unknown_args=True,
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise UserError(_one_line(errors.getvalue(), program)) from None
-    if unknown:
-        raise UserError(_unknown(unknown[0], names, accepted or {}, program))
-    given = {word.split("=", 1)[0] for word in argv if word.startswith("--")}
-    origins = {name: _origin(name, given, from_file, file_name) for name in names}
-    return Parsed(config, origins, ignored)
+    reader = _Reader(config_class, program, description, accepted or {})
+    config, given, ignored = reader.read(argv)
+    file, from_file = getattr(config, "config", None), set()
+    if file is not None:
+        try:
+            defaults, from_file, ignored_of_file = reader.read(_words_of_file(file, reader.all_switches))
+        except UserError as error:
+            raise UserError(f"--config {file}: {error}") from None
+        config, _, _ = reader.read(argv, defaults)
+        ignored = [*ignored_of_file, *ignored]
+    origins = {
+        option.name: "flag" if option.name in given else str(file) if option.name in from_file else "default"
+        for option in reader.options
+    }
+    return Parsed(config, origins, list(dict.fromkeys(ignored)))
 
 
-def option_names(config_class: type) -> list[str]:
-    """Names of all leaf fields of a dataclass tree, in order."""
-    names = []
-    for field, kind in _fields(config_class):
-        names += option_names(kind) if dataclasses.is_dataclass(kind) else [field.name]
-    return names
+def options(config_class: type) -> list[Option]:
+    """All leaf fields of a dataclass tree, in order."""
+    found = []
+    kinds = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        kind = kinds[field.name]
+        if dataclasses.is_dataclass(kind):
+            found += options(kind)
+        else:
+            found.append(Option(field.name, str(field.type), field.default, kind in (bool, bool | None)))
+    return found
 
 
 def values(config: Any) -> dict[str, Any]:
@@ -118,79 +140,104 @@ def values(config: Any) -> dict[str, Any]:
     return flat
 
 
-def _fields(config_class: type) -> list[tuple[dataclasses.Field, Any]]:
-    import typing
+class _Reader:
+    """Reads words into one dataclass; used for the command line and for the file of ``--config``."""
 
-    kinds = typing.get_type_hints(config_class)
-    return [(field, kinds[field.name]) for field in dataclasses.fields(config_class)]
+    def __init__(self, config_class: type, program: str, description: str, accepted: Accepted) -> None:
+        self.config_class, self.program, self.description, self.accepted = config_class, program, description, accepted
+        self.options = options(config_class)
+        self.switches = {flag for option in self.options if option.switch for flag in option.spellings}
+        self.all_switches = self.switches | {flag for flag, (arity, *_) in accepted.items() if arity == 0}
+
+    def read(self, argv: list[str], defaults: Any = None) -> tuple[Any, set[str], list[str]]:
+        """The filled dataclass, the fields that ``argv`` gave, and a line for each accepted flag."""
+        words = command_line.spelled(argv)
+        command_line.refuse_empty_values(words, {option.flag for option in self.options if option.default == ""})
+        words, ignored = command_line.take_accepted(words, self.accepted)
+        command_line.refuse_values_of_switches(words, self.switches)
+        config = self._typed(words, defaults)
+        flags = command_line.given_names(words)
+        given = {option.name for option in self.options if option.spellings & flags}
+        _check_values(config, given)
+        return config, given, ignored
+
+    def _typed(self, words: list[str], defaults: Any) -> Any:
+        errors = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(errors), _unbroken_lines(words):
+                config, rest = tyro.cli(
+                    self.config_class,
+                    args=words,
+                    prog=self.program,
+                    description=self.description,
+                    default=defaults if defaults is not None else tyro.MISSING_NONPROP,
+                    # Switches without a default take no value either, and "None" is no value of any flag.
+                    config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone),
+                    return_unknown_args=True,
+                )
+        except SystemExit as stop:
+            if not stop.code:
+                raise
+            raise UserError(_one_line(errors.getvalue(), self.program)) from None
+        # tyro takes a lone "--" for the end of the flags.
+        rest = rest or [word for word in words if word == "--"]
+        if rest:
+            known = [flag for option in self.options for flag in option.spellings] + list(self.accepted)
+            raise UserError(command_line.unknown(rest[0], sorted(known), REFUSED, self.program))
+        return config
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def _check_values(config: Any, given: set[str]) -> None:
+    for name, value in values(config).items():
+        flag = "--" + name.replace("_", "-")
+        if name in given and value == ():
+            raise UserError(f"{flag} needs at least one value")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{flag} {value} is not a finite number")
+        if isinstance(value, int) and abs(value) > _LARGEST:
+            raise UserError(f"{flag} {value} is too large")
 
 
-def _origin(name: str, given: set[str], from_file: dict[str, Any], file_name: str) -> str:
-    spellings = {_flag(name), "--no-" + name.replace("_", "-"), "--" + name}
-    if spellings & given:
-        return "flag"
-    return file_name if name in from_file else "default"
-
-
-def _take_accepted(argv: list[str], accepted: Accepted) -> tuple[list[str], list[str]]:
-    kept, ignored = [], []
-    position = 0
-    while position < len(argv):
-        name = argv[position].split("=", 1)[0]
-        if name not in accepted:
-            kept.append(argv[position])
-            position += 1
-            continue
-        arity, reason = accepted[name]
-        ignored.append(f"{name} changes nothing here: {reason}")
-        position += 1 + (arity if "=" not in argv[position] else 0)
-    return kept, ignored
-
-
-def _take_config_file(argv: list[str]) -> tuple[list[str], str]:
-    kept, file_name = [], ""
-    words = iter(argv)
-    for word in words:
-        if word == "--config":
-            file_name = next(words, "")
-            if not file_name:
-                raise UserError("--config needs the name of a YAML file")
-        elif word.startswith("--config="):
-            file_name = word.split("=", 1)[1]
-        else:
-            kept.append(word)
-    return kept, file_name
-
-
-def _read_config_file(path: Path, names: list[str]) -> dict[str, Any]:
+def _words_of_file(path: Path, switches: set[str]) -> list[str]:
+    """The content of a ``--config`` file as words of a command line, so that both are read by the same rules."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path}: cannot be read as YAML ({str(error).splitlines()[0]})") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot be read as YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict):
-        raise UserError(f"--config {path}: must be a mapping of flag names to values")
-    found = {str(key).lstrip("-").replace("-", "_"): value for key, value in content.items()}
-    for key in found:
-        if key not in names:
-            near = difflib.get_close_matches(key, names, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"--config {path}: unknown key {key}{hint}")
-    return found
+        raise UserError("must be a mapping of flag names to values")
+    found: dict[str, list[str]] = {}
+    for key, value in content.items():
+        flag = "--" + str(key).lstrip("-").replace("_", "-")
+        if flag in found or flag == "--config":
+            raise UserError(f"{key} is given twice" if flag in found else "a file cannot name another --config file")
+        found[flag] = _words_of_value(flag, value, switches)
+    return [word for words in found.values() for word in words]
 
 
-def _with_values(config_class: type, found: dict[str, Any]) -> Any:
-    filled = {}
-    for field, kind in _fields(config_class):
-        if dataclasses.is_dataclass(kind):
-            filled[field.name] = _with_values(kind, found)
-        elif field.name in found:
-            value = found[field.name]
-            filled[field.name] = tuple(value) if isinstance(value, list) else value
-    return config_class(**filled)
+def _words_of_value(flag: str, value: Any, switches: set[str]) -> list[str]:
+    single = value if isinstance(value, list) else [value]
+    if not single or any(one is None or isinstance(one, dict | list) for one in single):
+        raise UserError(f"{flag[2:]} must have a value, or a list of values")
+    if isinstance(value, bool) and flag in switches:
+        opposite = "--" + flag[5:] if flag.startswith("--no-") else "--no-" + flag[2:]
+        return [flag if value else opposite]
+    texts = [str(one).lower() if isinstance(one, bool) else str(one) for one in single]
+    return [flag, *texts] if isinstance(value, list) else [f"{flag}={texts[0]}"]
+
+
+@contextlib.contextmanager
+def _unbroken_lines(words: list[str]) -> Iterator[None]:
+    """tyro breaks its messages at the width of the terminal, in the middle of a path too; not the text of --help."""
+    before = os.environ.get("COLUMNS")
+    if not {"-h", "--help"} & set(words):
+        os.environ["COLUMNS"] = "100000"
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS", None)
+        if before is not None:
+            os.environ["COLUMNS"] = before
 
 
 def _one_line(printed: str, program: str) -> str:
@@ -203,14 +250,7 @@ def _one_line(printed: str, program: str) -> str:
         if text:
             lines.append(text)
     message = re.sub(r"\s+", " ", " ".join(lines)) or "the command line cannot be understood"
+    message = re.sub(r"Missing value for argument '(\S+)'. Expected 1 values", r"\1 needs a value", message)
+    # tyro offers the None of "Literal[...] | None" as a choice, and then refuses it.
+    message = message.replace("'None', ", "").replace(", 'None'", "")
     return f"{message.rstrip('.')}; see {program} --help"
-
-
-def _unknown(word: str, names: list[str], accepted: Accepted, program: str) -> str:
-    if not word.startswith("-"):
-        return f"unexpected word '{word}' on the command line; see {program} --help"
-    flag = word.split("=", 1)[0]
-    known = [_flag(name) for name in names] + list(accepted)
-    near = difflib.get_close_matches(flag, known, 1, cutoff=0.6)
-    hint = f"did you mean {near[0]}?" if near else f"see {program} --help"
-    return f"unknown flag {flag}; {hint}"
