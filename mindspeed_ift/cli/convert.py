@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mindspeed_ift.config.accepted import ACCEPTED
+from mindspeed_ift.config.accepted import CONVERT_ACCEPTED
 from mindspeed_ift.config.convert import ConvertConfig
 from mindspeed_ift.config.describe import describe
 from mindspeed_ift.config.flags import parse_with_origins
@@ -15,12 +15,14 @@ def main(argv: list[str]) -> int:
         argv,
         program="convert_ckpt.py",
         description="Convert between Hugging Face folders and Megatron checkpoints.",
-        accepted=ACCEPTED,
+        accepted=CONVERT_ACCEPTED,
     )
     if parsed.config.dry_run:
         print(describe(parsed))
         return 0
     from mindspeed_ift.checkpoint.convert import convert
 
+    for line in parsed.ignored:
+        print(line)
     print(convert(parsed.config))
     return 0
