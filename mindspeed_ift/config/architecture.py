@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,19 @@ import yaml
 from mindspeed_ift.config.errors import UserError
 
 _PRESETS = Path(__file__).parent / "presets"
+# Keys of config.json that change what the model computes -> the only values that are computed here.
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "attention_bias": (False, None),
+    "attention_dropout": (0, None),
+    "use_sliding_window": (False, None),
+    "quantization_config": (None,),
+}
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A dense Qwen3.
+    """A dense Qwen3. Numbers that cannot be a model are refused with a `UserError`.
 
     Attributes:
         num_layers: transformer layers.
@@ -50,12 +59,31 @@ class Architecture:
     tied: bool = False
     init_method_std: float = 0.02
 
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kind = getattr(self, field.name), field.type
+            if kind == "bool":
+                valid = isinstance(value, bool)
+            else:
+                valid = isinstance(value, int | float if kind == "float" else int) and not isinstance(value, bool)
+                valid = valid and math.isfinite(value) and (value >= 1 if kind == "int" else value > 0)
+            if not valid:
+                must = {"bool": "true or false", "int": "a whole number of at least 1", "float": "a number over 0"}
+                raise UserError(f"{field.name} {value!r} must be {must[str(kind)]}")
+        if self.num_attention_heads % self.num_query_groups:
+            raise UserError(
+                f"num_query_groups {self.num_query_groups} does not divide num_attention_heads {self.num_attention_heads}"
+            )
+        if self.kv_channels % 2:
+            raise UserError(f"kv_channels {self.kv_channels} must be even: rotary positions turn pairs of channels")
+
     @classmethod
     def from_hugging_face(cls, folder: Path) -> Architecture:
         """Read ``config.json`` of a Hugging Face folder.
 
         Raises:
-            UserError: no such file, not JSON, or another architecture than Qwen3ForCausalLM.
+            UserError: no such file, not JSON, another architecture than Qwen3ForCausalLM, or a Qwen3 with something
+                that is not computed here (scaled positions, sliding windows, biases, quantized weights).
         """
         path = Path(folder) / "config.json"
         try:
@@ -64,31 +92,39 @@ class Architecture:
             raise UserError(f"{path} is missing: give the folder of a Hugging Face model") from None
         except ValueError as error:
             raise UserError(f"{path} is not valid JSON ({error})") from None
+        if not isinstance(content, dict):
+            raise UserError(f"{path} is not the config.json of a model: a JSON object is needed")
         kinds = content.get("architectures") or [content.get("model_type")]
-        if kinds[0] not in ("Qwen3ForCausalLM", "qwen3"):
-            raise UserError(f"{path}: architecture {kinds[0]} is not supported; a Qwen3ForCausalLM is needed")
+        if kinds not in (["Qwen3ForCausalLM"], ["qwen3"]):
+            kind = ", ".join(map(str, kinds)) if isinstance(kinds, list) else kinds
+            raise UserError(f"{path}: architecture {kind} is not supported; a Qwen3ForCausalLM is needed")
         try:
             return cls._from_config(content)
         except KeyError as error:
             raise UserError(f"{path}: the key {error.args[0]} is missing") from None
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
 
     @classmethod
     def _from_config(cls, content: dict[str, Any]) -> Architecture:
-        heads = content["num_attention_heads"]
-        rope = content.get("rope_parameters") or {}
+        for key, only in _ONLY.items():
+            if content.get(key, only[0]) not in only:
+                raise UserError(f"{key} {content[key]!r} is not supported; only {only[0]!r}")
+        if set(content.get("layer_types") or []) - {"full_attention"}:
+            raise UserError("layer_types other than full_attention are not supported")
+        heads, groups = content["num_attention_heads"], content["num_key_value_heads"]
         return cls(
             num_layers=content["num_hidden_layers"],
             hidden_size=content["hidden_size"],
             ffn_hidden_size=content["intermediate_size"],
             num_attention_heads=heads,
-            num_query_groups=content["num_key_value_heads"],
-            kv_channels=content.get("head_dim") or content["hidden_size"] // heads,
+            num_query_groups=heads if groups is None else groups,
+            kv_channels=_head_size(content),
             vocab_size=content["vocab_size"],
-            max_position_embeddings=content.get("max_position_embeddings", 40960),
-            rotary_base=float(content.get("rope_theta") or rope.get("rope_theta") or 1e6),
+            max_position_embeddings=content.get("max_position_embeddings", 32768),
+            rotary_base=_rotary_base(content),
             norm_epsilon=content.get("rms_norm_eps", 1e-6),
-            add_qkv_bias=bool(content.get("attention_bias", False)),
-            tied=bool(content.get("tie_word_embeddings", False)),
+            tied=content.get("tie_word_embeddings", False),
             init_method_std=content.get("initializer_range", 0.02),
         )
 
@@ -99,10 +135,10 @@ class Architecture:
         Raises:
             UserError: no preset of that name.
         """
-        path = _PRESETS / f"{name.lower()}.yaml"
-        if not path.is_file():
-            known = ", ".join(sorted(file.stem for file in _PRESETS.glob("*.yaml")))
-            raise UserError(f"--preset {name} is unknown; one of: {known}")
+        known = {path.stem: path for path in sorted(_PRESETS.glob("*.yaml"))}
+        path = known.get(name.lower())
+        if path is None:
+            raise UserError(f"--preset {name} is unknown; one of: {', '.join(known)}")
         return cls(**yaml.safe_load(path.read_text(encoding="utf-8")))
 
     def to_hugging_face(self, dtype: str = "bfloat16") -> dict[str, Any]:
@@ -128,3 +164,24 @@ class Architecture:
             "use_cache": True,
             "vocab_size": self.vocab_size,
         }
+
+
+def _head_size(content: dict[str, Any]) -> Any:
+    size = content.get("head_dim", 128)  # the default of transformers' Qwen3Config
+    if size is not None:
+        return size
+    width, heads = content["hidden_size"], content["num_attention_heads"]
+    return width // heads if isinstance(width, int) and isinstance(heads, int) and heads > 0 else None
+
+
+def _rotary_base(content: dict[str, Any]) -> Any:
+    """``rope_theta``: a key of its own until transformers 5, in ``rope_parameters`` since, which wins if both stand."""
+    parts = [content.get(key) or {} for key in ("rope_parameters", "rope_scaling")]
+    if not all(isinstance(part, dict) for part in parts):
+        raise UserError("rope_parameters and rope_scaling must be JSON objects")
+    rope = {**parts[0], **parts[1]}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", None) or rope.get("partial_rotary_factor") not in (None, 1, 1.0):
+        raise UserError(f"scaled positions (rope {kind}) are not supported; only rope_type default")
+    base = rope["rope_theta"] if "rope_theta" in rope else content["rope_theta"]
+    return float(base) if isinstance(base, int) and not isinstance(base, bool) else base

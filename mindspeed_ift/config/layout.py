@@ -17,7 +17,8 @@ class LayoutFlags:
     pipeline_model_parallel_size: int = 1
     """Devices in a row that each hold some layers (PP)."""
     sequence_parallel: bool = False
-    """Split norms and residuals over the tensor parallel devices along the sequence (SP); needs TP over 1."""
+    """Split norms and residuals over the tensor parallel devices along the sequence (SP); with TP 1 there is nothing to
+    split."""
     context_parallel_size: int = 1
     """Devices that share one sequence (CP). Not yet: only 1."""
     context_parallel_algo: Literal["megatron_cp_algo", "ulysses_cp_algo", "hybrid_cp_algo", "kvallgather_cp_algo"] = (
@@ -85,7 +86,7 @@ def layout_of(flags: LayoutFlags, world_size: int) -> Layout:
             f"{world_size} processes do not divide by TP {tensor} x PP {pipeline} = {tensor * pipeline}; "
             "change --nproc_per_node, --tensor-model-parallel-size or --pipeline-model-parallel-size"
         )
-    return Layout(tensor, pipeline, world_size // (tensor * pipeline), flags.sequence_parallel)
+    return Layout(tensor, pipeline, world_size // (tensor * pipeline), flags.sequence_parallel and tensor > 1)
 
 
 def padded_vocab_size(vocab_size: int, divisible_by: int, tensor: int) -> int:

@@ -23,7 +23,8 @@ _FIELDS = {
     "init_method_std": "init_method_std",
 }
 _REQUIRED = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads")
-# These may differ from the described model without changing what it computes.
+# These may differ from the described model without changing what it computes: scripts give the sequence length as
+# --max-position-embeddings, and a deviation for weights that are then loaded.
 _FREE = ("max_position_embeddings", "init_method_std")
 
 
@@ -38,7 +39,7 @@ def resolve_architecture(
         tokenizer_vocab: ids of the tokenizer, the vocabulary of a model that is spelled out without one.
 
     Raises:
-        UserError: nothing given, too little given, or two sources that differ.
+        UserError: nothing given, too little given, two sources that differ, or sizes that cannot be a model.
     """
     sources = dict(loaded)
     if flags.hf_cfg_dir is not None:
@@ -54,8 +55,9 @@ def resolve_architecture(
     for other_name, other in others:
         _refuse_difference(name, architecture, other_name, dataclasses.asdict(other))
     _refuse_difference(name, architecture, "the flags", spelled)
-    free = {field: spelled[field] for field in _FREE if field in spelled}
-    return dataclasses.replace(architecture, **free), name
+    if not loaded and "init_method_std" in spelled:  # fresh weights
+        architecture = dataclasses.replace(architecture, init_method_std=spelled["init_method_std"])
+    return architecture, name
 
 
 def _spelled_out(spelled: dict, flags: ModelFlags, tokenizer_vocab: int) -> Architecture:
@@ -64,19 +66,23 @@ def _spelled_out(spelled: dict, flags: ModelFlags, tokenizer_vocab: int) -> Arch
         raise UserError(
             f"the architecture is not known: give --preset, --hf-cfg-dir, or the missing {' '.join(missing)}"
         )
-    heads = spelled["num_attention_heads"]
+    heads, width = spelled["num_attention_heads"], spelled["hidden_size"]
     spelled.setdefault("num_query_groups", heads)
-    spelled.setdefault("kv_channels", spelled["hidden_size"] // heads)
+    if "kv_channels" not in spelled:
+        if heads < 1 or width % heads:
+            raise UserError(f"--num-attention-heads {heads} does not divide --hidden-size {width}; give --kv-channels")
+        spelled["kv_channels"] = width // heads
     spelled.setdefault("vocab_size", flags.padded_vocab_size or tokenizer_vocab)
     spelled.setdefault("qk_layernorm", True)
     spelled.setdefault("tied", True)
-    if heads % spelled["num_query_groups"]:
-        raise UserError(f"--num-query-groups {spelled['num_query_groups']} does not divide {heads} attention heads")
-    return Architecture(**spelled)
+    try:
+        return Architecture(**spelled)
+    except UserError as error:
+        raise UserError(f"the flags do not describe a model: {error}") from None
 
 
 def _refuse_difference(name: str, architecture: Architecture, other_name: str, other: dict) -> None:
     for field, value in other.items():
         ours = getattr(architecture, field)
         if field not in _FREE and value != ours:
-            raise UserError(f"{name} has {field} {ours}, {other_name} say {value}; leave one of them out")
+            raise UserError(f"{field} is {ours} by {name}, {value} by {other_name}; leave one of them out")

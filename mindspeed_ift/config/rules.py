@@ -36,6 +36,7 @@ def check_layout(config: TuneConfig, architecture: Architecture, layout: Layout)
                 f"--tensor-model-parallel-size {layout.tensor} does not divide {count} {name}; choose a divisor"
             )
     layout.stage_layers(architecture.num_layers)
+    _vocabulary_fits(config, architecture, layout)
     num_micro_batches(config, layout)
     _sequence_fits(config, layout)
 
@@ -67,6 +68,16 @@ def _sequence_fits(config: TuneConfig, layout: Layout) -> None:
         raise UserError(f"--seq-length {config.data.seq_length} must divide by {multiple} with --sequence-parallel")
 
 
+def _vocabulary_fits(config: TuneConfig, architecture: Architecture, layout: Layout) -> None:
+    padded, multiple = config.model.padded_vocab_size, config.model.make_vocab_size_divisible_by * layout.tensor
+    if padded is not None and padded < architecture.vocab_size:
+        raise UserError(f"--padded-vocab-size {padded} is less than the {architecture.vocab_size} rows of the model")
+    if padded is not None and padded % multiple:
+        raise UserError(
+            f"--padded-vocab-size {padded} must divide by {multiple}: --make-vocab-size-divisible-by x tensor parallel"
+        )
+
+
 def _not_yet(config: TuneConfig) -> None:
     layout = config.layout
     for flag, given in (
@@ -79,6 +90,24 @@ def _not_yet(config: TuneConfig) -> None:
             raise UserError(f"{flag} is not supported yet; leave it out")
 
 
+def _always_so(config: TuneConfig) -> None:
+    for flag, given in (
+        ("--no-is-instruction-dataset", not config.run.is_instruction_dataset),
+        ("--no-qk-layernorm", config.model.qk_layernorm is False),
+    ):
+        if given:
+            raise UserError(f"{flag} is not supported: only Qwen3 on instruction data is trained; leave it out")
+
+
+def _query_groups(config: TuneConfig) -> None:
+    model = config.model
+    described = model.preset is not None or model.hf_cfg_dir is not None or config.run.load is not None
+    if model.group_query_attention and model.num_query_groups is None and not described:
+        raise UserError("--group-query-attention needs --num-query-groups: the number of key and value heads")
+    if model.group_query_attention is False and model.num_query_groups not in (None, model.num_attention_heads):
+        raise UserError("--no-group-query-attention and --num-query-groups exclude each other; give one")
+
+
 def _data_path(config: TuneConfig) -> None:
     if not config.data.data_path:
         raise UserError("--data-path is missing: give the --output-prefix of preprocess_data.py")
@@ -86,31 +115,58 @@ def _data_path(config: TuneConfig) -> None:
         raise UserError("--data-path takes one prefix; blending several datasets is not supported yet")
 
 
-def _iterations(config: TuneConfig) -> None:
+def _train_iters(config: TuneConfig) -> None:
     if config.optimizer.train_iters is None:
         raise UserError("--train-iters is missing: the number of optimizer steps")
+
+
+def _counts(config: TuneConfig) -> None:
     for flag, value in (
         ("--train-iters", config.optimizer.train_iters),
         ("--micro-batch-size", config.optimizer.micro_batch_size),
+        ("--global-batch-size", config.optimizer.global_batch_size),
+        ("--lr-decay-iters", config.optimizer.lr_decay_iters),
+        ("--recompute-num-layers", config.optimizer.recompute_num_layers),
+        ("--loss-chunk-size", config.optimizer.loss_chunk_size),
         ("--seq-length", config.data.seq_length),
         ("--pad-to-multiple-of", config.data.pad_to_multiple_of),
         ("--log-interval", config.run.log_interval),
         ("--eval-interval", config.run.eval_interval),
-        ("--loss-chunk-size", config.optimizer.loss_chunk_size),
-        ("--make-vocab-size-divisible-by", config.model.make_vocab_size_divisible_by),
-    ):
-        if value < 1:
-            raise UserError(f"{flag} {value} must be at least 1")
-
-
-def _optional_sizes(config: TuneConfig) -> None:
-    for flag, value in (
-        ("--global-batch-size", config.optimizer.global_batch_size),
         ("--save-interval", config.run.save_interval),
-        ("--lr-decay-iters", config.optimizer.lr_decay_iters),
+        ("--exit-interval", config.run.exit_interval),
+        ("--distributed-timeout-minutes", config.run.distributed_timeout_minutes),
+        ("--padded-vocab-size", config.model.padded_vocab_size),
+        ("--make-vocab-size-divisible-by", config.model.make_vocab_size_divisible_by),
+        ("--context-parallel-size", config.layout.context_parallel_size),
+        ("--expert-model-parallel-size", config.layout.expert_model_parallel_size),
     ):
         if value is not None and value < 1:
             raise UserError(f"{flag} {value} must be at least 1")
+
+
+def _not_negative(config: TuneConfig) -> None:
+    optimizer = config.optimizer
+    for flag, value in (
+        ("--min-lr", optimizer.min_lr),
+        ("--lr-warmup-init", optimizer.lr_warmup_init),
+        ("--lr-warmup-iters", optimizer.lr_warmup_iters),
+        ("--weight-decay", optimizer.weight_decay),
+        ("--clip-grad", optimizer.clip_grad),
+        ("--eval-iters", config.run.eval_iters),
+        ("--seed", optimizer.seed),
+    ):
+        if value < 0:
+            raise UserError(f"{flag} {value} must not be negative")
+
+
+def _adam(config: TuneConfig) -> None:
+    optimizer = config.optimizer
+    for flag, value in (("--lr", optimizer.lr), ("--adam-eps", optimizer.adam_eps)):
+        if value <= 0:
+            raise UserError(f"{flag} {value} must be over 0")
+    for flag, value in (("--adam-beta1", optimizer.adam_beta1), ("--adam-beta2", optimizer.adam_beta2)):
+        if not 0 <= value < 1:
+            raise UserError(f"{flag} {value} must be at least 0 and less than 1")
 
 
 def _schedule(config: TuneConfig) -> None:
@@ -121,6 +177,10 @@ def _schedule(config: TuneConfig) -> None:
         raise UserError(f"--lr-warmup-fraction {optimizer.lr_warmup_fraction} must be at least 0 and less than 1")
     if optimizer.min_lr > optimizer.lr:
         raise UserError(f"--min-lr {optimizer.min_lr} is over --lr {optimizer.lr}")
+    if optimizer.lr_warmup_init > optimizer.lr:
+        raise UserError(f"--lr-warmup-init {optimizer.lr_warmup_init} is over --lr {optimizer.lr}")
+    if optimizer.lr_warmup_init and not (optimizer.lr_warmup_iters or optimizer.lr_warmup_fraction):
+        raise UserError("--lr-warmup-init needs --lr-warmup-iters or --lr-warmup-fraction")
 
 
 def _warmup_fits(config: TuneConfig) -> None:
@@ -129,11 +189,6 @@ def _warmup_fits(config: TuneConfig) -> None:
         raise UserError(
             f"--lr-warmup-iters {config.optimizer.lr_warmup_iters} must be less than the {decay} decay steps"
         )
-
-
-def _sequence_parallel(config: TuneConfig) -> None:
-    if config.layout.sequence_parallel and config.layout.tensor_model_parallel_size < 2:
-        raise UserError("--sequence-parallel needs --tensor-model-parallel-size over 1")
 
 
 def _overlap(config: TuneConfig) -> None:
@@ -155,6 +210,8 @@ def _recompute(config: TuneConfig) -> None:
         raise UserError("--recompute-granularity full needs --recompute-method uniform or block")
     if optimizer.recompute_granularity != "full" and optimizer.recompute_method is not None:
         raise UserError("--recompute-method needs --recompute-granularity full")
+    if optimizer.recompute_granularity != "full" and optimizer.recompute_num_layers is not None:
+        raise UserError("--recompute-num-layers needs --recompute-granularity full")
 
 
 def _load(config: TuneConfig) -> None:
@@ -167,13 +224,16 @@ def _load(config: TuneConfig) -> None:
 
 
 _FLAG_RULES: tuple[Callable[[TuneConfig], None], ...] = (
+    _counts,
     _not_yet,
+    _always_so,
+    _query_groups,
     _data_path,
-    _iterations,
-    _optional_sizes,
+    _train_iters,
+    _not_negative,
+    _adam,
     _schedule,
     _warmup_fits,
-    _sequence_parallel,
     _overlap,
     _sequence_modes,
     _recompute,

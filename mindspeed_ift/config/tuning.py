@@ -40,7 +40,7 @@ class ModelFlags:
     make_vocab_size_divisible_by: int = 1
     """Pad the embedding to this times the tensor parallel size."""
     max_position_embeddings: int | None = None
-    """Longest context the model is meant for."""
+    """Longest context the model is meant for; a model that is loaded or named keeps its own."""
     rotary_base: float | None = None
     """Base of the rotary frequencies."""
     norm_epsilon: float | None = None
@@ -77,8 +77,8 @@ class TrainingDataFlags:
     """--no-cut-token: an over-long sample is an error instead of being cut."""
     shuffle: bool = True
     """--no-shuffle: take the samples in the order of the dataset."""
-    tokenizer_type: str = "PretrainedFromHF"
-    """Kind of tokenizer; only PretrainedFromHF."""
+    tokenizer_type: Literal["PretrainedFromHF"] = "PretrainedFromHF"
+    """Kind of tokenizer; Hugging Face's is the only one."""
     tokenizer_name_or_path: str | None = None
     """Hugging Face tokenizer folder; default: the one the dataset was made with."""
     prompt_type: str | None = None
@@ -101,7 +101,7 @@ class OptimizerFlags:
     """Highest learning rate."""
     min_lr: float = 0.0
     """Lowest learning rate of the schedule."""
-    lr_decay_style: Literal["constant", "linear", "cosine"] = "cosine"
+    lr_decay_style: Literal["constant", "linear", "cosine"] = "linear"
     """Shape of the schedule after warm-up."""
     lr_decay_iters: int | None = None
     """Steps until --min-lr is reached; default: --train-iters."""
@@ -115,7 +115,7 @@ class OptimizerFlags:
     """Decoupled weight decay (not on norms and biases)."""
     adam_beta1: float = 0.9
     """Decay of the first moment."""
-    adam_beta2: float = 0.95
+    adam_beta2: float = 0.999
     """Decay of the second moment."""
     adam_eps: float = 1e-8
     """Epsilon of Adam."""

@@ -1,0 +1,74 @@
+"""Degrees of parallelism and what follows from them."""
+
+from __future__ import annotations
+
+import pytest
+
+from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.layout import Layout, LayoutFlags, layout_of, padded_vocab_size
+
+
+@pytest.mark.parametrize(
+    ("tensor", "pipeline", "world", "data"),
+    [(1, 1, 1, 1), (1, 1, 8, 8), (8, 1, 8, 1), (2, 2, 8, 2), (1, 4, 12, 3), (8, 2, 16, 1)],
+)
+def test_what_is_left_of_the_world_is_data_parallel(tensor: int, pipeline: int, world: int, data: int) -> None:
+    layout = layout_of(LayoutFlags(tensor, pipeline), world)
+    assert layout == Layout(tensor, pipeline, data)
+    assert layout.world == world
+
+
+@pytest.mark.parametrize(("tensor", "pipeline", "world"), [(8, 1, 4), (2, 2, 6), (3, 1, 4), (1, 5, 8)])
+def test_a_world_that_does_not_divide_is_refused(tensor: int, pipeline: int, world: int) -> None:
+    with pytest.raises(UserError, match=f"{world} processes do not divide by TP {tensor} x PP {pipeline}"):
+        layout_of(LayoutFlags(tensor, pipeline), world)
+
+
+@pytest.mark.parametrize(("tensor", "pipeline"), [(0, 1), (1, 0), (-2, -2)])
+def test_sizes_below_one_are_refused(tensor: int, pipeline: int) -> None:
+    with pytest.raises(UserError, match="must be at least 1"):
+        layout_of(LayoutFlags(tensor, pipeline), 4)
+
+
+def test_sequence_parallel_over_one_device_is_nothing() -> None:
+    """As in Megatron: scripts give the flag with TP 1 too."""
+    assert not layout_of(LayoutFlags(1, 1, sequence_parallel=True), 4).sequence_parallel
+    assert layout_of(LayoutFlags(2, 1, sequence_parallel=True), 4).sequence_parallel
+    assert not layout_of(LayoutFlags(2, 1), 4).sequence_parallel
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "layers", "expected"),
+    [
+        (1, 3, [range(0, 3)]),
+        (2, 4, [range(0, 2), range(2, 4)]),
+        (4, 4, [range(0, 1), range(1, 2), range(2, 3), range(3, 4)]),
+    ],
+)
+def test_stages_hold_equal_runs_of_layers(pipeline: int, layers: int, expected: list[range]) -> None:
+    assert Layout(pipeline=pipeline).stage_layers(layers) == expected
+
+
+@pytest.mark.parametrize(("pipeline", "layers"), [(2, 3), (4, 2), (3, 64)])
+def test_layers_that_do_not_divide_are_refused(pipeline: int, layers: int) -> None:
+    with pytest.raises(
+        UserError, match=f"{layers} layers do not divide over --pipeline-model-parallel-size {pipeline}"
+    ):
+        Layout(pipeline=pipeline).stage_layers(layers)
+
+
+@pytest.mark.parametrize(
+    ("vocab", "divisible_by", "tensor", "expected"),
+    [
+        (151936, 1, 1, 151936),
+        (151936, 1, 8, 151936),
+        (151936, 128, 1, 151936),
+        (151936, 128, 8, 152576),
+        (151669, 1, 8, 151672),
+        (151643, 128, 1, 151680),
+        (400, 1, 3, 402),
+        (1, 128, 2, 256),
+    ],
+)
+def test_the_vocabulary_is_padded_as_in_megatron(vocab: int, divisible_by: int, tensor: int, expected: int) -> None:
+    assert padded_vocab_size(vocab, divisible_by, tensor) == expected

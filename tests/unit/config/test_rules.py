@@ -1,0 +1,214 @@
+"""Every rule, by the flags that break it; and flags that look odd but are fine."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from mindspeed_ift.config import rules
+from mindspeed_ift.config.architecture import Architecture
+from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.flags import parse
+from mindspeed_ift.config.layout import Layout, layout_of
+from mindspeed_ift.config.rules import check_flags, check_layout, length_multiple, num_micro_batches
+from mindspeed_ift.config.tuning import TuneConfig
+
+GOOD = "--data-path data --train-iters 100"
+
+# Flags beside GOOD -> what the message must say.
+BROKEN = [
+    ("--context-parallel-size 2", "--context-parallel-size over 1 is not supported yet"),
+    ("--expert-model-parallel-size 2", "--expert-model-parallel-size over 1 is not supported yet"),
+    ("--num-layers-per-virtual-pipeline-stage 2", "--num-layers-per-virtual-pipeline-stage is not supported yet"),
+    ("--lora-target-modules linear_qkv linear_proj", "LoRA) is not supported yet"),
+    ("--no-is-instruction-dataset", "--no-is-instruction-dataset is not supported"),
+    ("--no-qk-layernorm", "--no-qk-layernorm is not supported"),
+    ("--group-query-attention", "--group-query-attention needs --num-query-groups"),
+    ("--no-group-query-attention --num-query-groups 2 --num-attention-heads 4", "exclude each other"),
+    ("--data-path a b", "--data-path takes one prefix"),
+    ("--train-iters 0", "--train-iters 0 must be at least 1"),
+    ("--micro-batch-size 0", "--micro-batch-size 0 must be at least 1"),
+    ("--global-batch-size 0", "--global-batch-size 0 must be at least 1"),
+    ("--lr-decay-iters 0", "--lr-decay-iters 0 must be at least 1"),
+    ("--recompute-granularity full --recompute-method uniform --recompute-num-layers 0", "must be at least 1"),
+    ("--loss-chunk-size -1", "--loss-chunk-size -1 must be at least 1"),
+    ("--seq-length 0", "--seq-length 0 must be at least 1"),
+    ("--pad-to-multiple-of 0", "--pad-to-multiple-of 0 must be at least 1"),
+    ("--log-interval 0", "--log-interval 0 must be at least 1"),
+    ("--eval-interval 0", "--eval-interval 0 must be at least 1"),
+    ("--save x --save-interval 0", "--save-interval 0 must be at least 1"),
+    ("--exit-interval 0", "--exit-interval 0 must be at least 1"),
+    ("--distributed-timeout-minutes 0", "--distributed-timeout-minutes 0 must be at least 1"),
+    ("--padded-vocab-size 0", "--padded-vocab-size 0 must be at least 1"),
+    ("--make-vocab-size-divisible-by 0", "--make-vocab-size-divisible-by 0 must be at least 1"),
+    ("--context-parallel-size 0", "--context-parallel-size 0 must be at least 1"),
+    ("--expert-model-parallel-size -1", "--expert-model-parallel-size -1 must be at least 1"),
+    ("--min-lr -1", "--min-lr -1.0 must not be negative"),
+    ("--lr-warmup-init -1", "--lr-warmup-init -1.0 must not be negative"),
+    ("--lr-warmup-iters -1", "--lr-warmup-iters -1 must not be negative"),
+    ("--weight-decay -0.1", "--weight-decay -0.1 must not be negative"),
+    ("--clip-grad -1", "--clip-grad -1.0 must not be negative"),
+    ("--eval-iters -1", "--eval-iters -1 must not be negative"),
+    ("--seed -1", "--seed -1 must not be negative"),
+    ("--lr 0", "--lr 0.0 must be over 0"),
+    ("--lr -1", "--lr -1.0 must be over 0"),
+    ("--adam-eps 0", "--adam-eps 0.0 must be over 0"),
+    ("--adam-beta1 1", "--adam-beta1 1.0 must be at least 0 and less than 1"),
+    ("--adam-beta2 -0.1", "--adam-beta2 -0.1 must be at least 0 and less than 1"),
+    ("--lr-warmup-fraction 0.1 --lr-warmup-iters 5", "exclude each other; give one"),
+    ("--lr-warmup-fraction 1", "--lr-warmup-fraction 1.0 must be at least 0 and less than 1"),
+    ("--lr-warmup-fraction -0.1", "--lr-warmup-fraction -0.1 must be at least 0 and less than 1"),
+    ("--lr 1e-5 --min-lr 2e-5", "--min-lr 2e-05 is over --lr 1e-05"),
+    ("--lr 1e-5 --lr-warmup-init 2e-5 --lr-warmup-iters 5", "--lr-warmup-init 2e-05 is over --lr 1e-05"),
+    ("--lr-warmup-init 1e-7", "--lr-warmup-init needs --lr-warmup-iters"),
+    ("--lr-warmup-iters 100", "--lr-warmup-iters 100 must be less than the 100 decay steps"),
+    ("--lr-warmup-iters 10 --lr-decay-iters 10", "must be less than the 10 decay steps"),
+    ("--overlap-param-gather --overlap-grad-reduce", "--overlap-param-gather needs --use-distributed-optimizer"),
+    ("--overlap-param-gather --use-distributed-optimizer", "--overlap-param-gather needs --overlap-grad-reduce"),
+    ("--neat-pack", "--neat-pack needs --reset-attention-mask"),
+    ("--recompute-granularity full", "--recompute-granularity full needs --recompute-method"),
+    ("--recompute-method uniform", "--recompute-method needs --recompute-granularity full"),
+    ("--recompute-granularity selective --recompute-method block", "needs --recompute-granularity full"),
+    ("--recompute-num-layers 2", "--recompute-num-layers needs --recompute-granularity full"),
+    ("--enable-hf2mg-convert", "--enable-hf2mg-convert needs --load"),
+    ("--finetune", "--finetune needs --load"),
+    ("--save-interval 5", "--save-interval needs --save"),
+]
+# Rules that look at what GOOD gives.
+MISSING = [
+    ("--train-iters 100", "--data-path is missing"),
+    ("--data-path data", "--train-iters is missing"),
+]
+FINE = [
+    "",
+    "--clip-grad 0 --weight-decay 0 --min-lr 0 --eval-iters 0 --seed 0 --adam-beta1 0",
+    "--lr 1e-5 --min-lr 1e-5",
+    "--lr-warmup-fraction 0",
+    "--lr-warmup-fraction 0.99 --lr-warmup-init 1e-7",
+    "--sequence-parallel",
+    "--group-query-attention --num-query-groups 2",
+    "--group-query-attention --preset qwen3-8b",
+    "--no-group-query-attention --num-query-groups 4 --num-attention-heads 4",
+    "--neat-pack --reset-attention-mask",
+    "--reset-position-ids",
+    "--recompute-granularity selective",
+    "--recompute-granularity full --recompute-method block --recompute-num-layers 4",
+    "--load x --finetune --enable-hf2mg-convert --save y --save-interval 10",
+    "--context-parallel-size 1 --context-parallel-algo ulysses_cp_algo --expert-model-parallel-size 1",
+    "--use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather",
+]
+
+
+def config(flags: str) -> TuneConfig:
+    return parse(TuneConfig, flags.split(), program="test")
+
+
+@pytest.mark.parametrize(("flags", "expected"), [(f"{GOOD} {flags}", text) for flags, text in BROKEN] + MISSING)
+def test_what_does_not_go_together_is_refused(flags: str, expected: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_flags(config(flags))
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("flags", FINE)
+def test_what_goes_together_is_taken(flags: str) -> None:
+    check_flags(config(f"{GOOD} {flags}"))
+
+
+def test_every_rule_is_in_the_list_and_broken_by_some_flags() -> None:
+    listed = set(rules._FLAG_RULES)
+    written = {
+        function
+        for name, function in vars(rules).items()
+        if inspect.isfunction(function) and list(inspect.signature(function).parameters) == ["config"]
+    }
+    assert written - listed == {check_flags}
+    configs = [config(f"{GOOD} {flags}") for flags, _ in BROKEN] + [config(flags) for flags, _ in MISSING]
+    idle = {rule.__name__ for rule in listed if not any(refuses(rule, one) for one in configs)}
+    assert not idle
+
+
+def refuses(rule: object, one: TuneConfig) -> bool:
+    try:
+        rule(one)  # type: ignore[operator]
+    except UserError:
+        return True
+    return False
+
+
+# Rules that need the layout
+
+
+SMALL = Architecture(4, 64, 128, 8, 4, 8, 1000)
+
+
+def check(flags: str, world: int = 8, architecture: Architecture = SMALL) -> None:
+    given = config(f"{GOOD} {flags}")
+    check_layout(given, architecture, layout_of(given.layout, world))
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--tensor-model-parallel-size 8", "does not divide 4 query groups"),
+        ("--pipeline-model-parallel-size 8", "4 layers do not divide over --pipeline-model-parallel-size 8"),
+        ("--global-batch-size 12", "must be a multiple of --micro-batch-size 1 x data parallel size 8 = 8"),
+        ("--micro-batch-size 2 --global-batch-size 8", "must be a multiple of --micro-batch-size 2"),
+        ("--padded-vocab-size 999", "--padded-vocab-size 999 is less than the 1000 rows of the model"),
+        ("--padded-vocab-size 1001 --tensor-model-parallel-size 2", "--padded-vocab-size 1001 must divide by 2"),
+        ("--padded-vocab-size 1100 --make-vocab-size-divisible-by 128", "must divide by 128"),
+        (
+            "--tensor-model-parallel-size 4 --sequence-parallel --seq-length 4098",
+            "--seq-length 4098 must divide by 4 with --sequence-parallel",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_layout_is_refused(flags: str, expected: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check(flags)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [
+        (Architecture(4, 64, 128, 9, 9, 8, 1000), "does not divide 9 attention heads"),
+        (Architecture(4, 64, 129, 8, 4, 8, 1000), "does not divide 129 feed-forward columns"),
+    ],
+)
+def test_tensor_parallel_must_divide_every_matrix(architecture: Architecture, expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        check("--tensor-model-parallel-size 2", 8, architecture)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--tensor-model-parallel-size 4 --pipeline-model-parallel-size 2 --sequence-parallel",
+        "--padded-vocab-size 1024 --make-vocab-size-divisible-by 128 --tensor-model-parallel-size 4",
+        "--seq-length 4097",
+        "--sequence-parallel --seq-length 4097",
+    ],
+)
+def test_what_fits_the_layout_is_taken(flags: str) -> None:
+    check(flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "data", "expected"),
+    [
+        ("", 8, 1),
+        ("--global-batch-size 16", 8, 2),
+        ("--micro-batch-size 2", 4, 1),
+        ("--micro-batch-size 2 --global-batch-size 48", 4, 6),
+    ],
+)
+def test_micro_batches_of_a_step(flags: str, data: int, expected: int) -> None:
+    assert num_micro_batches(config(f"{GOOD} {flags}"), Layout(data=data)) == expected
+
+
+def test_rows_divide_over_tensor_ranks_with_sequence_parallel() -> None:
+    given = config(GOOD)
+    assert length_multiple(given, Layout(tensor=4, sequence_parallel=True)) == 4
+    assert length_multiple(given, Layout(tensor=4)) == 1
