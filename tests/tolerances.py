@@ -8,6 +8,12 @@ LOGITS = {"atol": 2e-5, "rtol": 1e-5}
 GRADIENTS = {"atol": 1e-5, "rtol": 1e-4}
 """fp32 gradients of a loss sum: each sums over all positions, in another order."""
 
+ATTENTION = {"atol": 2e-6, "rtol": 1e-5}
+"""fp32 outputs of order 1 of some tens of keys: the softmax of parts, merged, against the softmax of the whole."""
+
+ATTENTION_GRADIENTS = {"atol": 1e-5, "rtol": 1e-4}
+"""fp32 gradients of order 1 to 10: sums over the same terms in another order."""
+
 LAYOUT_LOSS = {"rel": 2e-5, "abs": 0.0}
 """fp32 losses of some steps: splitting a matrix or a batch changes the order of summation, and steps carry it on."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,11 +21,15 @@ class LayoutFlags:
     """Split norms and residuals over the tensor parallel devices along the sequence (SP); with TP 1 there is nothing to
     split."""
     context_parallel_size: int = 1
-    """Devices that share one sequence (CP). Not yet: only 1."""
+    """Devices that share each sequence (CP)."""
     context_parallel_algo: Literal["megatron_cp_algo", "ulysses_cp_algo", "hybrid_cp_algo", "kvallgather_cp_algo"] = (
         "megatron_cp_algo"
     )
-    """How a sequence is shared when --context-parallel-size is over 1."""
+    """How a sequence is shared when --context-parallel-size is over 1: megatron_cp_algo (ring: keys travel around),
+    ulysses_cp_algo (exchange positions for heads), hybrid_cp_algo (a ring of Ulysses groups), kvallgather_cp_algo (each
+    device gets all keys)."""
+    ulysses_degree_in_cp: int | None = None
+    """With hybrid_cp_algo: neighbouring devices of one Ulysses exchange; the rest of the context parallel size is ring."""
     expert_model_parallel_size: int = 1
     """Devices that share the experts of a mixture (EP). Not yet: only 1."""
     num_layers_per_virtual_pipeline_stage: int | None = None
@@ -39,24 +44,48 @@ class LayoutFlags:
 
 @dataclass(frozen=True)
 class Layout:
-    """Degrees of parallelism of one run. Ranks are numbered tensor fastest, then data, then pipeline (Megatron's order).
+    """Degrees of parallelism of one run.
+
+    Ranks are numbered tensor fastest, then context, then data, then pipeline (Megatron's order).
 
     Attributes:
         tensor: tensor parallel size.
         pipeline: pipeline parallel size.
         data: data parallel size, what is left of the world.
         sequence_parallel: whether activations between blocks are split over the tensor axis.
+        context: context parallel size.
+        ulysses: neighbouring context ranks that exchange positions for heads; divides ``context``.
+        gather_keys: the other context ranks gather each other's keys, instead of passing them around a ring.
     """
 
     tensor: int = 1
     pipeline: int = 1
     data: int = 1
     sequence_parallel: bool = False
+    context: int = 1
+    ulysses: int = 1
+    gather_keys: bool = False
 
     @property
     def world(self) -> int:
         """Number of ranks."""
-        return self.tensor * self.pipeline * self.data
+        return self.tensor * self.context * self.data * self.pipeline
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that hold the same weights: their gradients are summed, and a distributed optimizer is split over them."""
+        return self.data * self.context
+
+    @property
+    def row_multiple(self) -> int:
+        """What a row's length must divide by; rows are padded up to it.
+
+        Context parallel cuts a row into equal parts, ring and key gathering into two chunks a rank; sequence parallel cuts
+        each rank's part again.
+        """
+        ring = self.context // self.ulysses
+        chunks = 2 * ring if ring > 1 else 1
+        return math.lcm(chunks, self.context * (self.tensor if self.sequence_parallel else 1))
 
     def stage_layers(self, num_layers: int) -> list[range]:
         """The global, zero-based layer numbers each pipeline stage holds.
@@ -76,17 +105,48 @@ def layout_of(flags: LayoutFlags, world_size: int) -> Layout:
     """Turn the flags into a `Layout` for ``world_size`` ranks.
 
     Raises:
-        UserError: sizes below 1, or a world that TP x PP does not divide.
+        UserError: sizes below 1, or a world that TP x PP x CP does not divide, or a Ulysses degree that does not fit.
     """
-    tensor, pipeline = flags.tensor_model_parallel_size, flags.pipeline_model_parallel_size
-    if tensor < 1 or pipeline < 1:
-        raise UserError("--tensor-model-parallel-size and --pipeline-model-parallel-size must be at least 1")
-    if world_size % (tensor * pipeline):
+    tensor, pipeline, context = (
+        flags.tensor_model_parallel_size,
+        flags.pipeline_model_parallel_size,
+        flags.context_parallel_size,
+    )
+    if tensor < 1 or pipeline < 1 or context < 1:
         raise UserError(
-            f"{world_size} processes do not divide by TP {tensor} x PP {pipeline} = {tensor * pipeline}; "
-            "change --nproc_per_node, --tensor-model-parallel-size or --pipeline-model-parallel-size"
+            "--tensor-model-parallel-size, --pipeline-model-parallel-size and --context-parallel-size must be at least 1"
         )
-    return Layout(tensor, pipeline, world_size // (tensor * pipeline), flags.sequence_parallel and tensor > 1)
+    size = tensor * pipeline * context
+    if world_size % size:
+        raise UserError(
+            f"{world_size} processes do not divide by TP {tensor} x PP {pipeline} x CP {context} = {size}; change "
+            "--nproc_per_node, --tensor-model-parallel-size, --pipeline-model-parallel-size or --context-parallel-size"
+        )
+    return Layout(
+        tensor,
+        pipeline,
+        world_size // size,
+        sequence_parallel=flags.sequence_parallel and tensor > 1,
+        context=context,
+        ulysses=_ulysses_degree(flags),
+        gather_keys=flags.context_parallel_algo == "kvallgather_cp_algo" and context > 1,
+    )
+
+
+def _ulysses_degree(flags: LayoutFlags) -> int:
+    context, algorithm, degree = flags.context_parallel_size, flags.context_parallel_algo, flags.ulysses_degree_in_cp
+    if context == 1:
+        return 1
+    if algorithm != "hybrid_cp_algo":
+        if degree is not None:
+            raise UserError(f"--ulysses-degree-in-cp is for --context-parallel-algo hybrid_cp_algo, not {algorithm}")
+        return context if algorithm == "ulysses_cp_algo" else 1
+    if degree is None or context % degree or not 1 < degree < context:
+        raise UserError(
+            f"hybrid_cp_algo needs --ulysses-degree-in-cp: a divisor of --context-parallel-size {context} between 1 and "
+            f"{context} (given: {degree}); for all or nothing take ulysses_cp_algo or megatron_cp_algo"
+        )
+    return degree
 
 
 def padded_vocab_size(vocab_size: int, divisible_by: int, tensor: int) -> int:

@@ -6,6 +6,10 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from mindspeed_ift.devices.kernels.blocks import attention_backward, attention_forward
+
+__all__ = ["attention", "attention_backward", "attention_forward", "rms_norm"]
+
 # Shapes: B rows of a micro-batch, S positions of a row, T = B * S flattened, N query heads, G key/value heads, D head size.
 
 

@@ -72,3 +72,63 @@ def test_layers_that_do_not_divide_are_refused(pipeline: int, layers: int) -> No
 )
 def test_the_vocabulary_is_padded_as_in_megatron(vocab: int, divisible_by: int, tensor: int, expected: int) -> None:
     assert padded_vocab_size(vocab, divisible_by, tensor) == expected
+
+
+@pytest.mark.parametrize(
+    ("context", "algorithm", "degree", "ulysses", "gather_keys"),
+    [
+        (1, "hybrid_cp_algo", None, 1, False),
+        (1, "kvallgather_cp_algo", 2, 1, False),
+        (4, "megatron_cp_algo", None, 1, False),
+        (4, "ulysses_cp_algo", None, 4, False),
+        (4, "hybrid_cp_algo", 2, 2, False),
+        (4, "kvallgather_cp_algo", None, 1, True),
+    ],
+)
+def test_context_parallel_algorithms(
+    context: int, algorithm: str, degree: int | None, ulysses: int, gather_keys: bool
+) -> None:
+    flags = LayoutFlags(context_parallel_size=context, context_parallel_algo=algorithm, ulysses_degree_in_cp=degree)
+    layout = layout_of(flags, 8)
+    assert layout == Layout(data=8 // context, context=context, ulysses=ulysses, gather_keys=gather_keys)
+    assert layout.world == layout.replicas == 8
+
+
+@pytest.mark.parametrize(
+    ("context", "algorithm", "degree", "message"),
+    [
+        (0, "ulysses_cp_algo", None, "--context-parallel-size must be at least 1"),
+        (3, "ulysses_cp_algo", None, "x CP 3 = 3"),
+        (4, "ulysses_cp_algo", 2, "--ulysses-degree-in-cp is for --context-parallel-algo hybrid_cp_algo"),
+        (4, "hybrid_cp_algo", None, "hybrid_cp_algo needs --ulysses-degree-in-cp"),
+        (4, "hybrid_cp_algo", 3, "divisor of --context-parallel-size 4"),
+        (4, "hybrid_cp_algo", 4, "for all or nothing take ulysses_cp_algo or megatron_cp_algo"),
+        (4, "hybrid_cp_algo", 1, r"between 1 and 4 \(given: 1\)"),
+        (4, "hybrid_cp_algo", -2, r"given: -2"),
+    ],
+)
+def test_context_parallel_sizes_that_do_not_fit_are_refused(
+    context: int, algorithm: str, degree: int | None, message: str
+) -> None:
+    flags = LayoutFlags(context_parallel_size=context, context_parallel_algo=algorithm, ulysses_degree_in_cp=degree)
+    with pytest.raises(UserError, match=message):
+        layout_of(flags, 8)
+
+
+@pytest.mark.parametrize(
+    ("layout", "multiple"),
+    [
+        (Layout(), 1),
+        (Layout(tensor=4), 1),
+        (Layout(tensor=4, sequence_parallel=True), 4),
+        (Layout(context=4, ulysses=4), 4),
+        (Layout(context=4), 8),
+        (Layout(context=3, gather_keys=True), 6),
+        (Layout(context=6, ulysses=3), 12),
+        (Layout(context=6, ulysses=2), 6),
+        (Layout(tensor=2, sequence_parallel=True, context=4), 8),
+        (Layout(tensor=3, sequence_parallel=True, context=2), 12),
+    ],
+)
+def test_rows_divide_into_what_each_rank_holds(layout: Layout, multiple: int) -> None:
+    assert layout.row_multiple == multiple
