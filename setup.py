@@ -33,7 +33,7 @@ setup(
     extras_require={
         "npu": ["torch-npu==2.13.0"],
         "track": ["tensorboard", "wandb"],
-        "dev": ["pytest>=9,<10", "pytest-xdist>=3.8,<4", "import-linter>=2.16,<3", "ruff==0.17.6", "radon==6.0.1"],
+        "dev": ["pytest>=9,<10", "pytest-xdist>=3.8,<4", "import-linter>=2.1,<3", "ruff==0.17.6", "radon==6.0.1"],
     },
     entry_points={"console_scripts": ["mindspeed-ift=mindspeed_ift.cli.main:console"]},
 )
