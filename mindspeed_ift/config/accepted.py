@@ -116,6 +116,7 @@ REFUSED: dict[str, str] = {
     "--noop-layers": "every layer does something; choose a pipeline size that divides the layers",
     "--num-layer-list": "every pipeline stage holds as many layers; leave it out",
     "--padded-samples": "rows that do not fill a global batch begin the next epoch's; leave it out",
+    "--params-dtype": "weights keep the type that they are stored in; leave it out",
     "--no-save-optim": "a checkpoint always holds what a resume needs; leave it out",
     "--no-save-rng": "a checkpoint always holds what a resume needs; leave it out",
 }

@@ -144,10 +144,12 @@ class _Reader:
     """Reads words into one dataclass; used for the command line and for the file of ``--config``."""
 
     def __init__(self, config_class: type, program: str, description: str, accepted: Accepted) -> None:
-        self.config_class, self.program, self.description, self.accepted = config_class, program, description, accepted
+        self.config_class, self.program, self.description = config_class, program, description
         self.options = options(config_class)
+        own = {flag for option in self.options for flag in option.spellings}
+        self.accepted = {flag: entry for flag, entry in accepted.items() if flag not in own}
         self.switches = {flag for option in self.options if option.switch for flag in option.spellings}
-        self.all_switches = self.switches | {flag for flag, (arity, *_) in accepted.items() if arity == 0}
+        self.all_switches = self.switches | {flag for flag, (arity, *_) in self.accepted.items() if arity == 0}
 
     def read(self, argv: list[str], defaults: Any = None) -> tuple[Any, set[str], list[str]]:
         """The filled dataclass, the fields that ``argv`` gave, and a line for each accepted flag."""

@@ -145,6 +145,8 @@ class RunFlags:
     """Checkpoint folder to resume from, or a Hugging Face folder with --enable-hf2mg-convert."""
     enable_hf2mg_convert: bool = False
     """--load is a Hugging Face folder."""
+    exit_on_missing_checkpoint: bool = False
+    """--load must hold a checkpoint, even if it is the --save of this run, which may be empty at its first start."""
     finetune: bool = False
     """Take only the weights of --load: step 0, fresh optimizer."""
     load_optim: bool = True

@@ -145,14 +145,16 @@ def checkpoint_to_load(config: TuneConfig) -> Path | None:
     """The newest checkpoint of ``--load``, or None for fresh and for Hugging Face weights.
 
     Raises:
-        UserError: there is none, and ``--load`` is not where this run is going to save.
+        UserError: there is none, and ``--load`` is not where this run is going to save (or
+            ``--exit-on-missing-checkpoint`` is given).
     """
     folder = config.run.load
     if folder is None or config.run.enable_hf2mg_convert:
         return None
     iteration = megatron.latest_iteration(folder)
     if iteration is None:
-        if folder == config.run.save:  # the first start of a script that resumes itself
+        # The first start of a script that resumes itself.
+        if folder == config.run.save and not config.run.exit_on_missing_checkpoint:
             return None
         remedy = "add --enable-hf2mg-convert" if (folder / "config.json").is_file() else "give a --save folder"
         raise UserError(f"--load {folder} holds no Megatron checkpoint; {remedy}")

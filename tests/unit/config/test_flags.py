@@ -268,6 +268,11 @@ def test_an_accepted_flag_never_hides_what_is_not_done(words: list[str], expecte
     assert expected in message(*words)
 
 
+def test_a_flag_of_the_command_is_never_taken_for_another_systems() -> None:
+    parsed = parse_with_origins(Options, ["--count", "2"], program="tool.py", accepted={"--count": (1, "no")})
+    assert parsed.config.count == 2 and not parsed.ignored
+
+
 # The file of --config
 
 

@@ -138,3 +138,11 @@ def test_a_preview_of_what_is_there_is_the_plan(data: Path) -> None:
     assert preview(config, 1) == plan(config, 1).describe()
     with pytest.raises(UserError, match="no training sample"):
         preview(dataclasses.replace(config, data=dataclasses.replace(config.data, split="0,1,0")), 1)
+
+
+def test_an_empty_save_folder_is_a_first_start_unless_a_checkpoint_is_insisted_on(data: Path, tmp_path: Path) -> None:
+    prefix = prepare(data, "first")
+    both = ["--load", str(tmp_path), "--save", str(tmp_path)]
+    assert planned(prefix, *both).resume_from is None
+    with pytest.raises(UserError, match="holds no Megatron checkpoint"):
+        planned(prefix, *both, "--exit-on-missing-checkpoint")
