@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     questions = _questions(config)
     from mindspeed_ift.data.conversation import Message, Role
     from mindspeed_ift.data.encode import EncodeOptions, Encoder
-    from mindspeed_ift.data.templates import get_template
+    from mindspeed_ift.data.template_table import get_template
     from mindspeed_ift.data.tokenizer import load_tokenizer
     from mindspeed_ift.devices.device import current
     from mindspeed_ift.inference.generate import Sampling, generate, model_step
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     answers: list[str] = []
     for start in range(0, len(prompts), config.micro_batch_size):
         batch = prompts[start : start + config.micro_batch_size]
-        for ids in generate(step, batch, [encoder.end_id, tokenizer.pad_id], sampling):
+        for ids in generate(step, batch, [*encoder.stop_ids, tokenizer.pad_id], sampling):
             answers.append(tokenizer.decode(ids))
             print(f"> {questions[len(answers) - 1]['prompt']}\n{answers[-1]}\n", flush=True)
     if config.output is not None:

@@ -7,8 +7,8 @@ from enum import Enum
 import numpy as np
 
 from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.data.cutting import split_balanced
 from mindspeed_ift.data.dataset import InstructionDataset
-from mindspeed_ift.data.encode import split_balanced
 from mindspeed_ift.data.sample import IGNORED_LABEL, Sample
 
 

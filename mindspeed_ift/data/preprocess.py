@@ -26,7 +26,8 @@ from mindspeed_ift.data.ledger import Ledger
 from mindspeed_ift.data.packing import pack
 from mindspeed_ift.data.records import Origin, Record, find_files, read_records
 from mindspeed_ift.data.sample import IGNORED_LABEL
-from mindspeed_ift.data.templates import Template, get_template
+from mindspeed_ift.data.template_table import get_template
+from mindspeed_ift.data.templates import Template
 from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
 from mindspeed_ift.data.workers import EncodedChunk, Job, encode_all
 
@@ -91,7 +92,8 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print) 
                 " written"
             )
         manifest = writer.commit({**facts, **counts, "columns": list(writer.columns), "ledger": ledger.as_dict()})
-    return Summary(ledger, manifest, tuple(_notices(config, template, form, ledger)), time.monotonic() - started)
+    notices = (*_added_tokens(template, tokenizer, form), *_notices(config, template, form, ledger))
+    return Summary(ledger, manifest, notices, time.monotonic() - started)
 
 
 def encode_options(config: PreprocessConfig, template: Template) -> EncodeOptions:
@@ -271,6 +273,7 @@ def _token_facts(template: Template, tokenizer: Tokenizer, job: Job) -> dict[str
         eod = tokenizer.eod_id
         return {**facts, "prompt_type": "", "eod_id": eod, "pad_id": tokenizer.pad_id, "turn_end_ids": []}
     encoder = Encoder(template, tokenizer, job.options)
+    facts["vocab_size"] = encoder.tokenizer.vocab_size
     return {**facts, "eod_id": encoder.end_id, "pad_id": tokenizer.pad_id, "turn_end_ids": encoder.turn_end_ids()}
 
 
@@ -285,6 +288,15 @@ def _check_columns(form: Format, ledger: Ledger) -> None:
 
 def _reasons(ledger: Ledger) -> str:
     return ", ".join(f"{tally.count} {reason} (first {tally.first[0]})" for reason, tally in ledger.dropped.items())
+
+
+def _added_tokens(template: Template, tokenizer: Tokenizer, form: Format) -> Iterator[str]:
+    missing = [token for token in template.stop_words if tokenizer.token_id(token) is None]
+    if missing and not isinstance(form, TextFormat):
+        yield (
+            f"the tokenizer has no {', '.join(missing)}, with which --prompt-type {template.name} ends turns: added as"
+            f" new ids from {tokenizer.vocab_size} on, which the model has never seen; is it the right template?"
+        )
 
 
 def _notices(config: PreprocessConfig, template: Template, form: Format, ledger: Ledger) -> Iterator[str]:

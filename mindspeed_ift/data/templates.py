@@ -1,57 +1,82 @@
-"""Conversation in, pieces of text out: what stands around each message, in one table.
+"""Conversation in, pieces of text out: what stands around each message.
 
 A piece is encoded by itself (no token reaches from one into the next), as LLaMA-Factory does; which pieces a turn is
-cut into is therefore part of a template. `TEMPLATES` is the table; a new template is a new row.
+cut into is therefore part of a template. The templates themselves are rows of template_table.py.
 """
 
 from __future__ import annotations
 
-import difflib
+import json
 import re
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import NamedTuple
 
-from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data import tool_formats
-from mindspeed_ift.data.conversation import Conversation, DropRecord, Message, Role, parse_tool_calls, parse_tools
+from mindspeed_ift.data.conversation import Conversation, Message, Role, ToolCall, parse_tool_calls, parse_tools
 from mindspeed_ift.data.tool_formats import ToolFormat
 
-SLOT = "{content}"
+SLOT = "{{content}}"
 """Where a piece of a template takes the message."""
+ROUND = "{{idx}}"
+"""Where a piece around a prompt takes the number of the turn, from 0."""
+CALL_SLOT = re.compile(r"\{\{(name|arguments)\}\}")
+"""Where a piece around a call takes its parts; such pieces are written once a call."""
+
+CALL_NOTE = "a function call that is not JSON was left out"
+TOOLS_NOTE = "a description of tools that is not JSON was left out"
 
 
 class Token(Enum):
     """A piece that is one token of the tokenizer, not text."""
 
-    END = "end"
-    """The token that closes a turn: the template's, else the tokenizer's end of sequence."""
-    BEGIN = "begin"
+    END = "eos_token"
+    """The token that closes a turn: the template's first stop word where it replaces the tokenizer's end of sequence,
+    else that."""
+    BEGIN = "bos_token"
     """The tokenizer's beginning of sequence; nothing where it has none."""
 
 
-Piece = str | Token
+@dataclass(frozen=True)
+class NamedToken:
+    """A piece that is the one token of this text."""
+
+    text: str
 
 
-class Cut(Enum):
-    """How a turn that is too long is cut (see encode.py)."""
+class Text(NamedTuple):
+    """A piece with a message in it, which may hold anything."""
 
-    PROPORTIONAL = "proportional"
-    """LLaMA-Factory 0.8.2: the answer gets its share of the room, the prompt the rest."""
-    BALANCED = "balanced"
-    """Later LLaMA-Factory: of a short side nothing is cut."""
+    before: str
+    content: str
+    after: str
+
+
+Piece = str | Token | NamedToken
+"""What a template is made of."""
+FilledPiece = Piece | Text
+
+
+class Rules(Enum):
+    """Whose rules hold for what a template leaves open: cutting, calls that cannot be read."""
+
+    LLAMA_FACTORY_0_8 = "LLaMA-Factory 0.8.2"
+    """The answer gets its share of the room; a call or description of tools that is not JSON is left out."""
+    LLAMA_FACTORY_0_9 = "LLaMA-Factory 0.9.5"
+    """Of a short side nothing is cut; a record with such a call or description is dropped."""
 
 
 @dataclass(frozen=True)
 class Turn:
     """A prompt and its answer, as pieces; only the answer is learnt."""
 
-    source: list[Piece]
-    target: list[Piece]
+    source: list[FilledPiece]
+    target: list[FilledPiece]
 
 
 @dataclass(frozen=True)
 class Template:
-    """One chat template.
+    """One chat template. Field by field LLaMA-Factory's, from which the names come.
 
     Attributes:
         name: Its name for ``--prompt-type``.
@@ -60,73 +85,86 @@ class Template:
         separator: In front of every turn but the first.
         prefix: In front of everything.
         default_system: System prompt of conversations without one; "" for none.
-        end_token: The token that closes a turn and serves as end of document; None takes the tokenizer's.
+        stop_words: Tokens at which generation stops; added to a tokenizer that lacks them.
+        replace_eos: The first stop word takes the place of the tokenizer's end of sequence.
+        efficient_eos: Answers are not closed by a token: the end of sequence stands once, at the end of all, and
+            where a prompt follows an answer its first position learns it.
         tools: How tools and calls are written.
-        cut: How turns are cut.
-        keeps_room_for_eod: MindSpeed-LLM cuts to --seq-length with the older rule and to one less with the later.
+        rules: See `Rules`.
         thought: Opening and closing of a thought.
         thinking: The template puts an empty thought where an answer has none.
+        system_in_user: The system prompt stands within the first prompt, in front of its text.
     """
 
     name: str
     user: tuple[Piece, ...]
     observation: tuple[Piece, ...]
-    assistant: tuple[Piece, ...]
-    function: tuple[Piece, ...]
-    system: tuple[Piece, ...]
+    assistant: tuple[Piece, ...] = (SLOT, Token.END)
+    function: tuple[Piece, ...] = ("Action: {{name}}\nAction Input: {{arguments}}\n", Token.END)
+    system: tuple[Piece, ...] = (SLOT,)
     observation_join: str = "\n"
     separator: tuple[Piece, ...] = ()
     prefix: tuple[Piece, ...] = ()
     default_system: str = ""
-    end_token: str | None = None
+    stop_words: tuple[str, ...] = ()
+    replace_eos: bool = False
+    efficient_eos: bool = False
     tools: ToolFormat = field(default=tool_formats.ACTION)
-    cut: Cut = Cut.BALANCED
-    keeps_room_for_eod: bool = True
+    rules: Rules = Rules.LLAMA_FACTORY_0_8
     thought: tuple[str, str] = ("<think>\n", "\n</think>\n\n")
     thinking: bool = False
+    system_in_user: bool = False
+
+    @property
+    def keeps_room_for_eod(self) -> bool:
+        """MindSpeed-LLM cuts to --seq-length with the older rules and to one less with the later."""
+        return self.rules is Rules.LLAMA_FACTORY_0_9
 
     def render(
-        self, conversation: Conversation, enable_thinking: str = "none", forget_thoughts: bool = False
+        self,
+        conversation: Conversation,
+        enable_thinking: str = "none",
+        forget_thoughts: bool = False,
+        drop_thinking: bool = False,
     ) -> list[Turn]:
         """Write a conversation.
 
         Args:
             conversation: What to write.
             enable_thinking: "true", "false" or "none"; only a thinking template looks at it.
-            forget_thoughts: Write all answers but the last without thoughts, empty ones too (as a model sees its
-                history).
+            forget_thoughts: A thinking template writes all answers but the last without thoughts, empty ones too.
+            drop_thinking: Any template writes the answers before the last question of the user so, as most models
+                see their history.
 
         Raises:
             DropRecord: A call or a tool cannot be written.
         """
         messages = conversation.messages
+        past = len(messages) - 2 if forget_thoughts and self.thinking else 0
+        if drop_thinking:
+            past = max([past, *(place for place, message in enumerate(messages) if message.role is Role.USER)])
         turns = []
         for start in range(0, len(messages), 2):
-            source = list(self.separator if start else self._opening(conversation))
-            source += self._message(messages[start])
             answer = messages[start + 1]
-            past = forget_thoughts and start + 2 < len(messages)
-            if self.thinking and (past or enable_thinking == "false"):
+            if start < past or (self.thinking and enable_thinking == "false"):
                 answer = replace(answer, content=self._without_thought(answer.content))
-            target = self._message(answer)
-            if self.thinking and not past and not any(word.strip() in answer.content for word in self.thought):
+            turn = Turn(self._prompt(conversation, start), self._answer(answer))
+            if self.thinking and start >= past and not any(word.strip() in answer.content for word in self.thought):
                 empty = "".join(self.thought)
-                if enable_thinking == "true":
-                    target.insert(0, empty)
-                else:
-                    source.append(empty)
-            turns.append(Turn(source, target))
+                turn = (
+                    replace(turn, target=[empty, *turn.target])
+                    if enable_thinking == "true"
+                    else replace(turn, source=[*turn.source, empty])
+                )
+            turns.append(turn)
         return turns
 
-    def skips_call(self, message: Message) -> bool:
-        """Whether this template writes nothing for a call, because it is not JSON."""
-        if message.role is not Role.FUNCTION or not self.tools.skips_unreadable_calls:
-            return False
-        try:
-            parse_tool_calls(self._split_thought(message.content)[1])
-        except DropRecord:
-            return True
-        return False
+    def notes(self, conversation: Conversation) -> tuple[str, ...]:
+        """What `render` leaves out of this conversation: rows of the ledger."""
+        tools = [conversation.tools] if conversation.tools.strip() else []
+        calls = [message.content for message in conversation.messages if message.role is Role.FUNCTION]
+        left_out = ((TOOLS_NOTE, tools), (CALL_NOTE, calls))
+        return tuple(note for note, texts in left_out if not all(map(self._reads, texts)))
 
     def closing_pieces(self) -> list[Piece]:
         """The pieces that close an answer: what follows the text in ``assistant``."""
@@ -138,33 +176,53 @@ class Template:
                 return ([after] if after else []) + pieces
         return []
 
-    def _opening(self, conversation: Conversation) -> list[Piece]:
-        tools = parse_tools(conversation.tools) if conversation.tools.strip() else []
+    def _system(self, conversation: Conversation) -> list[FilledPiece]:
+        described = ""
+        if conversation.tools.strip() and self._reads(conversation.tools):
+            tools = parse_tools(conversation.tools)
+            described = self.tools.describe(tools) if tools else ""
         system = conversation.system or self.default_system
-        if not system and not conversation.tools.strip():
-            return list(self.prefix)
-        return [*self.prefix, *_fill(self.system, system + (self.tools.describe(tools) if tools else ""))]
+        return _fill(self.system, system + described) if system or conversation.tools.strip() else []
 
-    def _message(self, message: Message) -> list[Piece]:
-        if message.role is Role.FUNCTION:
-            return self._calls(message)
-        pieces = {Role.USER: self.user, Role.OBSERVATION: self.observation, Role.ASSISTANT: self.assistant}[
-            message.role
-        ]
-        return _fill(pieces, self.observation_join.join(message.results) if message.results else message.content)
+    def _prompt(self, conversation: Conversation, start: int) -> list[FilledPiece]:
+        message = conversation.messages[start]
+        content = self.observation_join.join(message.results) if message.results else message.content
+        opening: list[FilledPiece] = list(self.separator)
+        if start == 0:
+            system = self._system(conversation)
+            opening = [*self.prefix, *([] if self.system_in_user else system)]
+            if self.system_in_user:
+                content = "".join("".join(piece) for piece in system if isinstance(piece, str | Text)) + content
+        pieces = self.observation if message.role is Role.OBSERVATION else self.user
+        return opening + _fill(pieces, content, turn=start // 2)
 
-    def _calls(self, message: Message) -> list[Piece]:
-        if self.skips_call(message):
+    def _answer(self, message: Message) -> list[FilledPiece]:
+        if message.role is not Role.FUNCTION:
+            return _fill(self.assistant, message.content)
+        if not self._reads(message.content):
             return []
-        thought, calls = self._split_thought(message.content)
-        texts = self.tools.write_calls(parse_tool_calls(calls))
-        if texts:
-            texts[0] = thought + texts[0]
-        return [piece for text in texts for piece in _fill(self.function, text)]
+        if any(isinstance(piece, str) and CALL_SLOT.search(piece) for piece in self.function):
+            return [piece for call in parse_tool_calls(message.content) for piece in _fill_call(self.function, call)]
+        before, calls = self._split_call(message.content)
+        return _fill(self.function, before + self.tools.write_calls(parse_tool_calls(calls)))
 
-    def _split_thought(self, content: str) -> tuple[str, str]:
-        found = self._thought_pattern().search(content)
-        return (found.group(0), content.replace(found.group(0), "")) if found else ("", content)
+    def _reads(self, text: str) -> bool:
+        """Whether a call or description of tools is written (or refused), rather than left out."""
+        if self.rules is not Rules.LLAMA_FACTORY_0_8:
+            return True
+        try:
+            json.loads(text)
+        except ValueError:
+            return False
+        return True
+
+    def _split_call(self, content: str) -> tuple[str, str]:
+        """What stands in front of a call (a thought, say), and the call as JSON."""
+        marked = re.search("<tool_call>(.*?)</tool_call>", content, re.DOTALL)
+        if marked:
+            return content.replace(marked.group(0), ""), marked.group(1)
+        thought = self._thought_pattern().search(content)
+        return (thought.group(0), content.replace(thought.group(0), "")) if thought else ("", content)
 
     def _without_thought(self, content: str) -> str:
         return self._thought_pattern().sub("", content).lstrip("\n")
@@ -173,57 +231,23 @@ class Template:
         return re.compile(re.escape(self.thought[0]) + "(.*?)" + re.escape(self.thought[1]), re.DOTALL)
 
 
-def _fill(pieces: tuple[Piece, ...], content: str) -> list[Piece]:
-    return [piece.replace(SLOT, content, 1) if isinstance(piece, str) else piece for piece in pieces]
+def _fill(pieces: tuple[Piece, ...], content: str, turn: int | None = None) -> list[FilledPiece]:
+    """The pieces with a message in its slot; what looks like a slot within the message is text."""
+    filled: list[FilledPiece] = []
+    for piece in pieces:
+        if isinstance(piece, str) and turn is not None:
+            piece = piece.replace(ROUND, str(turn), 1)
+        if isinstance(piece, str) and SLOT in piece:
+            before, after = piece.split(SLOT, 1)
+            filled.append(Text(before, content, after))
+        else:
+            filled.append(piece)
+    return filled
 
 
-_QWEN = Template(
-    name="qwen",
-    user=("<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n",),
-    observation=("<|im_start|>tool\n{content}<|im_end|>\n<|im_start|>assistant\n",),
-    assistant=(SLOT, Token.END),
-    function=(SLOT, Token.END),
-    system=("<|im_start|>system\n{content}<|im_end|>\n",),
-    separator=("\n",),
-    default_system="You are a helpful assistant.",
-    end_token="<|im_end|>",
-    cut=Cut.PROPORTIONAL,
-    keeps_room_for_eod=False,
-)
-
-_QWEN_LF = replace(
-    _QWEN,
-    name="qwen_lf",
-    observation=("<|im_start|>user\n<tool_response>\n{content}\n</tool_response><|im_end|>\n<|im_start|>assistant\n",),
-    observation_join="\n</tool_response>\n<tool_response>\n",
-    assistant=("{content}<|im_end|>\n",),
-    function=("{content}<|im_end|>\n",),
-    separator=(),
-    default_system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
-    tools=tool_formats.QWEN,
-    cut=Cut.BALANCED,
-    keeps_room_for_eod=True,
-)
-
-TEMPLATES: dict[str, Template] = {
-    template.name: template
-    for template in (
-        _QWEN,
-        _QWEN_LF,
-        replace(_QWEN_LF, name="qwen3", default_system="", thinking=True),
-    )
-}
-"""``--prompt-type`` -> template. Sources: LLaMA-Factory 0.8.2 (qwen) and 0.9.5 (its qwen and qwen3)."""
-
-
-def get_template(name: str) -> Template:
-    """The template called ``name``.
-
-    Raises:
-        UserError: There is none, with the nearest name.
-    """
-    if name in TEMPLATES:
-        return TEMPLATES[name]
-    near = difflib.get_close_matches(name, TEMPLATES, 1)
-    hint = f"did you mean {near[0]}?" if near else f"give one of: {', '.join(TEMPLATES)}"
-    raise UserError(f"--prompt-type {name} is not a template; {hint}")
+def _fill_call(pieces: tuple[Piece, ...], call: ToolCall) -> list[FilledPiece]:
+    values = {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)}
+    return [
+        Text("", CALL_SLOT.sub(lambda slot: values[slot[1]], piece), "") if isinstance(piece, str) else piece
+        for piece in pieces
+    ]

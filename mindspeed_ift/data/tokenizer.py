@@ -6,6 +6,7 @@ folder without that file, or for what only it can do (chat templates).
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -50,6 +51,29 @@ class Tokenizer:
     def token_id(self, token: str) -> int | None:
         """Id of one token by its text, or None."""
         return self._backend.token_to_id(token)
+
+    def encode_plain(self, text: str) -> list[int]:
+        """As `encode`, but special tokens within the text are text."""
+        self._backend.encode_special_tokens = True
+        try:
+            return self.encode(text)
+        finally:
+            self._backend.encode_special_tokens = False
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """Texts that become special tokens wherever they stand."""
+        return [token.content for token in self._backend.get_added_tokens_decoder().values() if token.special]
+
+    def with_special_tokens(self, tokens: Sequence[str]) -> Tokenizer:
+        """This tokenizer, with new ids behind the last one for those special tokens that it lacks."""
+        missing = [token for token in tokens if token not in self.special_tokens]
+        if not missing:
+            return self
+        added = copy.copy(self)
+        added._backend = copy.deepcopy(self._backend)
+        added._backend.add_special_tokens(missing)
+        return added
 
     @property
     def eod_id(self) -> int:

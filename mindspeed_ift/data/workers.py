@@ -23,7 +23,7 @@ from mindspeed_ift.data.encode import EncodeOptions, Encoder
 from mindspeed_ift.data.formats import OPTIONAL_COLUMNS, Format, TextFormat
 from mindspeed_ift.data.ledger import Ledger
 from mindspeed_ift.data.records import Origin, Record
-from mindspeed_ift.data.templates import get_template
+from mindspeed_ift.data.template_table import get_template
 from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
 
 CHUNK = 500

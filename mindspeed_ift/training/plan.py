@@ -21,7 +21,7 @@ from mindspeed_ift.data.encode import EncodeOptions, Encoder
 from mindspeed_ift.data.micro_batches import MicroBatches
 from mindspeed_ift.data.order import SampleOrder, split_ranges
 from mindspeed_ift.data.overlong import Overlong, count_overlong
-from mindspeed_ift.data.templates import get_template
+from mindspeed_ift.data.template_table import get_template
 from mindspeed_ift.data.tokenizer import load_tokenizer
 
 
@@ -201,7 +201,7 @@ def token_facts(data: TrainingDataFlags, dataset: InstructionDataset) -> dict[st
     end, turn_end = tokenizer.eod_id, [tokenizer.eod_id]
     if facts["prompt_type"]:
         encoder = Encoder(get_template(facts["prompt_type"]), tokenizer, EncodeOptions())
-        end, turn_end = encoder.end_id, encoder.turn_end_ids()
+        tokenizer, end, turn_end = encoder.tokenizer, encoder.end_id, encoder.turn_end_ids()
     own = {"vocab_size": tokenizer.vocab_size, "eod_id": end, "pad_id": tokenizer.pad_id, "turn_end_ids": turn_end}
     return facts | own | {key: manifest[key] for key in own if key in manifest}
 

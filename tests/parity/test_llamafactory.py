@@ -12,7 +12,7 @@ from mindspeed_ift.data.conversation import DropRecord
 from mindspeed_ift.data.encode import EncodeOptions, Encoder
 from mindspeed_ift.data.formats import AlpacaFormat, OpenAIFormat, SharegptFormat
 from mindspeed_ift.data.sample import Sample
-from mindspeed_ift.data.templates import TEMPLATES
+from mindspeed_ift.data.template_table import TEMPLATES
 from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
 from tests.shared_paths import SHARED, needs_shared
 
@@ -27,6 +27,13 @@ FILES = {
     "qwen": ("qwen.lf0.8.2.jsonl", 189),
     "qwen_lf": ("qwen_lf.lf0.9.5.jsonl", 240),
     "qwen3": ("qwen3.lf0.9.5.jsonl", 363),
+    "qwen3_nothink": ("qwen3_nothink.lf0.9.5.jsonl", 87),
+    "default": ("default.lf0.8.2.jsonl", 51),
+    "empty": ("empty.lf0.8.2.jsonl", 51),
+    "alpaca": ("alpaca.lf0.8.2.jsonl", 51),
+    "chatml": ("chatml.lf0.8.2.jsonl", 51),
+    "llama3": ("llama3.lf0.8.2.jsonl", 51),
+    "mistral": ("mistral.lf0.8.2.jsonl", 51),
 }
 THINKING = {True: "true", False: "false", None: "none"}
 
@@ -48,6 +55,11 @@ def encode(encoder: Encoder, case: dict[str, Any]) -> Sample | DropRecord:
     except DropRecord as reason:
         return reason
     return result if isinstance(result, DropRecord) else result.sample
+
+
+def test_every_file_is_compared() -> None:
+    there = {path.name for path in (SHARED / "golden" / "llamafactory").glob("*.jsonl")}
+    assert there == {name for name, _ in FILES.values()}
 
 
 @pytest.mark.parametrize("prompt_type", FILES)

@@ -8,9 +8,10 @@ import pytest
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.conversation import Conversation, DropRecord, Message, Role
-from mindspeed_ift.data.encode import CUT_NOTE, Encoded, EncodeOptions, Encoder, split_balanced, split_proportional
+from mindspeed_ift.data.cutting import split_balanced, split_proportional
+from mindspeed_ift.data.encode import CUT_NOTE, Encoded, EncodeOptions, Encoder
 from mindspeed_ift.data.sample import IGNORED_LABEL
-from mindspeed_ift.data.templates import TEMPLATES
+from mindspeed_ift.data.template_table import TEMPLATES
 from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
 from tests.tiny_tokenizer import make_tiny_tokenizer
 
@@ -92,10 +93,27 @@ def test_splits(lengths: tuple[int, int, int], proportional: tuple[int, int], ba
     assert split_balanced(*lengths) == balanced
 
 
-def test_a_tokenizer_without_the_closing_token(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer, "token_id", lambda token: None)
-    with pytest.raises(UserError, match=r"has no token <\|im_end\|>"):
-        Encoder(TEMPLATES["qwen"], tokenizer, EncodeOptions())
+def test_stop_words_that_the_tokenizer_lacks_are_new_tokens(tokenizer: Tokenizer) -> None:
+    encoder = Encoder(TEMPLATES["llama3"], tokenizer, EncodeOptions())
+    assert encoder.end_id == tokenizer.vocab_size and encoder.tokenizer.vocab_size == tokenizer.vocab_size + 1
+    assert tokenizer.token_id("<|eot_id|>") is None, "the caller's tokenizer stays as it was"
+    assert encoder.encode([talk("a", "b")])[0].sample.input_ids.tolist().count(encoder.end_id) == 2
+
+
+def test_the_end_stands_once_and_is_learnt_where_the_next_prompt_begins(tokenizer: Tokenizer) -> None:
+    sample = encode(tokenizer, talk("one", "two", "three", "four"), "empty").sample
+    end = tokenizer.eod_id
+    assert sample.input_ids.tolist().count(end) == 1 and sample.input_ids[-1] == end
+    place = len(tokenizer.encode("one") + tokenizer.encode("two"))
+    assert sample.labels[place] == end and sample.input_ids[place] == tokenizer.encode("three")[0]
+    with pytest.raises(UserError, match="--train-on-prompt does not go with --prompt-type glm4"):
+        Encoder(TEMPLATES["glm4"], tokenizer, EncodeOptions(train_on_prompt=True))
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_empty_messages(tokenizer: Tokenizer, template: str) -> None:
+    sample = encode(tokenizer, talk("", "", "", ""), template, cutoff=50).sample
+    assert len(sample.input_ids) == len(sample.labels)
 
 
 def test_missing_tokenizer_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.conversation import Conversation, DropRecord, Message, Role
-from mindspeed_ift.data.templates import TEMPLATES, Token, get_template
+from mindspeed_ift.data.template_table import TEMPLATES, get_template
+from mindspeed_ift.data.templates import TOOLS_NOTE, Token
 
 CALLS = json.dumps([{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}])
 
@@ -21,7 +22,7 @@ def written(template: str, talk: Conversation, **options: object) -> str:
     pieces = [
         piece for turn in TEMPLATES[template].render(talk, **options) for piece in (*turn.source, "|", *turn.target)
     ]
-    return "".join("<END>" if piece is Token.END else piece for piece in pieces)
+    return "".join({Token.END: "<END>", Token.BEGIN: "<BEGIN>"}.get(piece) or "".join(piece) for piece in pieces)
 
 
 def test_slots_in_messages_are_text() -> None:
@@ -85,6 +86,43 @@ def test_calls_must_be_readable() -> None:
     with pytest.raises(DropRecord, match="not JSON"):
         written("qwen3", conversation("no json", Role.FUNCTION))
     assert written("qwen", conversation("no json", Role.FUNCTION)).endswith("assistant\n|")
+
+
+def test_calls_in_other_forms() -> None:
+    one = json.dumps({"name": "f", "arguments": {"x": 1}})
+    assert written("glm4", conversation(one, Role.FUNCTION)).endswith('<|assistant|>|f\n{"x": 1}')
+    with pytest.raises(DropRecord, match="one function call a turn"):
+        written("glm4", conversation(CALLS, Role.FUNCTION))
+    assert written("deepseek3", conversation(CALLS, Role.FUNCTION)).endswith(
+        '|Action: f\nAction Input: {"x": 1}\nAction: g\nAction Input: {}<END>'
+    )
+    marked = f"So:\n<tool_call>\n{one}\n</tool_call>"
+    assert "|So:\n<tool_call>" in written("qwen3_nothink", conversation(marked, Role.FUNCTION))
+
+
+def test_tools_that_are_not_json_are_noted_by_the_older_rules() -> None:
+    talk = conversation("a", tools="not json")
+    assert written("llama2", talk) == "<BEGIN>[INST] <<SYS>>\n\n<</SYS>>\n\nq [/INST]|a<END>"
+    assert TEMPLATES["llama2"].notes(talk) == (TOOLS_NOTE,)
+
+
+def test_the_system_prompt_within_the_first_prompt() -> None:
+    talk = Conversation(tuple(map(Message, [Role.USER, Role.ASSISTANT] * 2, "abcd")), system="s")
+    assert written("llama2", talk) == (
+        "<BEGIN>[INST] <<SYS>>\ns\n<</SYS>>\n\na [/INST]|b<END><BEGIN>[INST] c [/INST]|d<END>"
+    )
+
+
+def test_history_without_thoughts() -> None:
+    """The answers before the last question lose theirs; those to a tool's result, after it, keep them."""
+    thought = "<think>\nhm\n</think>\n\n"
+    roles = [Role.USER, Role.ASSISTANT, Role.USER, Role.FUNCTION, Role.OBSERVATION, Role.ASSISTANT]
+    texts = ["q", thought + "a", "r", thought + CALLS, "s", thought + "b"]
+    talk = Conversation(tuple(map(Message, roles, texts)))
+    for name in ("qwen3", "qwen_lf"):
+        text = written(name, talk, drop_thinking=True)
+        assert text.count("<think>") == 2 and "assistant\n|a<|im_end|>" in text
+        assert written(name, talk).count("<think>") == 3
 
 
 def test_a_misspelt_name() -> None:
