@@ -15,9 +15,11 @@ _LOCAL = "layers come from Megatron-core's local specs with our kernels"
 _DROPOUT = "Qwen3 has no dropout"
 _PREPARED = "data is prepared beforehand, by preprocess_data.py"
 _MEMORY = "it saves memory only, and is not needed"
-_CONTEXT = "it matters only with context parallelism, which is not supported yet"
+_CONTEXT = "it is about the speed of context parallelism, not about its result"
 _BATCHES = "batches are read from the memory map as they are needed"
 _COLLECTOR = "Python's own collector is left alone"
+_MASK = "the mask is causal, within each sample where rows are packed"
+_MASKS = ("causal", "general")
 _ZERO = ("0",)
 
 _MODEL: Accepted = {
@@ -72,14 +74,14 @@ _DATA: Accepted = {
     "--tokenizer-not-use-fast": (0, "fast and slow tokenizers give the same ids"),
     "--tokenizer-padding-side": (1, _ALWAYS, ("right",)),
     "--variable-seq-lengths": (0, "rows are as long as --[no-]pad-to-seq-lengths says"),
-    "--attention-mask-type": (1, "the mask is causal, within each sample where rows are packed", ("causal", "general")),
+    "--attention-mask-type": (1, _MASK, _MASKS),
     "--dataloader-type": (1, _BATCHES, ("single",)),
     "--num-workers": (1, _BATCHES),
     "--no-shared-storage": (0, "no index of the order is written to a disk"),
     "--kv-head-repeat-before-uly-alltoall": (0, _CONTEXT),
     "--cp-window-size": (1, _CONTEXT),
-    "--ulysses-degree-in-cp": (1, _CONTEXT),
-    "--cp-attention-mask-type": (1, _CONTEXT),
+    "--cp-attention-mask-type": (1, _MASK, _MASKS),
+    "--megatron-cp-in-bnsd": (0, _CONTEXT),
     "--use-cp-send-recv-overlap": (0, _CONTEXT),
     "--use-fused-ring-attention-update": (0, _CONTEXT),
     "--expert-tensor-parallel-size": (1, "there is no mixture of experts", ("1",)),

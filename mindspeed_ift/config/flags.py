@@ -203,18 +203,23 @@ def _check_values(config: Any, given: set[str]) -> None:
 def _words_of_file(path: Path, switches: set[str]) -> list[str]:
     """The content of a ``--config`` file as words of a command line, so that both are read by the same rules."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"cannot be read as YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict):
         raise UserError("must be a mapping of flag names to values")
-    found: dict[str, list[str]] = {}
-    for key, value in content.items():
-        flag = "--" + str(key).lstrip("-").replace("_", "-")
-        if flag in found or flag == "--config":
-            raise UserError(f"{key} is given twice" if flag in found else "a file cannot name another --config file")
-        found[flag] = _words_of_value(flag, value, switches)
-    return [word for words in found.values() for word in words]
+    # YAML's own reader keeps the last of two equal keys without a word.
+    keys = [_flag_of(key.value) for key, _ in yaml.compose(text, Loader=yaml.SafeLoader).value]
+    for flag in keys:
+        if keys.count(flag) > 1 or flag == "--config":
+            raise UserError(f"{flag[2:]} is given twice" if flag != "--config" else "a file cannot name another file")
+    words = [_words_of_value(_flag_of(key), value, switches) for key, value in content.items()]
+    return [word for one in words for word in one]
+
+
+def _flag_of(key: Any) -> str:
+    return "--" + str(key).lstrip("-").replace("_", "-")
 
 
 def _words_of_value(flag: str, value: Any, switches: set[str]) -> list[str]:
