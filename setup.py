@@ -5,6 +5,7 @@ from setuptools import find_packages, setup
 DEPENDENCIES = [
     "torch==2.13.0",
     "megatron-core==0.16.1",
+    "einops==0.8.2",  # Megatron-core needs it for the groups of hybrid context parallelism, and does not say so
     "transformers==5.2.0",
     "tokenizers==0.22.2",
     "safetensors==0.8.0",

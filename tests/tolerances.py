@@ -14,6 +14,12 @@ ATTENTION = {"atol": 2e-6, "rtol": 1e-5}
 ATTENTION_GRADIENTS = {"atol": 1e-5, "rtol": 1e-4}
 """fp32 gradients of order 1 to 10: sums over the same terms in another order."""
 
+ATTENTION_PARTS = 3e-6
+"""Of the largest value (at least 1), fp32: outputs and gradients of attention merged from the parts of several ranks."""
+
+ATTENTION_BF16 = 2e-2
+"""Of the largest value (at least 1): the same in bf16 (8 bits), against fp32; inputs equal, output and gradients rounded once or twice."""
+
 LAYOUT_LOSS = {"rel": 2e-5, "abs": 0.0}
 """fp32 losses of some steps: splitting a matrix or a batch changes the order of summation, and steps carry it on."""
 

@@ -38,7 +38,7 @@ def check_layout(config: TuneConfig, architecture: Architecture, layout: Layout)
     layout.stage_layers(architecture.num_layers)
     _vocabulary_fits(config, architecture, layout)
     num_micro_batches(config, layout)
-    _sequence_fits(config, layout)
+    _heads_fit(architecture, layout)
 
 
 def num_micro_batches(config: TuneConfig, layout: Layout) -> int:
@@ -57,15 +57,14 @@ def num_micro_batches(config: TuneConfig, layout: Layout) -> int:
     return total // per_pass
 
 
-def length_multiple(config: TuneConfig, layout: Layout) -> int:
-    """What a row's length must divide by: sequence parallel splits it over the tensor ranks."""
-    return layout.tensor if layout.sequence_parallel else 1
-
-
-def _sequence_fits(config: TuneConfig, layout: Layout) -> None:
-    multiple = length_multiple(config, layout)
-    if config.data.seq_length % multiple:
-        raise UserError(f"--seq-length {config.data.seq_length} must divide by {multiple} with --sequence-parallel")
+def _heads_fit(architecture: Architecture, layout: Layout) -> None:
+    heads = architecture.num_attention_heads // layout.tensor
+    if heads % layout.ulysses:
+        raise UserError(
+            f"Ulysses over {layout.ulysses} devices does not divide {heads} attention heads a device ("
+            f"{architecture.num_attention_heads} / tensor parallel {layout.tensor}); choose a smaller "
+            "--context-parallel-size, hybrid_cp_algo with a smaller --ulysses-degree-in-cp, or megatron_cp_algo"
+        )
 
 
 def _vocabulary_fits(config: TuneConfig, architecture: Architecture, layout: Layout) -> None:
@@ -81,7 +80,6 @@ def _vocabulary_fits(config: TuneConfig, architecture: Architecture, layout: Lay
 def _not_yet(config: TuneConfig) -> None:
     layout = config.layout
     for flag, given in (
-        ("--context-parallel-size over 1", layout.context_parallel_size > 1),
         ("--expert-model-parallel-size over 1", layout.expert_model_parallel_size > 1),
         ("--num-layers-per-virtual-pipeline-stage", layout.num_layers_per_virtual_pipeline_stage is not None),
         ("--lora-target-modules (LoRA)", bool(config.run.lora_target_modules)),

@@ -7,7 +7,7 @@ is the token after ``tokens[i]``. Nothing that splits a batch (context parallel,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -44,23 +44,30 @@ class Batch:
         """Number of positions that enter the loss."""
         return int(torch.count_nonzero(self.loss_mask))
 
+    def at(self, positions: Tensor) -> Batch:
+        """Some positions of every row, int64 ``[n]``; the boundaries keep describing the whole rows."""
+        names = ("tokens", "labels", "loss_mask", "position_ids")
+        return replace(self, **{name: getattr(self, name)[:, positions] for name in names})
+
 
 @dataclass(frozen=True)
 class FixedLength:
-    """Every row is padded to ``seq_length``.
+    """Every row is padded to ``seq_length``, rounded up.
 
     Attributes:
-        seq_length: Tokens of a row.
+        seq_length: Most tokens of a sample.
         pad_id: Fills rows up. Padding is masked by position, so any id will do, that of a real token too.
+        multiple: Rows are a multiple of this long, for the sake of the layout.
     """
 
     seq_length: int
     pad_id: int
+    multiple: int = 1
     samples_can_be_cut: ClassVar[bool] = True
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """One batch of samples that are no longer than ``seq_length``."""
-        return _collate(samples, self.seq_length, self.pad_id)
+        return _collate(samples, round_up(self.seq_length, self.multiple), self.pad_id)
 
 
 @dataclass(frozen=True)
@@ -88,13 +95,13 @@ class Packed:
     """Every row holds several samples, which do not see each other when ``reset_attention_mask`` is on.
 
     Attributes:
-        seq_length: Tokens of a row.
+        seq_length: Most tokens of a row before padding.
         pad_id: See `FixedLength`. The pads of a row are one segment.
         boundaries: Tells the samples of a row apart.
         reset_attention_mask: Attend within each sample. Off: within the row, as if it were one sample.
         reset_position_ids: Positions start from 0 at each sample (and the pads) instead of at each row.
-        multiple: None pads rows to ``seq_length``; a number pads them to the longest of the micro-batch, rounded up
-            to a multiple of it.
+        multiple: Rows are padded to a multiple of this.
+        to_longest: Pad rows to the longest of the micro-batch instead of to ``seq_length``.
     """
 
     seq_length: int
@@ -102,15 +109,13 @@ class Packed:
     boundaries: BoundarySource
     reset_attention_mask: bool = True
     reset_position_ids: bool = False
-    multiple: int | None = None
+    multiple: int = 1
+    to_longest: bool = False
     samples_can_be_cut: ClassVar[bool] = False
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """One batch of rows that are no longer than ``seq_length``."""
-        if self.multiple is None:
-            length = self.seq_length
-        else:
-            length = round_up(max(map(len, samples)), self.multiple)
+        length = round_up(max(map(len, samples)) if self.to_longest else self.seq_length, self.multiple)
         segments = np.full((len(samples), length), PAD_SEGMENT, np.int64)
         for row, sample in zip(segments, samples):
             row[: len(sample)] = self.boundaries.segments(sample)

@@ -1,4 +1,7 @@
-"""Core attention: Megatron's queries, keys and values to the device's kernel, with the boundaries of the batch."""
+"""Core attention: Megatron's queries, keys and values to the device's kernel, with the boundaries of the batch.
+
+Under context parallelism the kernel works inside the algorithm that `parallel.context.attention` chooses.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from mindspeed_ift.devices.device import current
-from mindspeed_ift.mcore import TransformerConfig
+from mindspeed_ift.mcore import ProcessGroupCollection, TransformerConfig
+from mindspeed_ift.parallel.context.attention import choose_attention
 
 
 class BoundaryAttention(nn.Module):
@@ -17,10 +21,12 @@ class BoundaryAttention(nn.Module):
     to every layer of a stage, recompute keeps it with its micro-batch, and reading it costs no device sync.
     """
 
-    def __init__(self, config: TransformerConfig, layer_number: int, **_: Any) -> None:
+    def __init__(
+        self, config: TransformerConfig, layer_number: int, pg_collection: ProcessGroupCollection, **_: Any
+    ) -> None:
         super().__init__()
         self.config, self.layer_number = config, layer_number
-        self.kernel = current().kernels.attention
+        self.attend = choose_attention(config.cp_comm_type, pg_collection, current().kernels)
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, *_: Any, **__: Any
@@ -28,12 +34,12 @@ class BoundaryAttention(nn.Module):
         """Attend within segments.
 
         Args:
-            query: ``[S, B, N, D]``.
+            query: ``[S, B, N, D]``: this rank's positions of the rows.
             key: ``[S, B, G, D]``.
             value: ``[S, B, G, D]``.
-            attention_mask: boundaries, int32 ``[n + 1]``, or None.
+            attention_mask: boundaries of the whole rows, int32 ``[n + 1]``, or None.
 
         Returns:
             ``[S, B, N * D]``.
         """
-        return self.kernel(query, key, value, attention_mask).flatten(2)
+        return self.attend(query, key, value, attention_mask).flatten(2)

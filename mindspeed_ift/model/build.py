@@ -14,6 +14,7 @@ from mindspeed_ift.mcore import GPTModel, TransformerConfig
 from mindspeed_ift.model import head
 from mindspeed_ift.model.backend import block_spec
 from mindspeed_ift.model.rotary import PositionRotary
+from mindspeed_ift.parallel.context.attention import communication_type
 from mindspeed_ift.parallel.groups import Groups
 
 
@@ -72,9 +73,9 @@ class Qwen3Model(GPTModel):
         """Run this stage on a micro-batch.
 
         Args:
-            tokens: int64 ``[B, S]``.
+            tokens: int64 ``[B, S]``, with context parallelism this rank's positions of the rows, as below.
             position_ids: int64 ``[B, S]``.
-            boundaries: int32 ``[n + 1]`` on the host, or None.
+            boundaries: of the whole rows, int32 ``[n + 1]`` on the host, or None.
             labels: int64 ``[B, S]``, shifted; None asks for logits.
             loss_mask: fp32 ``[B, S]``.
 
@@ -138,6 +139,8 @@ def transformer_config(architecture: Architecture, options: ModelOptions, groups
         use_cpu_initialization=True,
         tensor_model_parallel_size=groups.layout.tensor,
         pipeline_model_parallel_size=groups.layout.pipeline,
+        context_parallel_size=groups.layout.context,
+        cp_comm_type=communication_type(groups.layout),
         sequence_parallel=groups.layout.sequence_parallel,
         params_dtype=options.dtype,
         pipeline_dtype=options.dtype,

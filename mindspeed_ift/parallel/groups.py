@@ -23,7 +23,8 @@ class Groups:
         rank: number of this process in the world.
         tensor_rank: position among the tensor parallel peers.
         pipeline_rank: pipeline stage.
-        data_rank: position among the data parallel replicas.
+        context_rank: position among the context parallel peers.
+        data_rank: position among the data parallel replicas: ranks of one number read the same samples.
         collection: Megatron's process groups, for its constructors.
         owns_world: whether `start` joined the world, so that `stop` leaves it.
     """
@@ -32,6 +33,7 @@ class Groups:
     rank: int
     tensor_rank: int
     pipeline_rank: int
+    context_rank: int
     data_rank: int
     collection: ProcessGroupCollection
     owns_world: bool = True
@@ -47,12 +49,17 @@ class Groups:
         return self.pipeline_rank == self.layout.pipeline - 1
 
     @property
+    def replica_rank(self) -> int:
+        """Position among the ranks that hold the same weights: data and context parallel."""
+        return self.collection.dp_cp.rank()
+
+    @property
     def model_writer(self) -> bool:
         """Whether this rank writes its model shard: one replica does it for all."""
-        return self.data_rank == 0
+        return self.replica_rank == 0
 
     def sum_over_data(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum ``values`` in place over the data parallel replicas."""
+        """Sum ``values`` in place over all samples: the data and the context parallel ranks."""
         dist.all_reduce(values, group=self.collection.dp_cp)
         return values
 
@@ -83,8 +90,12 @@ def start(
             dist.init_process_group(
                 backend or device.backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout
             )
+    ring = layout.context // layout.ulysses
     parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=layout.tensor, pipeline_model_parallel_size=layout.pipeline
+        tensor_model_parallel_size=layout.tensor,
+        pipeline_model_parallel_size=layout.pipeline,
+        context_parallel_size=layout.context,
+        hierarchical_context_parallel_sizes=[layout.ulysses, ring] if 1 < layout.ulysses < layout.context else None,
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
     return Groups(
@@ -92,6 +103,7 @@ def start(
         rank=dist.get_rank(),
         tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
         pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        context_rank=parallel_state.get_context_parallel_rank(),
         data_rank=parallel_state.get_data_parallel_rank(),
         collection=ProcessGroupCollection.use_mpu_process_groups(),
         owns_world=owns_world,

@@ -12,7 +12,7 @@ from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.layout import Layout, layout_of
 from mindspeed_ift.config.resolve import resolve_architecture
-from mindspeed_ift.config.rules import check_flags, check_layout, length_multiple, num_micro_batches
+from mindspeed_ift.config.rules import check_flags, check_layout, num_micro_batches
 from mindspeed_ift.config.tuning import TrainingDataFlags, TuneConfig
 from mindspeed_ift.data.batch import DynamicLength, FixedLength, Packed, SequenceMode
 from mindspeed_ift.data.boundaries import choose_boundaries
@@ -208,8 +208,10 @@ def token_facts(data: TrainingDataFlags, dataset: InstructionDataset) -> dict[st
 
 def _sequence_mode(config: TuneConfig, layout: Layout, dataset: InstructionDataset, facts: dict) -> SequenceMode:
     data, pad_id = config.data, facts["pad_id"]
-    # The layout may need more than the flag says: TP 16 with SP splits each row into 16.
-    multiple = math.lcm(data.pad_to_multiple_of, length_multiple(config, layout))
+    # The layout may need more than the flags say: TP 16 with SP splits each row into 16.
+    multiple = layout.row_multiple
+    if not data.pad_to_seq_lengths:
+        multiple = math.lcm(multiple, data.pad_to_multiple_of)
     if data.reset_attention_mask or data.reset_position_ids:
         return Packed(
             seq_length=data.seq_length,
@@ -217,10 +219,11 @@ def _sequence_mode(config: TuneConfig, layout: Layout, dataset: InstructionDatas
             boundaries=choose_boundaries(dataset, facts["eod_id"], facts["turn_end_ids"]),
             reset_attention_mask=data.reset_attention_mask,
             reset_position_ids=data.reset_position_ids,
-            multiple=None if data.pad_to_seq_lengths else multiple,
+            multiple=multiple,
+            to_longest=not data.pad_to_seq_lengths,
         )
     if data.pad_to_seq_lengths:
-        return FixedLength(data.seq_length, pad_id)
+        return FixedLength(data.seq_length, pad_id, multiple)
     return DynamicLength(data.seq_length, multiple, pad_id)
 
 
@@ -264,6 +267,7 @@ def _describe_architecture(architecture: Architecture, origin: str) -> str:
 def _describe_layout(layout: Layout, micro_batches: int) -> str:
     split = ", sequence parallel" if layout.sequence_parallel else ""
     return (
-        f"layout: {layout.world} devices = tensor {layout.tensor} x pipeline {layout.pipeline} x data {layout.data}"
+        f"layout: {layout.world} devices = tensor {layout.tensor} x pipeline {layout.pipeline} x context {layout.context}"
+        f" x data {layout.data}"
         f"{split}; {micro_batches} micro-batches a step"
     )

@@ -72,10 +72,11 @@ def save(
 
 
 def _manifest(model: Qwen3Model, iteration: int, groups: Groups, distributed_optimizer: bool) -> dict[str, Any]:
-    stages = groups.layout.stage_layers(model.architecture.num_layers)
+    layout = groups.layout
+    stages = layout.stage_layers(model.architecture.num_layers)
     return {
         "architecture": asdict(model.architecture),
-        "layout": {"tensor": groups.layout.tensor, "pipeline": groups.layout.pipeline, "data": groups.layout.data},
+        "layout": {key: getattr(layout, key) for key in ("tensor", "pipeline", "context", "data")},
         "stage_layers": [[stage.start, stage.stop] for stage in stages],
         "padded_vocab_size": model.options.padded_vocab,
         "dtype": str(model.options.dtype).removeprefix("torch."),
@@ -122,10 +123,11 @@ def load_training(
     """
     manifest = megatron.read_manifest(folder)
     if manifest is not None:
-        same_split = manifest["layout"]["data"] == groups.layout.data or not distributed_optimizer
+        replicas = manifest["layout"]["data"] * manifest["layout"].get("context", 1)
+        same_split = replicas == groups.layout.replicas or not distributed_optimizer
         if manifest["distributed_optimizer"] != distributed_optimizer or not same_split:
             raise UserError(
-                f"{folder}: its optimizer state was split over {manifest['layout']['data']} replicas "
+                f"{folder}: its optimizer state was split over {replicas} replicas "
                 f"({'with' if manifest['distributed_optimizer'] else 'without'} --use-distributed-optimizer); "
                 "use the same layout, or --no-load-optim"
             )
@@ -139,7 +141,7 @@ def load_training(
 
 
 def _optimizer_file(groups: Groups, distributed_optimizer: bool) -> str:
-    return f"optimizer_{groups.data_rank if distributed_optimizer else 0:03d}.pt"
+    return f"optimizer_{groups.replica_rank if distributed_optimizer else 0:03d}.pt"
 
 
 def _parameters(optimizer: Any) -> Iterator[tuple[Any, torch.Tensor]]:

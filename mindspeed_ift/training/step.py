@@ -14,6 +14,7 @@ from mindspeed_ift.config.errors import RunError
 from mindspeed_ift.data.batch import Batch
 from mindspeed_ift.devices.device import Device
 from mindspeed_ift.mcore import DistributedDataParallel, OptimizerParamScheduler, get_forward_backward_func
+from mindspeed_ift.parallel.context.split import local_positions
 from mindspeed_ift.parallel.groups import Groups
 
 
@@ -82,12 +83,14 @@ def _forward_backward(
     model: DistributedDataParallel, batches: Sequence[Batch], groups: Groups, device: Device, *, forward_only: bool
 ) -> list[float]:
     """[loss sum, learnt tokens, tokens] over the global batch, gradients left in the model."""
+    length = batches[0].tokens.shape[1]  # of whole rows, as Megatron wants it
+    batches = [_local_part(batch, groups) for batch in batches]
     sums = get_forward_backward_func()(
         forward_step_func=_forward_step,
         data_iterator=_on_device(batches, device),
         model=[model],
         num_microbatches=len(batches),
-        seq_length=batches[0].tokens.shape[1],
+        seq_length=length,
         micro_batch_size=batches[0].tokens.shape[0],
         forward_only=forward_only,
     )
@@ -98,6 +101,13 @@ def _forward_backward(
     totals[0] = loss
     groups.from_last_stage(totals)
     return groups.sum_over_data(totals).tolist()
+
+
+def _local_part(batch: Batch, groups: Groups) -> Batch:
+    """The positions that this context parallel rank holds, on the host still; labels were shifted long before."""
+    if groups.layout.context == 1:
+        return batch
+    return batch.at(local_positions(batch.tokens.shape[1], groups.layout, groups.context_rank))
 
 
 def _on_device(batches: Sequence[Batch], device: Device) -> Iterator[tuple[Tensor | None, ...]]:

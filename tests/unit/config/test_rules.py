@@ -11,14 +11,13 @@ from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.flags import parse
 from mindspeed_ift.config.layout import Layout, layout_of
-from mindspeed_ift.config.rules import check_flags, check_layout, length_multiple, num_micro_batches
+from mindspeed_ift.config.rules import check_flags, check_layout, num_micro_batches
 from mindspeed_ift.config.tuning import TuneConfig
 
 GOOD = "--data-path data --train-iters 100"
 
 # Flags beside GOOD -> what the message must say.
 BROKEN = [
-    ("--context-parallel-size 2", "--context-parallel-size over 1 is not supported yet"),
     ("--expert-model-parallel-size 2", "--expert-model-parallel-size over 1 is not supported yet"),
     ("--num-layers-per-virtual-pipeline-stage 2", "--num-layers-per-virtual-pipeline-stage is not supported yet"),
     ("--lora-target-modules linear_qkv linear_proj", "LoRA) is not supported yet"),
@@ -159,14 +158,19 @@ def check(flags: str, world: int = 8, architecture: Architecture = SMALL) -> Non
         ("--padded-vocab-size 1001 --tensor-model-parallel-size 2", "--padded-vocab-size 1001 must divide by 2"),
         ("--padded-vocab-size 1100 --make-vocab-size-divisible-by 128", "must divide by 128"),
         (
-            "--tensor-model-parallel-size 4 --sequence-parallel --seq-length 4098",
-            "--seq-length 4098 must divide by 4 with --sequence-parallel",
+            "--context-parallel-size 4 --context-parallel-algo ulysses_cp_algo --tensor-model-parallel-size 4",
+            "Ulysses over 4 devices does not divide 2 attention heads a device (8 / tensor parallel 4)",
+        ),
+        (
+            "--context-parallel-size 8 --context-parallel-algo hybrid_cp_algo --ulysses-degree-in-cp 4 "
+            "--tensor-model-parallel-size 4",
+            "Ulysses over 4 devices does not divide 2 attention heads",
         ),
     ],
 )
 def test_what_does_not_fit_the_layout_is_refused(flags: str, expected: str) -> None:
     with pytest.raises(UserError) as caught:
-        check(flags)
+        check(flags, world=32 if "context" in flags else 8)
     assert expected in str(caught.value)
 
 
@@ -189,6 +193,11 @@ def test_tensor_parallel_must_divide_every_matrix(architecture: Architecture, ex
         "--padded-vocab-size 1024 --make-vocab-size-divisible-by 128 --tensor-model-parallel-size 4",
         "--seq-length 4097",
         "--sequence-parallel --seq-length 4097",
+        "--tensor-model-parallel-size 4 --sequence-parallel --seq-length 4098",
+        "--context-parallel-size 8 --seq-length 4097",
+        "--context-parallel-size 8 --context-parallel-algo ulysses_cp_algo",
+        "--context-parallel-size 4 --context-parallel-algo hybrid_cp_algo --ulysses-degree-in-cp 2",
+        "--context-parallel-size 8 --context-parallel-algo kvallgather_cp_algo",
     ],
 )
 def test_what_fits_the_layout_is_taken(flags: str) -> None:
@@ -206,9 +215,3 @@ def test_what_fits_the_layout_is_taken(flags: str) -> None:
 )
 def test_micro_batches_of_a_step(flags: str, data: int, expected: int) -> None:
     assert num_micro_batches(config(f"{GOOD} {flags}"), Layout(data=data)) == expected
-
-
-def test_rows_divide_over_tensor_ranks_with_sequence_parallel() -> None:
-    given = config(GOOD)
-    assert length_multiple(given, Layout(tensor=4, sequence_parallel=True)) == 4
-    assert length_multiple(given, Layout(tensor=4)) == 1

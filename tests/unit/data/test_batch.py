@@ -153,7 +153,7 @@ def test_pads_of_the_dataset_and_of_the_batch_are_one_segment() -> None:
 
 
 def test_packed_rows_may_be_padded_to_the_longest() -> None:
-    mode = Packed(100, PAD, EndOfDocument((9,), False), multiple=4)
+    mode = Packed(100, PAD, EndOfDocument((9,), False), multiple=4, to_longest=True)
     batch = mode.collate([sample([1, 9, 2, 3, 9], [1, 9, 2, 3, 9]), sample([4], [4])])
     assert batch.tokens.shape == (2, 8)
     assert batch.boundaries is not None and batch.boundaries.tolist() == [0, 2, 5, 8, 9, 16]
