@@ -17,6 +17,7 @@ def main(argv: list[str]) -> int:
         description="Convert between Hugging Face folders and Megatron checkpoints.",
         accepted=CONVERT_ACCEPTED,
     )
+    parsed.config.check()
     if parsed.config.dry_run:
         print(describe(parsed))
         return 0

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.describe import describe
+from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.flags import parse_with_origins
 from mindspeed_ift.config.inference import GenerateConfig
 
@@ -17,11 +17,10 @@ def main(argv: list[str]) -> int:
     """Parse, load, answer, print."""
     parsed = parse_with_origins(GenerateConfig, argv, program="inference.py", description="Ask a tuned model.")
     config = parsed.config
+    config.check()
     if config.dry_run:
         print(describe(parsed))
         return 0
-    if config.load is None:
-        raise UserError("--load is missing: a Hugging Face folder, or the --save folder of a run")
     questions = _questions(config)
     from mindspeed_ift.data.conversation import Message, Role
     from mindspeed_ift.data.encode import EncodeOptions, Encoder

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mindspeed_ift.config.errors import UserError
+
 
 @dataclass(frozen=True)
 class ConvertConfig:
@@ -31,3 +33,24 @@ class ConvertConfig:
     """Pad the embedding to this times the tensor parallel size."""
     dry_run: bool = False
     """Print the resolved configuration and stop."""
+
+    def check(self) -> None:
+        """Refuse what cannot be converted.
+
+        Raises:
+            UserError: with the remedy.
+        """
+        if self.load_dir is None or self.save_dir is None:
+            raise UserError("--load-dir and --save-dir are both needed: the folder to read and the folder to write")
+        if self.load_dir == self.save_dir:
+            raise UserError(f"--save-dir {self.save_dir} is also --load-dir; give another folder")
+        if self.load_model_type == self.save_model_type:
+            kinds = f"--load-model-type {self.load_model_type} --save-model-type {self.save_model_type}"
+            raise UserError(f"{kinds} is not supported yet; give hf and mg")
+        for flag, value in (
+            ("--target-tensor-parallel-size", self.target_tensor_parallel_size),
+            ("--target-pipeline-parallel-size", self.target_pipeline_parallel_size),
+            ("--make-vocab-size-divisible-by", self.make_vocab_size_divisible_by),
+        ):
+            if value < 1:
+                raise UserError(f"{flag} {value} must be at least 1")

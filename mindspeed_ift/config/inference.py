@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from mindspeed_ift.config.errors import UserError
+
 
 @dataclass(frozen=True)
 class GenerateConfig:
@@ -43,3 +45,20 @@ class GenerateConfig:
     """Prompts answered at once."""
     dry_run: bool = False
     """Print the resolved configuration and stop."""
+
+    def check(self) -> None:
+        """Refuse what cannot be drawn.
+
+        Raises:
+            UserError: with the remedy.
+        """
+        if self.load is None:
+            raise UserError("--load is missing: a Hugging Face folder, or the --save folder of a run")
+        for flag, value in (("--max-new-tokens", self.max_new_tokens), ("--micro-batch-size", self.micro_batch_size)):
+            if value < 1:
+                raise UserError(f"{flag} {value} must be at least 1")
+        for flag, value in (("--temperature", self.temperature), ("--top-k", self.top_k), ("--seed", self.seed)):
+            if value < 0:
+                raise UserError(f"{flag} {value} must not be negative")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"--top-p {self.top_p} must be over 0 and at most 1")
