@@ -83,6 +83,8 @@ class TrainingDataFlags:
     """Hugging Face tokenizer folder; default: the one the dataset was made with."""
     prompt_type: str | None = None
     """Template the dataset was made with; default: what its manifest says."""
+    prompt_type_path: str | None = None
+    """File of that template, if it is not a built-in one; default: what the manifest says."""
     enable_thinking: Literal["true", "false", "none"] | None = None
     """Thinking mode the dataset was made with; default: what its manifest says."""
 
@@ -170,13 +172,18 @@ class RunFlags:
     is_instruction_dataset: bool = True
     """The dataset holds input_ids, attention_mask and labels (always so)."""
     distributed_backend: Literal["gloo", "nccl", "hccl"] | None = None
-    """Collective backend; default: the device's."""
+    """Collective backend; default, and nccl: the device's own."""
     distributed_timeout_minutes: int = 30
     """How long a collective may wait for its peers."""
     dry_run: bool = False
     """Print the resolved configuration and stop."""
     lora_target_modules: tuple[str, ...] = ()
     """Modules that get LoRA adapters. Not yet: leave it out."""
+
+    @property
+    def collective_backend(self) -> str | None:
+        """None for the device's own, which scripts for every device call nccl (torch_npu turns that into hccl)."""
+        return None if self.distributed_backend == "nccl" else self.distributed_backend
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def tune(plan: Plan) -> None:
         plan.layout,
         device,
         seed=config.optimizer.seed,
-        backend=config.run.distributed_backend,
+        backend=config.run.collective_backend,
         timeout_minutes=config.run.distributed_timeout_minutes,
     )
     _say(groups, f"device: {device.kind} ({device.reason}); kernels: {device.kernel_notice}")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.training_runs import make_datasets, make_hugging_face_model, run
+from tests.training_runs import ROOT, make_datasets, make_hugging_face_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -35,6 +38,11 @@ def test_the_line_of_the_8b_with_small_sizes_trains(tmp_path: Path) -> None:
     )
     paths = ["--load", str(weights), "--save", str(tmp_path / "save"), "--data-path", str(data["dynamic"])]
     paths += ["--tokenizer-name-or-path", str(tmp_path / "tokenizer")]
-    run([[*model.split(), *training.split(), *paths]], 2, tmp_path / "jobs")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    line = [*launcher, str(ROOT / "tools/posttrain_gpt.py"), *model.split(), *training.split(), *paths]
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", MINDSPEED_IFT_DEVICE="cpu")
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    assert "--use-flash-attn changes nothing here" in done.stdout
     lines = (tmp_path / "save/metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["iteration"] for line in lines] == [1, 2]
