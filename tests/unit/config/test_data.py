@@ -1,0 +1,69 @@
+"""Every rule of data preparation, by the flags that break it."""
+
+from __future__ import annotations
+
+import pytest
+
+from mindspeed_ift.config import data
+from mindspeed_ift.config.data import PreprocessConfig
+from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.flags import parse
+
+PATHS = "--input in.json --output-prefix out --tokenizer-name-or-path tokenizer"
+BROKEN = [
+    ("--output-prefix out --tokenizer-name-or-path tokenizer", "--input is missing"),
+    ("--input in.json --tokenizer-name-or-path tokenizer", "--output-prefix is missing"),
+    ("--input in.json --output-prefix out", "--tokenizer-name-or-path is missing"),
+    (f"{PATHS} --pack", "--pack needs --seq-length"),
+    (f"{PATHS} --neat-pack --seq-length 64", "--neat-pack is a kind of packing; give --pack"),
+    (f"{PATHS} --seq-length 1", "--seq-length 1 is too small; give at least 2"),
+    (f"{PATHS} --cutoff-len 0", "--cutoff-len 0 is too small"),
+    (f"{PATHS} --workers 0", "--workers 0 is too small; give at least 1"),
+    (f"{PATHS} --log-interval -1", "--log-interval -1 is too small"),
+    (f"{PATHS} --handler-name GeneralPretrainHandler --pack --seq-length 64", "--pack is for instruction data"),
+]
+
+
+def config(flags: str) -> PreprocessConfig:
+    return parse(PreprocessConfig, flags.split(), program="test")
+
+
+@pytest.mark.parametrize(("flags", "expected"), BROKEN)
+def test_what_does_not_go_together_is_refused(flags: str, expected: str) -> None:
+    with pytest.raises(UserError) as caught:
+        config(flags).check()
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("flags", ["", "--pack --seq-length 64", "--pack --neat-pack --seq-length 64 --append-eod"])
+def test_what_goes_together_is_taken(flags: str) -> None:
+    config(f"{PATHS} {flags}").check()
+
+
+def test_every_rule_is_broken_by_some_flags() -> None:
+    """A new rule needs its line in `BROKEN`."""
+    idle = []
+    for rule in data._RULES:
+        broken = 0
+        for flags, _ in BROKEN:
+            try:
+                rule(config(flags))
+            except UserError:
+                broken += 1
+        idle += [] if broken else [rule.__name__]
+    assert not idle
+
+
+@pytest.mark.parametrize("given", ["", "  "])
+def test_no_mapping_is_no_mapping(given: str) -> None:
+    assert PreprocessConfig(map_keys=given).mapped_keys() == {}
+
+
+def test_columns_are_mapped_by_json() -> None:
+    assert PreprocessConfig(map_keys='{"prompt": "question"}').mapped_keys() == {"prompt": "question"}
+
+
+@pytest.mark.parametrize("given", ["{", "{'prompt': 'question'}", "[]", '"prompt"', "prompt=question"])
+def test_a_mapping_that_is_no_json_object_is_refused(given: str) -> None:
+    with pytest.raises(UserError, match="--map-keys"):
+        PreprocessConfig(map_keys=given).mapped_keys()
