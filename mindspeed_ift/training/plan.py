@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -238,25 +238,37 @@ def preview(config: TuneConfig, world_size: int) -> str:
         return plan(config, world_size).describe()
     check_flags(config)
     layout = layout_of(config.layout, world_size)
-    lines = [f"{path} is not here: it is not checked, nor what depends on it" for path in missing]
-    if config.model.preset is not None:
-        architecture = Architecture.from_preset(config.model.preset)
-        check_layout(config, architecture, layout)
-        lines.append(_describe_architecture(architecture, f"--preset {config.model.preset}"))
+    lines = [f"{flag} {path} is not here: it is not checked, nor what depends on it" for flag, path in missing.items()]
+    lines += _preview_architecture(config, layout, weights_missing="--load" in missing or "--hf-cfg-dir" in missing)
     lines.append(_describe_layout(layout, num_micro_batches(config, layout)))
     return "\n".join(lines)
 
 
-def _missing_paths(config: TuneConfig) -> list[str]:
-    prefixes = [prefix for prefix in config.data.data_path if not is_dataset(prefix)]
-    folders = {
+def _preview_architecture(config: TuneConfig, layout: Layout, weights_missing: bool) -> list[str]:
+    """The model as far as it is known without the tokenizer, and perhaps without the folder that describes it."""
+    model, loaded = config.model, {}
+    if weights_missing:
+        if model.preset is None:
+            return []
+        model = replace(model, hf_cfg_dir=None)
+    else:
+        loaded = loaded_architecture(config, checkpoint_to_load(config))
+    known = loaded or model.preset or model.hf_cfg_dir or model.vocab_size or model.padded_vocab_size
+    architecture, origin = resolve_architecture(model, loaded, tokenizer_vocab=1)
+    check_layout(config, architecture, layout)
+    return [_describe_architecture(architecture, origin) if known else "the vocabulary is the tokenizer's"]
+
+
+def _missing_paths(config: TuneConfig) -> dict[str, str]:
+    """Flag -> the path it gives, for what is not here."""
+    paths = {
         "--load": config.run.load if config.run.load != config.run.save else None,
         "--hf-cfg-dir": config.model.hf_cfg_dir,
         "--tokenizer-name-or-path": config.data.tokenizer_name_or_path,
     }
-    return [f"--data-path {prefix}" for prefix in prefixes] + [
-        f"{flag} {folder}" for flag, folder in folders.items() if folder is not None and not Path(folder).exists()
-    ]
+    missing = {flag: str(path) for flag, path in paths.items() if path is not None and not Path(path).exists()}
+    prefixes = [prefix for prefix in config.data.data_path if not is_dataset(prefix)]
+    return ({"--data-path": " ".join(prefixes)} if prefixes else {}) | missing
 
 
 def _describe_architecture(architecture: Architecture, origin: str) -> str:

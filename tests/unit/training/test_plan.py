@@ -146,3 +146,26 @@ def test_an_empty_save_folder_is_a_first_start_unless_a_checkpoint_is_insisted_o
     assert planned(prefix, *both).resume_from is None
     with pytest.raises(UserError, match="holds no Megatron checkpoint"):
         planned(prefix, *both, "--exit-on-missing-checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--preset qwen3-8b --num-layers 3", "num_layers is 36 by --preset qwen3-8b, 3 by the flags"),
+        ("--num-layers 3", "the missing --hidden-size"),
+        (" ".join(MODEL) + " --kv-channels 7", "kv_channels 7 must be even"),
+        (" ".join(MODEL) + " --num-attention-heads 3", "does not divide"),
+    ],
+)
+def test_a_preview_refuses_a_model_that_cannot_be_without_data_too(flags: str, message: str) -> None:
+    line = f"--data-path nowhere/x --train-iters 4 {flags}"
+    with pytest.raises(UserError, match=message):
+        preview(parse(TuneConfig, line.split(), program="test"), 1)
+
+
+def test_a_preview_without_data_shows_a_model_that_is_spelled_out() -> None:
+    line = ["--data-path", "nowhere/x", "--train-iters", "4", *MODEL]
+    text = preview(parse(TuneConfig, line, program="test"), 1)
+    assert "the vocabulary is the tokenizer's" in text
+    text = preview(parse(TuneConfig, [*line, "--padded-vocab-size", "512"], program="test"), 1)
+    assert "architecture (from flags): num_layers 2" in text and "vocab_size 512" in text
