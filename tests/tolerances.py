@@ -18,10 +18,10 @@ ATTENTION_PARTS = 3e-6
 """Of the largest value (at least 1), fp32: outputs and gradients of attention merged from the parts of several ranks."""
 
 ATTENTION_BF16 = 2e-2
-"""Of the largest value (at least 1): the same in bf16 (8 bits), against fp32; inputs equal, output and gradients rounded once or twice."""
+"""Of the largest value (at least 1): the same in bf16 (8 bits), against fp32; inputs equal, results rounded once or twice."""
 
 LAYOUT_LOSS = {"rel": 2e-5, "abs": 0.0}
-"""fp32 losses of some steps: splitting a matrix or a batch changes the order of summation, and steps carry it on."""
+"""fp32 losses and gradient norms of some steps: splitting changes the order of summation, and steps carry it on."""
 
 TWENTY_STEPS_LOSS = {"rel": 1e-5, "abs": 0.0}
 """fp32 losses of twenty AdamW steps against plain torch, packed against one by one."""

@@ -81,5 +81,14 @@ def run(command_lines: list[list[str]], processes: int, folder: Path) -> None:
 
 def losses(folder: Path) -> list[float]:
     """Training losses of a run's metrics.jsonl, in order."""
+    return _of_steps(folder, "loss")
+
+
+def gradient_norms(folder: Path) -> list[float]:
+    """Gradient norms of a run's metrics.jsonl, before clipping, in order."""
+    return _of_steps(folder, "gradient_norm")
+
+
+def _of_steps(folder: Path, key: str) -> list[float]:
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [record["loss"] for record in map(json.loads, lines) if "loss" in record]
+    return [record[key] for record in map(json.loads, lines) if key in record]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
 import warnings
 from datetime import timedelta
@@ -10,18 +11,36 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Tune once for each command line of the JSON file."""
+    """Tune once for each command line of the JSON file.
+
+    Each run is a child forked after the imports, which take longer than a tiny run: the threads of its process groups end
+    with it, of which a few dozen runs in one process would leave thousands.
+    """
     warnings.simplefilter("ignore")
     import torch
 
+    import mindspeed_ift.training.tune  # noqa: F401 - for the children
+
     torch.set_num_threads(1)
-    # One world for all runs: each builds its own groups in it.
-    torch.distributed.init_process_group("gloo", timeout=timedelta(minutes=3))
+    for number, argv in enumerate(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))):
+        child = multiprocessing.get_context("fork").Process(target=_run, args=(number, argv))
+        child.start()
+        child.join()
+        if child.exitcode:
+            sys.exit(f"run {number} failed: {' '.join(argv)}")
+
+
+def _run(number: int, argv: list[str]) -> None:
+    import torch.distributed as dist
+
     from mindspeed_ift.cli.tune import main as tune
 
-    for argv in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
-        tune(argv)
-    torch.distributed.destroy_process_group()
+    store, rank, size = next(dist.rendezvous("env://"))
+    # Keys of its own in torchrun's store, which all runs share.
+    world = dist.PrefixStore(f"run {number}", store)
+    dist.init_process_group("gloo", store=world, rank=rank, world_size=size, timeout=timedelta(minutes=3))
+    tune(argv)
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
