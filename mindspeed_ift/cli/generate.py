@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mindspeed_ift.config.describe import describe
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.flags import parse_with_origins
 from mindspeed_ift.config.inference import GenerateConfig
+
+if TYPE_CHECKING:
+    from mindspeed_ift.data.encode import Encoder
 
 
 def main(argv: list[str]) -> int:
@@ -23,22 +26,16 @@ def main(argv: list[str]) -> int:
         return 0
     questions = _questions(config)
     from mindspeed_ift.data.conversation import Message, Role
-    from mindspeed_ift.data.encode import EncodeOptions, Encoder
-    from mindspeed_ift.data.template_table import get_template
-    from mindspeed_ift.data.tokenizer import load_tokenizer
+    from mindspeed_ift.data.template_choice import find_row, get_template
     from mindspeed_ift.devices.device import current
     from mindspeed_ift.inference.generate import Sampling, generate, model_step
     from mindspeed_ift.inference.load import load
 
-    template = get_template(config.prompt_type) if config.prompt_type else None
+    if config.prompt_type:  # before the model is loaded, which takes its time
+        get_template(config.prompt_type, find_row(config.prompt_type, config.prompt_type_path), "--prompt-type-path")
     loaded = load(config.load)
-    tokenizer_path = config.tokenizer_name_or_path or loaded.facts.get("tokenizer")
-    if tokenizer_path is None:
-        raise UserError("--tokenizer-name-or-path is missing, and the checkpoint names no tokenizer")
-    tokenizer = load_tokenizer(tokenizer_path)
-    template = template or get_template(loaded.facts.get("prompt_type") or "qwen3")
-    thinking = config.enable_thinking or loaded.facts.get("enable_thinking") or "none"
-    encoder = Encoder(template, tokenizer, EncodeOptions(enable_thinking=thinking))
+    encoder = _encoder(config, loaded.facts)
+    tokenizer = encoder.tokenizer
     prompts = [encoder.prompt_ids([Message(Role.USER, q["prompt"])], q.get("system", config.system)) for q in questions]
     sampling = Sampling(config.max_new_tokens, config.temperature, config.top_k, config.top_p, config.seed)
     step = model_step(loaded.model, current().torch_device)
@@ -51,6 +48,25 @@ def main(argv: list[str]) -> int:
     if config.output is not None:
         _write(config.output, [{**q, "answer": a} for q, a in zip(questions, answers, strict=True)])
     return 0
+
+
+def _encoder(config: GenerateConfig, facts: dict[str, Any]) -> Encoder:
+    """Writes prompts as training wrote them; refuses a template that is not that of the checkpoint any more."""
+    from mindspeed_ift.data.encode import EncodeOptions
+    from mindspeed_ift.data.template_choice import check_definition, find_row, get_template, make_encoder
+    from mindspeed_ift.data.tokenizer import load_tokenizer
+
+    path = config.tokenizer_name_or_path or facts.get("tokenizer")
+    if path is None:
+        raise UserError("--tokenizer-name-or-path is missing, and the checkpoint names no tokenizer")
+    name = config.prompt_type or facts.get("prompt_type") or "qwen3"
+    trained = facts if facts.get("prompt_type") == name else {}
+    row = find_row(name, config.prompt_type_path) or trained.get("template_row")
+    thinking = config.enable_thinking or facts.get("enable_thinking") or "none"
+    template = get_template(name, row, config.prompt_type_path or f"--load {config.load}")
+    encoder = make_encoder(template, load_tokenizer(path), EncodeOptions(enable_thinking=thinking))
+    check_definition(encoder.fingerprint, trained.get("template_sha256"), name, f"--load {config.load}")
+    return encoder
 
 
 def _questions(config: GenerateConfig) -> list[dict[str, Any]]:

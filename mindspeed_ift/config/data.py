@@ -33,10 +33,20 @@ class PreprocessConfig:
     auto."""
 
     prompt_type: str = "qwen"
-    """Chat template: qwen (as LLaMA-Factory 0.8.2), qwen_lf (as later LLaMA-Factory), qwen3."""
+    """Chat template: qwen, default, empty, alpaca, chatml, llama2, llama3, mistral (as LLaMA-Factory 0.8.2), qwen_lf,
+    qwen3, qwen3_nothink, deepseek3, glm4 (as 0.9.5), hf (the tokenizer's own), or one of --prompt-type-path."""
+
+    prompt_type_path: str = ""
+    """File of templates to choose from instead: YAML or JSON in the form of MindSpeed-LLM's templates.json."""
 
     enable_thinking: Literal["none", "true", "false"] = "none"
     """Empty thoughts of qwen3: true learns them, none and false put them into the prompt; false removes real ones."""
+
+    drop_thinking: bool = False
+    """Write the answers before the user's last question without thoughts, as most models see their history."""
+
+    escape_special_tokens: bool = False
+    """Special tokens within the records (<|im_end|>, say) become plain text, not tokens."""
 
     map_keys: str = ""
     """Columns, as JSON. Alpaca: prompt, query, response, history, system, tools; others: messages, tags, system,

@@ -13,6 +13,16 @@ from mindspeed_ift.config.flags import Parsed, values
 from mindspeed_ift.config.layout import Layout
 
 
+def flags_by_origin(parsed: Parsed) -> dict[str, dict[str, Any]]:
+    """Origin (flag, the name of a ``--config`` file, default) -> flag without dashes -> plain value."""
+    flat = values(parsed.config)
+    order = sorted(set(parsed.origins.values()), key=lambda origin: (origin == "default", origin != "flag", origin))
+    return {
+        origin: {name.replace("_", "-"): _plain(flat[name]) for name in flat if parsed.origins[name] == origin}
+        for origin in order
+    }
+
+
 def resolved(parsed: Parsed, architecture: Architecture, layout: Layout) -> dict[str, Any]:
     """Everything a run was asked for, in plain values.
 
@@ -22,19 +32,10 @@ def resolved(parsed: Parsed, architecture: Architecture, layout: Layout) -> dict
         layout: degrees of parallelism.
 
     Returns:
-        ``flags`` by origin (flag, the name of a ``--config`` file, default), ``ignored`` flags, ``architecture``,
-        ``layout``.
+        ``flags`` by origin, ``ignored`` flags, ``architecture``, ``layout``.
     """
-    flags: dict[str, dict[str, Any]] = {}
-    order = sorted(set(parsed.origins.values()), key=lambda origin: (origin == "default", origin != "flag", origin))
-    for origin in order:
-        flags[origin] = {
-            name.replace("_", "-"): _plain(value)
-            for name, value in values(parsed.config).items()
-            if parsed.origins[name] == origin
-        }
     return {
-        "flags": flags,
+        "flags": flags_by_origin(parsed),
         "ignored": parsed.ignored,
         "architecture": asdict(architecture),
         "layout": {**asdict(layout), "world": layout.world},
@@ -48,9 +49,11 @@ def as_text(content: dict[str, Any]) -> str:
 
 def describe(parsed: Parsed) -> str:
     """Lines ``--flag = value   (origin)``, then a line for each accepted flag that changes nothing."""
-    given = {name: value for name, value in values(parsed.config).items() if parsed.origins[name] != "default"}
     lines = [
-        f"  --{name.replace('_', '-')} = {_text(value)}   ({parsed.origins[name]})" for name, value in given.items()
+        f"  --{name} = {' '.join(map(str, value)) if isinstance(value, list) else value}   ({origin})"
+        for origin, given in flags_by_origin(parsed).items()
+        if origin != "default"
+        for name, value in given.items()
     ]
     return "\n".join(["configuration (all else is default):", *lines, *parsed.ignored])
 
@@ -59,7 +62,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(one) for one in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def _text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -29,6 +29,8 @@ class GenerateConfig:
     """System prompt; default: the template's."""
     prompt_type: str | None = None
     """Template; default: the one the checkpoint was trained with, else qwen3."""
+    prompt_type_path: str | None = None
+    """File of templates; default: the one of the checkpoint's template."""
     enable_thinking: Literal["true", "false", "none"] | None = None
     """Thinking mode; default: the one the checkpoint was trained with, else none."""
     max_new_tokens: int = 128

@@ -12,7 +12,8 @@ from mindspeed_ift.data.conversation import Conversation, DropRecord, Message, R
 from mindspeed_ift.data.cutting import SPLIT, Pair, cut_turn, cut_turns, split_balanced
 from mindspeed_ift.data.pieces import PieceEncoder
 from mindspeed_ift.data.sample import IGNORED_LABEL, Sample
-from mindspeed_ift.data.templates import Rules, Template, Text, Turn
+from mindspeed_ift.data.template_fingerprint import fingerprint
+from mindspeed_ift.data.templates import Rules, Template, Turn
 from mindspeed_ift.data.tokenizer import Tokenizer
 
 
@@ -59,6 +60,23 @@ class Encoded:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Written:
+    """A conversation as ids, nothing cut.
+
+    Attributes:
+        turns: Prompt and answer of each turn.
+        notes: Rows of the ledger.
+    """
+
+    turns: list[Pair]
+    notes: tuple[str, ...] = ()
+
+
+class TemplateMismatch(DropRecord):
+    """The template cannot do what the options ask: not a matter of this record, so the run should stop."""
+
+
 CUT_NOTE = "longer than the length asked for"
 NOTHING_LEARNT_NOTE = "no token is learnt"
 SPECIAL_NOTE = "special tokens in its text, read as such (see --escape-special-tokens)"
@@ -95,20 +113,10 @@ class Encoder:
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Encoded | DropRecord]:
         """One result a conversation, in order: its sample, or why it has none."""
-        rendered: list[list[Turn] | DropRecord] = []
-        for conversation in conversations:
-            try:
-                rendered.append(self._render(conversation))
-            except DropRecord as reason:
-                rendered.append(reason)
-        ids = self.pieces.encode_all(turn for turns in rendered if isinstance(turns, list) for turn in turns)
         results: list[Encoded | DropRecord] = []
-        for conversation, turns in zip(conversations, rendered):
-            if isinstance(turns, DropRecord):
-                results.append(turns)
-                continue
+        for found in self._written(conversations):
             try:
-                results.append(self._assemble(self._joined(turns, ids), self._notes(conversation, turns)))
+                results.append(found if isinstance(found, DropRecord) else self._assemble(found))
             except DropRecord as reason:
                 results.append(reason)
         return results
@@ -119,8 +127,10 @@ class Encoder:
         Raises:
             DropRecord: A call or a tool cannot be written.
         """
-        turns = self._render(conversation)
-        return self._joined(turns, self.pieces.encode_all(turns))
+        found = self._written([conversation])[0]
+        if isinstance(found, DropRecord):
+            raise found
+        return found.turns
 
     def prompt_ids(self, messages: Sequence[Message], system: str = "", tools: str = "") -> list[int]:
         """Ids of a conversation up to where the model answers: what training showed it before such an answer.
@@ -141,21 +151,39 @@ class Encoder:
         """Token ids that close an answer."""
         return self.pieces.encode(self.template.closing_pieces())
 
+    @property
+    def fingerprint(self) -> str:
+        """sha256 that differs where another template would be written."""
+        return fingerprint(self.template)
+
+    def _written(self, conversations: Sequence[Conversation]) -> list[Written | DropRecord]:
+        """Each conversation as ids, nothing cut; encoded together, which is faster."""
+        rendered: list[list[Turn] | DropRecord] = []
+        for conversation in conversations:
+            try:
+                rendered.append(self._render(conversation))
+            except DropRecord as reason:
+                rendered.append(reason)
+        ids = self.pieces.encode_all(turn for turns in rendered if isinstance(turns, list) for turn in turns)
+        return [
+            turns
+            if isinstance(turns, DropRecord)
+            else Written(
+                [(self.pieces.joined(turn.source, ids), self.pieces.joined(turn.target, ids)) for turn in turns],
+                self.template.notes(conversation) + self._special_note(self.pieces.holds_special_tokens(turns)),
+            )
+            for conversation, turns in zip(conversations, rendered)
+        ]
+
     def _render(self, conversation: Conversation) -> list[Turn]:
         options = self.options
         return self.template.render(conversation, options.enable_thinking, options.mask_history, options.drop_thinking)
 
-    def _joined(self, turns: Sequence[Turn], ids: dict[str | Text, list[int]]) -> list[Pair]:
-        return [(self.pieces.joined(turn.source, ids), self.pieces.joined(turn.target, ids)) for turn in turns]
+    def _special_note(self, seen: bool) -> tuple[str, ...]:
+        return (ESCAPED_NOTE if self.options.escape_special_tokens else SPECIAL_NOTE,) if seen else ()
 
-    def _notes(self, conversation: Conversation, turns: Sequence[Turn]) -> tuple[str, ...]:
-        notes = self.template.notes(conversation)
-        if self.pieces.holds_special_tokens(turns):
-            notes += (ESCAPED_NOTE if self.options.escape_special_tokens else SPECIAL_NOTE,)
-        return notes
-
-    def _assemble(self, pairs: list[Pair], notes: tuple[str, ...]) -> Encoded:
-        options = self.options
+    def _assemble(self, written: Written) -> Encoded:
+        options, pairs = self.options, written.turns
         efficient = self.template.efficient_eos
         whole = sum(len(source) + len(target) for source, target in pairs)
         pairs = self._cut(pairs)
@@ -179,7 +207,8 @@ class Encoder:
             ids, labels, cut = ids[: options.limit - 1], labels[: options.limit - 1], True
         sample = Sample(np.array(ids, np.int32), np.array(labels, np.int32))
         learns = (sample.labels != IGNORED_LABEL).any()
-        return Encoded(sample, ((CUT_NOTE,) if cut else ()) + notes + (() if learns else (NOTHING_LEARNT_NOTE,)))
+        notes = (*((CUT_NOTE,) if cut else ()), *written.notes, *(() if learns else (NOTHING_LEARNT_NOTE,)))
+        return Encoded(sample, notes)
 
     def _prompt_labels(self, source: list[int], ends_answer: bool) -> list[int]:
         if self.options.train_on_prompt:

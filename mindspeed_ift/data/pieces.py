@@ -30,7 +30,8 @@ class PieceEncoder:
         self.tokenizer = tokenizer.with_special_tokens(template.stop_words)
         self._escape = escape_special_tokens
         self._known: dict[str | Text, list[int]] = {}
-        self._special = SpecialTokens(self.tokenizer)
+        self.special = SpecialTokens(self.tokenizer)
+        """Finds special tokens within messages."""
         end = self.tokenizer.token_id(template.stop_words[0]) if template.replace_eos else self.tokenizer.eod_id
         assert end is not None
         self.end_id = end
@@ -78,9 +79,7 @@ class PieceEncoder:
     def holds_special_tokens(self, turns: Iterable[Turn]) -> bool:
         """Whether a message has special tokens in it."""
         return any(
-            isinstance(piece, Text) and self._special.stand_in(piece.content)
-            for turn in turns
-            for piece in _texts(turn)
+            isinstance(piece, Text) and self.special.stand_in(piece.content) for turn in turns for piece in _texts(turn)
         )
 
     def _named(self, piece: NamedToken) -> int:
@@ -93,13 +92,13 @@ class PieceEncoder:
         return found
 
     def _is_escaped(self, piece: str | Text) -> bool:
-        return self._escape and isinstance(piece, Text) and self._special.stand_in(piece.content)
+        return self._escape and isinstance(piece, Text) and self.special.stand_in(piece.content)
 
     def _encode_escaped(self, piece: str | Text) -> list[int]:
         """Special tokens of the template are tokens, those of the message text; merges reach over the message's ends
         as they do without."""
         assert isinstance(piece, Text)
-        first, last = self._special.last_end(piece.before), self._special.first_start(piece.after)
+        first, last = self.special.last_end(piece.before), self.special.first_start(piece.after)
         plain = piece.before[first:] + piece.content + piece.after[:last]
         return [
             *self.tokenizer.encode(piece.before[:first]),

@@ -19,14 +19,15 @@ import numpy as np
 
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.data.encode import EncodeOptions, Encoder
+from mindspeed_ift.data.encode import EncodeOptions
 from mindspeed_ift.data.formats import OPTIONAL_COLUMNS, Format, TextFormat, check_handler, make_format
 from mindspeed_ift.data.indexed import DatasetWriter, report_write_errors
 from mindspeed_ift.data.ledger import Ledger
 from mindspeed_ift.data.packing import pack
 from mindspeed_ift.data.records import Origin, Record, find_files, read_records
 from mindspeed_ift.data.sample import IGNORED_LABEL
-from mindspeed_ift.data.template_table import get_template
+from mindspeed_ift.data.template_choice import definition, find_row, get_template, make_encoder
+from mindspeed_ift.data.template_table import TEMPLATES
 from mindspeed_ift.data.templates import Template
 from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
 from mindspeed_ift.data.workers import EncodedChunk, Job, encode_all
@@ -66,13 +67,19 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print) 
     started = time.monotonic()
     config.check()
     check_handler(config.handler_name)
-    template = get_template(config.prompt_type)
+    row = find_row(config.prompt_type, config.prompt_type_path)
+    template = get_template(config.prompt_type, row, config.prompt_type_path)
     files = find_files(config.input)
     tokenizer = load_tokenizer(config.tokenizer_name_or_path, config.trust_remote_code)
     first, records = _peek(read_records(files), config)
     form = make_format(config.handler_name, config.mapped_keys(), config.json_keys, first[0], first[1].file)
     job = Job(
-        form, config.tokenizer_name_or_path, config.trust_remote_code, template.name, encode_options(config, template)
+        form,
+        config.tokenizer_name_or_path,
+        config.trust_remote_code,
+        template.name,
+        row,
+        encode_options(config, template),
     )
     ledger = Ledger()
     chunks = _counted(encode_all(job, tokenizer, records, config.workers), ledger, config.log_interval, report)
@@ -92,7 +99,8 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print) 
                 " written"
             )
         manifest = writer.commit({**facts, **counts, "columns": list(writer.columns), "ledger": ledger.as_dict()})
-    notices = (*_added_tokens(template, tokenizer, form), *_notices(config, template, form, ledger))
+    about_template = () if is_text else _template_notices(template, tokenizer, config.prompt_type_path)
+    notices = (*about_template, *_notices(config, template, form, ledger))
     return Summary(ledger, manifest, notices, time.monotonic() - started)
 
 
@@ -111,6 +119,8 @@ def encode_options(config: PreprocessConfig, template: Template) -> EncodeOption
         enable_thinking=config.enable_thinking,
         train_on_prompt=config.train_on_prompt,
         mask_history=config.mask_history,
+        drop_thinking=config.drop_thinking,
+        escape_special_tokens=config.escape_special_tokens,
         append_eod=config.append_eod,
         cutoff=min(cutoffs, default=None),
         turn_limit=length - 1 if length is not None and config.neat_pack else None,
@@ -272,8 +282,10 @@ def _token_facts(template: Template, tokenizer: Tokenizer, job: Job) -> dict[str
     if isinstance(job.form, TextFormat):
         eod = tokenizer.eod_id
         return {**facts, "prompt_type": "", "eod_id": eod, "pad_id": tokenizer.pad_id, "turn_end_ids": []}
-    encoder = Encoder(template, tokenizer, job.options)
-    facts["vocab_size"] = encoder.tokenizer.vocab_size
+    encoder = make_encoder(template, tokenizer, job.options)
+    facts.update(
+        vocab_size=encoder.tokenizer.vocab_size, template_sha256=encoder.fingerprint, template_row=job.template_row
+    )
     return {**facts, "eod_id": encoder.end_id, "pad_id": tokenizer.pad_id, "turn_end_ids": encoder.turn_end_ids()}
 
 
@@ -290,9 +302,12 @@ def _reasons(ledger: Ledger) -> str:
     return ", ".join(f"{tally.count} {reason} (first {tally.first[0]})" for reason, tally in ledger.dropped.items())
 
 
-def _added_tokens(template: Template, tokenizer: Tokenizer, form: Format) -> Iterator[str]:
+def _template_notices(template: Template, tokenizer: Tokenizer, path: str) -> Iterator[str]:
+    built_in = TEMPLATES.get(template.name)
+    if path and built_in is not None and definition(built_in) != definition(template):
+        yield f"{path} has another {template.name} than the one built in under that name; the file's is used"
     missing = [token for token in template.stop_words if tokenizer.token_id(token) is None]
-    if missing and not isinstance(form, TextFormat):
+    if missing:
         yield (
             f"the tokenizer has no {', '.join(missing)}, with which --prompt-type {template.name} ends turns: added as"
             f" new ids from {tokenizer.vocab_size} on, which the model has never seen; is it the right template?"

@@ -6,10 +6,8 @@ does (``qwen_lf`` is its ``qwen``), token for token.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import replace
 
-from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data import tool_formats
 from mindspeed_ift.data.templates import SLOT, Rules, Template, Token
 
@@ -137,16 +135,3 @@ _ROWS = (
 
 TEMPLATES: dict[str, Template] = {template.name: template for template in _ROWS}
 """``--prompt-type`` -> template."""
-
-
-def get_template(name: str) -> Template:
-    """The template called ``name``.
-
-    Raises:
-        UserError: There is none, with the nearest name.
-    """
-    if name in TEMPLATES:
-        return TEMPLATES[name]
-    near = difflib.get_close_matches(name, TEMPLATES, 1)
-    hint = f"did you mean {near[0]}?" if near else f"give one of: {', '.join(TEMPLATES)}"
-    raise UserError(f"--prompt-type {name} is not a template; {hint}")

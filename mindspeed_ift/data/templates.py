@@ -203,7 +203,7 @@ class Template:
             return []
         if any(isinstance(piece, str) and CALL_SLOT.search(piece) for piece in self.function):
             return [piece for call in parse_tool_calls(message.content) for piece in _fill_call(self.function, call)]
-        before, calls = self._split_call(message.content)
+        before, calls = self.split_call(message.content)
         return _fill(self.function, before + self.tools.write_calls(parse_tool_calls(calls)))
 
     def _reads(self, text: str) -> bool:
@@ -216,7 +216,7 @@ class Template:
             return False
         return True
 
-    def _split_call(self, content: str) -> tuple[str, str]:
+    def split_call(self, content: str) -> tuple[str, str]:
         """What stands in front of a call (a thought, say), and the call as JSON."""
         marked = re.search("<tool_call>(.*?)</tool_call>", content, re.DOTALL)
         if marked:

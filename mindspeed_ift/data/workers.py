@@ -17,13 +17,14 @@ from multiprocessing import get_context
 
 import numpy as np
 
-from mindspeed_ift.config.errors import RunError
+from mindspeed_ift.config.errors import RunError, UserError
 from mindspeed_ift.data.conversation import Conversation, DropRecord
-from mindspeed_ift.data.encode import EncodeOptions, Encoder
+from mindspeed_ift.data.encode import EncodeOptions, Encoder, TemplateMismatch
 from mindspeed_ift.data.formats import OPTIONAL_COLUMNS, Format, TextFormat
 from mindspeed_ift.data.ledger import Ledger
 from mindspeed_ift.data.records import Origin, Record
-from mindspeed_ift.data.template_table import get_template
+from mindspeed_ift.data.template_choice import get_template, make_encoder
+from mindspeed_ift.data.template_files import Row
 from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
 
 CHUNK = 500
@@ -41,6 +42,7 @@ class Job:
         tokenizer: Folder; each worker loads its own.
         trust_remote_code: See `load_tokenizer`.
         template: Name of the template; unused for plain text.
+        template_row: Describes it, from a user's file; None for a built-in one.
         options: What is learnt and how long a sample may be.
     """
 
@@ -48,6 +50,7 @@ class Job:
     tokenizer: str
     trust_remote_code: bool
     template: str
+    template_row: Row | None
     options: EncodeOptions
 
 
@@ -75,7 +78,7 @@ class Worker:
         self.encoder = (
             None
             if isinstance(job.form, TextFormat)
-            else Encoder(get_template(job.template), self.tokenizer, job.options)
+            else make_encoder(get_template(job.template, job.template_row), self.tokenizer, job.options)
         )
 
     def encode(self, chunk: Chunk) -> EncodedChunk:
@@ -99,6 +102,8 @@ class Worker:
                 ledger.drop(origin, str(reason))
         samples = []
         for result, origin in zip(encoder.encode(conversations), origins):
+            if isinstance(result, TemplateMismatch):
+                raise UserError(f"{origin}: {result}")
             if isinstance(result, DropRecord):
                 ledger.drop(origin, str(result))
             else:

@@ -17,11 +17,11 @@ from mindspeed_ift.config.tuning import TrainingDataFlags, TuneConfig
 from mindspeed_ift.data.batch import DynamicLength, FixedLength, Packed, SequenceMode
 from mindspeed_ift.data.boundaries import choose_boundaries
 from mindspeed_ift.data.dataset import InstructionDataset, is_dataset
-from mindspeed_ift.data.encode import EncodeOptions, Encoder
+from mindspeed_ift.data.encode import EncodeOptions
 from mindspeed_ift.data.micro_batches import MicroBatches
 from mindspeed_ift.data.order import SampleOrder, split_ranges
 from mindspeed_ift.data.overlong import Overlong, count_overlong
-from mindspeed_ift.data.template_table import get_template
+from mindspeed_ift.data.template_choice import check_definition, definition, find_row, get_template, make_encoder
 from mindspeed_ift.data.tokenizer import load_tokenizer
 
 
@@ -184,6 +184,7 @@ def token_facts(data: TrainingDataFlags, dataset: InstructionDataset) -> dict[st
             flag = "--" + key.replace("_", "-")
             raise UserError(f"{flag} {given}, but {dataset.prefix} was made with {manifest[key]}; leave the flag out")
         facts[key] = given or manifest.get(key)
+    _add_template(facts, data, dataset)
     path = facts["tokenizer"] = data.tokenizer_name_or_path
     if path is None:
         if not manifest:
@@ -200,10 +201,24 @@ def token_facts(data: TrainingDataFlags, dataset: InstructionDataset) -> dict[st
         )
     end, turn_end = tokenizer.eod_id, [tokenizer.eod_id]
     if facts["prompt_type"]:
-        encoder = Encoder(get_template(facts["prompt_type"]), tokenizer, EncodeOptions())
+        template = get_template(facts["prompt_type"], facts["template_row"], f"dataset {dataset.prefix}")
+        encoder = make_encoder(template, tokenizer, EncodeOptions())
+        check_definition(encoder.fingerprint, facts["template_sha256"], template.name, f"dataset {dataset.prefix}")
+        facts["template_sha256"] = encoder.fingerprint
         tokenizer, end, turn_end = encoder.tokenizer, encoder.end_id, encoder.turn_end_ids()
     own = {"vocab_size": tokenizer.vocab_size, "eod_id": end, "pad_id": tokenizer.pad_id, "turn_end_ids": turn_end}
     return facts | own | {key: manifest[key] for key in own if key in manifest}
+
+
+def _add_template(facts: dict[str, Any], data: TrainingDataFlags, dataset: InstructionDataset) -> None:
+    """How the dataset was written: what its manifest says, if the template of today still writes that."""
+    manifest, name = dataset.manifest or {}, facts["prompt_type"]
+    row = find_row(name, data.prompt_type_path) if name else None
+    facts["template_row"] = row or manifest.get("template_row")
+    facts["template_sha256"] = manifest.get("template_sha256")
+    if name:
+        template = get_template(name, facts["template_row"], data.prompt_type_path or f"dataset {dataset.prefix}")
+        check_definition(definition(template), facts["template_sha256"], name, f"dataset {dataset.prefix}")
 
 
 def _sequence_mode(config: TuneConfig, layout: Layout, dataset: InstructionDataset, facts: dict) -> SequenceMode:

@@ -183,8 +183,7 @@ def _facts(plan: Plan, consumed: int) -> dict[str, Any]:
         "data_path": plan.dataset.prefix,
         "seed": plan.config.optimizer.seed,
         "tokenizer": plan.token_facts["tokenizer"],
-        "prompt_type": plan.token_facts["prompt_type"],
-        "enable_thinking": plan.token_facts["enable_thinking"],
+        **{key: plan.token_facts[key] for key in ("prompt_type", "template_row", "template_sha256", "enable_thinking")},
     }
 
 

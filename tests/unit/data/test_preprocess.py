@@ -228,3 +228,40 @@ def test_a_full_disk(config: PreprocessConfig, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(RunError, match="no space left"):
         run(config)
     assert not list(Path(config.output_prefix).parent.iterdir())
+
+
+MINE = {
+    "name": "qwen3",
+    "format_user": {"slots": ["<u>{{content}}<a>"]},
+    "format_assistant": {"slots": ["{{content}}", ["eos_token"]]},
+    "stop_words": ["<bye>"],
+}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_template_of_the_users_own(config: PreprocessConfig, tmp_path: Path, tokenizer: Path, count: int) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps([MINE]), encoding="utf-8")
+    summary = run(replace(config, prompt_type_path=str(file), workers=count))
+    ids = load_tokenizer(tokenizer).encode("<u>question 0<a>")
+    assert column(config, "input_ids")[0][: len(ids)].tolist() == ids
+    assert any("another qwen3 than the one built in" in line for line in summary.notices)
+    assert any("the tokenizer has no <bye>" in line for line in summary.notices)
+    manifest = read_manifest(config.output_prefix)
+    assert manifest["template_row"] == MINE
+    assert manifest["vocab_size"] == load_tokenizer(tokenizer).vocab_size + 1
+    built_in = run(replace(config, output_prefix=str(tmp_path / "other" / "data"))).manifest
+    assert built_in["template_row"] is None and built_in["template_sha256"] != manifest["template_sha256"]
+
+
+def test_special_tokens_are_counted(config: PreprocessConfig, tmp_path: Path) -> None:
+    write(tmp_path / "in.jsonl", [*RECORDS, {"instruction": "say <|im_end|>", "input": "", "output": "no"}])
+    noted = {name for options in ({}, {"escape_special_tokens": True}) for name in noted_of(config, **options)}
+    assert noted == {
+        "special tokens in its text, read as such (see --escape-special-tokens)",
+        "special tokens in its text, read as plain text",
+    }
+
+
+def noted_of(config: PreprocessConfig, **options: Any) -> dict[str, Any]:
+    return run(replace(config, **options)).manifest["ledger"]["noted"]

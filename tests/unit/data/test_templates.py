@@ -8,7 +8,8 @@ import pytest
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.conversation import Conversation, DropRecord, Message, Role
-from mindspeed_ift.data.template_table import TEMPLATES, get_template
+from mindspeed_ift.data.template_choice import get_template
+from mindspeed_ift.data.template_table import TEMPLATES
 from mindspeed_ift.data.templates import TOOLS_NOTE, Token
 
 CALLS = json.dumps([{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}])

@@ -1,0 +1,92 @@
+"""The name of a template in, the template and its encoder out: from the table, a user's file or the tokenizer."""
+
+from __future__ import annotations
+
+import difflib
+
+from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.data.encode import EncodeOptions, Encoder
+from mindspeed_ift.data.hf_template import CHAT_TEMPLATE, ChatTemplateEncoder
+from mindspeed_ift.data.template_files import Row, read_rows, template_of
+from mindspeed_ift.data.template_fingerprint import fingerprint
+from mindspeed_ift.data.template_table import TEMPLATES
+from mindspeed_ift.data.templates import Template
+from mindspeed_ift.data.tokenizer import Tokenizer
+
+
+def find_row(name: str, path: str | None) -> Row | None:
+    """The row of a user's file that describes a template; None without a file.
+
+    Args:
+        name: ``--prompt-type``.
+        path: ``--prompt-type-path``.
+
+    Raises:
+        UserError: The file has none of that name, or cannot be used.
+    """
+    if not path:
+        return None
+    rows = read_rows(path)
+    if name in rows:
+        return rows[name]
+    remedy = "it is built in: leave --prompt-type-path out" if name in TEMPLATES else _hint(name, list(rows))
+    raise UserError(f"--prompt-type {name} is no template of {path}; {remedy}")
+
+
+def get_template(name: str, row: Row | None = None, where: str = "") -> Template:
+    """The template called ``name``.
+
+    Args:
+        name: ``--prompt-type``.
+        row: Describes it, from a user's file; None takes a built-in one.
+        where: The row comes from, for messages.
+
+    Raises:
+        UserError: There is none, with the nearest name; or the row cannot be used.
+    """
+    if row is not None:
+        return template_of(row, where)
+    known = {**TEMPLATES, CHAT_TEMPLATE.name: CHAT_TEMPLATE}
+    if name in known:
+        return known[name]
+    raise UserError(f"--prompt-type {name} is not a template; {_hint(name, list(known))}")
+
+
+def make_encoder(template: Template, tokenizer: Tokenizer, options: EncodeOptions) -> Encoder:
+    """The encoder for a template: of rows, or of the tokenizer's own chat template.
+
+    Raises:
+        UserError: The tokenizer or the options do not go with the template.
+    """
+    kind = ChatTemplateEncoder if template is CHAT_TEMPLATE else Encoder
+    return kind(template, tokenizer, options)
+
+
+def definition(template: Template) -> str | None:
+    """`Encoder.fingerprint` as far as it can be told without a tokenizer: None for the tokenizer's own template."""
+    return None if template is CHAT_TEMPLATE else fingerprint(template)
+
+
+def check_definition(found: str | None, recorded: str | None, name: str, where: str) -> None:
+    """Refuse a template that is not the one that data or a checkpoint was made with.
+
+    Args:
+        found: `Encoder.fingerprint` of the template now known under the name; None where it cannot be told.
+        recorded: That of then; None where nobody recorded it.
+        name: Of the template.
+        where: What was made with it.
+
+    Raises:
+        UserError: They differ.
+    """
+    if found and recorded and found != recorded:
+        raise UserError(
+            f"{where} was made with another definition of --prompt-type {name} (sha256 {recorded[:12]}) than the one"
+            f" known now ({found[:12]}); give --prompt-type-path with the file that holds the one of then, or prepare the"
+            " data again"
+        )
+
+
+def _hint(name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, names, 1)
+    return f"did you mean {near[0]}?" if near else f"give one of: {', '.join(names)}"
