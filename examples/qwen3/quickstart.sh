@@ -15,7 +15,7 @@ stage() { printf '\n== %s\n' "$*"; }
 stage "1/5 tokenizer: Qwen3's vocabulary as a Hugging Face folder"
 [ -e "$TOKENIZER/tokenizer.json" ] || "$PYTHON" "$ROOT/tools/make_qwen3_tokenizer.py" --output "$TOKENIZER"
 stage "2/5 data: examples/data/demo.jsonl -> indexed dataset"
-[ -e "${OUTPUT_PREFIX}_manifest.json" ] || bash "$HERE/data_convert_qwen3_instruction.sh"
+[ -e "${OUTPUT_PREFIX}.manifest.json" ] || bash "$HERE/data_convert_qwen3_instruction.sh"
 stage "3/5 tuning: a small model of Qwen3's shape, from fresh weights"
 [ -e "$SAVE/iter_$(printf %07d "$TRAIN_ITERS")/manifest.json" ] || bash "$HERE/tune_qwen3_8b.sh" \
     --hidden-size 128 --ffn-hidden-size 256 --kv-channels 32 --tokenizer-name-or-path "$TOKENIZER"

@@ -20,7 +20,7 @@ COLUMNS = ("input_ids", "labels", "attention_mask")
 INSPECTED_ROWS = 64
 """So many rows are looked at where only the data itself can tell how it was made."""
 
-_COLUMN_SUFFIX = re.compile(r"_packed_.*$|\.(bin|idx)$|_manifest\.json$")
+_COLUMN_SUFFIX = re.compile(r"_packed_.*$|\.(bin|idx)$|\.manifest\.json$")
 _VALUES_AT_ONCE = 1 << 22
 
 

@@ -46,7 +46,7 @@ def column_path(prefix: str | Path, column: str, packed_name: bool = True) -> st
 
 def manifest_path(prefix: str | Path) -> Path:
     """Where the manifest of the dataset at ``prefix`` lies."""
-    return Path(f"{prefix}_manifest.json")
+    return Path(f"{prefix}.manifest.json")
 
 
 def read_manifest(prefix: str | Path) -> dict[str, Any] | None:

@@ -100,7 +100,7 @@ def test_bytes(name: str, tmp_path: Path) -> None:
     run(name, tmp_path)
     case = load_case(name)
     stored = GOLDEN / (case.get("outputs_stored_in") or name)
-    assert {path.name for path in tmp_path.iterdir()} == {*case["outputs"], "data_manifest.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {*case["outputs"], "data.manifest.json"}
     for file, expected in case["outputs"].items():
         ours = (tmp_path / file).read_bytes()
         if hashlib.sha256(ours).hexdigest() == expected["sha256"]:

@@ -34,7 +34,7 @@ def test_says_what_it_did(arguments: list[str], tmp_path: Path, capsys: pytest.C
     said = capsys.readouterr().out
     assert "--n-subs changes nothing here" in said and "dropped: 'output' is missing or null" in said
     assert "2 records -> 1 documents" in said and "data_packed_labels_document.bin" in said
-    assert (tmp_path / "out" / "data_manifest.json").is_file()
+    assert (tmp_path / "out" / "data.manifest.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_missing_dataset(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "end", ["_packed", "_packed_input_ids_document", "_packed_labels_document.bin", "_manifest.json"]
+    "end", ["_packed", "_packed_input_ids_document", "_packed_labels_document.bin", ".manifest.json"]
 )
 def test_path_beyond_the_prefix(tmp_path: Path, end: str) -> None:
     write_dataset(tmp_path / "data", ROWS)
@@ -88,7 +88,7 @@ def test_files_other_than_the_manifest_says(tmp_path: Path) -> None:
     assert InstructionDataset(prefix).manifest is not None
     for column in ("input_ids", "labels", "attention_mask"):
         replace_column(prefix, column, [[1, 2, 3]])
-    with pytest.raises(UserError, match="has 12 bytes, but .*data_manifest.json says 20"):
+    with pytest.raises(UserError, match="has 12 bytes, but .*data.manifest.json says 20"):
         InstructionDataset(prefix)
 
 

@@ -63,7 +63,7 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_manifest_of_others(tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "data") is None
-    (tmp_path / "data_manifest.json").write_text('{"format": 2}')
+    (tmp_path / "data.manifest.json").write_text('{"format": 2}')
     with pytest.raises(UserError, match="not of format 1"):
         read_manifest(tmp_path / "data")
 

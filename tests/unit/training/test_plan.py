@@ -36,7 +36,7 @@ def prepare(data: Path, name: str, *flags: str, manifest: bool = True) -> str:
         + ["--handler-name", "AlpacaStyleInstructionHandler", "--output-prefix", str(data / name), *flags]
     )
     if not manifest:
-        (data / f"{name}_manifest.json").unlink()
+        (data / f"{name}.manifest.json").unlink()
     return str(data / name)
 
 
