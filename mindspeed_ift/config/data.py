@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 from mindspeed_ift.config.errors import UserError
 
+_ROUNDING = 1e-8
+"""By which probabilities may miss 1; what numpy's ``choice`` allows."""
+
 
 @dataclass(frozen=True)
 class PreprocessConfig:
@@ -15,6 +18,19 @@ class PreprocessConfig:
 
     input: str = ""
     """Records: a file, folder, glob, or several with commas between (parquet, json, jsonl, csv, arrow, txt)."""
+
+    mix_strategy: Literal["concat", "interleave_under", "interleave_over"] = "concat"
+    """Several datasets (parts of --input): one after the other, or in turn until the first (under) or the last (over)
+    has ended; over begins those that ended before anew."""
+
+    interleave_probs: str = ""
+    """Draw from the datasets with these probabilities instead of in turn, as "0.7,0.3"; they sum to 1."""
+
+    seed: int = 1234
+    """Of what is drawn at random."""
+
+    max_samples: int | None = None
+    """Take only the first so many records of each dataset."""
 
     output_prefix: str = ""
     """Where the dataset goes: PREFIX_packed_input_ids_document.bin and so on; its folder is made."""
@@ -112,6 +128,25 @@ class PreprocessConfig:
             raise UserError('--map-keys must be a JSON object, for example \'{"prompt": "question"}\'')
         return keys
 
+    def probabilities(self) -> tuple[float, ...] | None:
+        """``--interleave-probs`` as numbers; None without.
+
+        Raises:
+            UserError: They are no probabilities.
+        """
+        given = self.interleave_probs
+        if not given.strip():
+            return None
+        try:
+            numbers = tuple(float(number) for number in given.split(","))
+        except ValueError:
+            raise UserError(f'--interleave-probs {given} is not numbers with commas between, as "0.7,0.3"') from None
+        if not all(0 < number < 1 for number in numbers):
+            raise UserError(f"--interleave-probs {given}: each must lie between 0 and 1; leave out a dataset with none")
+        if abs(sum(numbers) - 1) > _ROUNDING:
+            raise UserError(f"--interleave-probs {given} sum to {sum(numbers):g}; they must sum to 1")
+        return numbers
+
 
 def _packing_needs_a_length(config: PreprocessConfig) -> None:
     if config.pack and config.seq_length is None:
@@ -129,6 +164,8 @@ def _lengths_are_possible(config: PreprocessConfig) -> None:
         ("--cutoff-len", config.cutoff_len, 2),
         ("--workers", config.workers, 1),
         ("--log-interval", config.log_interval, 1),
+        ("--max-samples", config.max_samples, 1),
+        ("--seed", config.seed, 0),
     ):
         if value is not None and value < least:
             raise UserError(f"{flag} {value} is too small; give at least {least}")
@@ -139,6 +176,13 @@ def _text_is_not_packed(config: PreprocessConfig) -> None:
         raise UserError(
             "--pack is for instruction data; plain text (GeneralPretrainHandler) is cut into rows by the trainer:"
             " leave --pack out"
+        )
+
+
+def _probabilities_need_interleaving(config: PreprocessConfig) -> None:
+    if config.probabilities() is not None and config.mix_strategy == "concat":
+        raise UserError(
+            "--interleave-probs changes nothing with --mix-strategy concat; give interleave_under or interleave_over"
         )
 
 
@@ -158,6 +202,7 @@ _RULES = (
     _neat_packing_needs_packing,
     _lengths_are_possible,
     _text_is_not_packed,
+    _probabilities_need_interleaving,
 )
 
 _STREAMED = "records are streamed, and all of them packed together"

@@ -21,8 +21,9 @@ from mindspeed_ift.data.encode import EncodeOptions
 from mindspeed_ift.data.formats import OPTIONAL_COLUMNS, Format, TextFormat, check_handler, make_format
 from mindspeed_ift.data.indexed import DatasetWriter
 from mindspeed_ift.data.ledger import Ledger
+from mindspeed_ift.data.mixing import read_datasets
 from mindspeed_ift.data.packed_rows import write_packed
-from mindspeed_ift.data.records import Origin, Record, find_files, read_records
+from mindspeed_ift.data.records import Origin, Record, find_datasets
 from mindspeed_ift.data.sample import IGNORED_LABEL
 from mindspeed_ift.data.template_choice import definition, find_row, get_template, make_encoder
 from mindspeed_ift.data.template_table import TEMPLATES
@@ -66,9 +67,10 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print) 
     check_handler(config.handler_name)
     row = find_row(config.prompt_type, config.prompt_type_path)
     template = get_template(config.prompt_type, row, config.prompt_type_path)
-    files = find_files(config.input)
+    datasets = find_datasets(config.input)
+    mixture = read_datasets(datasets, config)
     tokenizer = load_tokenizer(config.tokenizer_name_or_path, config.trust_remote_code)
-    first, records = _peek(read_records(files), config)
+    first, records = _peek(iter(mixture), config)
     form = make_format(config.handler_name, config.mapped_keys(), config.json_keys, first[0], first[1].file)
     job = Job(
         form,
@@ -80,7 +82,7 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print) 
     )
     ledger = Ledger()
     chunks = _counted(encode_all(job, tokenizer, records, config.workers), ledger, config.log_interval, report)
-    facts = {**_facts(config, files), **_token_facts(template, tokenizer, job)}
+    facts = {**_facts(config, datasets), **_token_facts(template, tokenizer, job)}
     is_text = isinstance(form, TextFormat)
     with DatasetWriter(config.output_prefix, form.json_keys if is_text else COLUMNS, packed_name=not is_text) as writer:
         if is_text:
@@ -97,7 +99,7 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print) 
             )
         manifest = writer.commit({**facts, **counts, "columns": list(writer.columns), "ledger": ledger.as_dict()})
     about_template = () if is_text else _template_notices(template, tokenizer, config.prompt_type_path)
-    notices = (*about_template, *_notices(config, template, form, ledger))
+    notices = (*mixture.notices(), *about_template, *_notices(config, template, form, ledger))
     return Summary(ledger, manifest, notices, time.monotonic() - started)
 
 
@@ -170,7 +172,7 @@ def _write_samples(writer: DatasetWriter, chunks: Iterator[EncodedChunk]) -> dic
     return {"samples": samples, "conversations": samples, "tokens": tokens, "learnt_tokens": learnt}
 
 
-def _facts(config: PreprocessConfig, files: list[Path]) -> dict[str, Any]:
+def _facts(config: PreprocessConfig, datasets: list[tuple[str, list[Path]]]) -> dict[str, Any]:
     return {
         "format": 1,
         "seq_length": config.seq_length,
@@ -180,7 +182,11 @@ def _facts(config: PreprocessConfig, files: list[Path]) -> dict[str, Any]:
         "handler_name": config.handler_name,
         "prompt_type": config.prompt_type,
         "enable_thinking": config.enable_thinking,
-        "input": [str(file) for file in files],
+        "input": [str(file) for _, files in datasets for file in files],
+        "mix_strategy": config.mix_strategy,
+        "interleave_probs": config.probabilities(),
+        "seed": config.seed,
+        "max_samples": config.max_samples,
     }
 
 

@@ -33,8 +33,8 @@ class Origin(NamedTuple):
 Record = dict[str, Any]
 
 
-def find_files(spec: str) -> list[Path]:
-    """The data files that ``--input`` names, each list, folder and glob in sorted order of names.
+def find_datasets(spec: str) -> list[tuple[str, list[Path]]]:
+    """The datasets that ``--input`` names, in the order given, and the files of each: see `find_files`.
 
     Args:
         spec: A file, folder, glob, or several with commas between. A path that exists is taken as it is.
@@ -42,12 +42,22 @@ def find_files(spec: str) -> list[Path]:
     Raises:
         UserError: Nothing is there, or a file is of no known kind.
     """
-    files: list[Path] = []
     parts = [spec] if Path(spec).expanduser().exists() else [part.strip() for part in spec.split(",") if part.strip()]
-    for part in parts:
-        files += _files_of(Path(part).expanduser())
-    if not files:
+    if not parts:
         raise UserError("--input names no file; give a file, a folder, a glob, or several with commas between")
+    return [(part, find_files(part)) for part in parts]
+
+
+def find_files(part: str) -> list[Path]:
+    """The data files of one dataset, a folder's and a glob's in sorted order of names.
+
+    Args:
+        part: A file, folder or glob.
+
+    Raises:
+        UserError: Nothing is there, or a file is of no known kind.
+    """
+    files = _files_of(Path(part).expanduser())
     for file in files:
         if file.suffix.lower() not in READERS:
             raise UserError(f"{file} is of no known kind; --input takes {_known_kinds()}")

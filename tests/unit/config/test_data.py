@@ -21,6 +21,12 @@ BROKEN = [
     (f"{PATHS} --workers 0", "--workers 0 is too small; give at least 1"),
     (f"{PATHS} --log-interval -1", "--log-interval -1 is too small"),
     (f"{PATHS} --handler-name GeneralPretrainHandler --pack --seq-length 64", "--pack is for instruction data"),
+    (f"{PATHS} --max-samples 0", "--max-samples 0 is too small"),
+    (f"{PATHS} --interleave-probs 0.5,0.5", "--interleave-probs changes nothing with --mix-strategy concat"),
+    (f"{PATHS} --interleave-probs 0.5;0.5", "is not numbers with commas between"),
+    (f"{PATHS} --interleave-probs 0.5,0.4", "sum to 0.9; they must sum to 1"),
+    (f"{PATHS} --interleave-probs 0,1", "each must lie between 0 and 1"),
+    (f"{PATHS} --interleave-probs nan,0.5", "each must lie between 0 and 1"),
 ]
 
 
@@ -35,7 +41,15 @@ def test_what_does_not_go_together_is_refused(flags: str, expected: str) -> None
     assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("flags", ["", "--pack --seq-length 64", "--pack --neat-pack --seq-length 64 --append-eod"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "",
+        "--pack --seq-length 64",
+        "--pack --neat-pack --seq-length 64 --append-eod",
+        "--mix-strategy interleave_under --interleave-probs 0.1,0.2,0.7",
+    ],
+)
 def test_what_goes_together_is_taken(flags: str) -> None:
     config(f"{PATHS} {flags}").check()
 

@@ -146,6 +146,27 @@ def test_long_samples_are_dropped_with_the_older_template(config: PreprocessConf
     assert {reason: tally.count for reason, tally in ledger.dropped.items()} == {"60 tokens or more (--seq-length)": 1}
 
 
+def test_several_datasets_by_weight(config: PreprocessConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for any number of workers; what was left out or repeated is said."""
+    monkeypatch.setattr(workers, "CHUNK", 7)
+    other = write(tmp_path / "other.jsonl", [{"instruction": "other", "output": "short"}] * 5)
+    mixed = replace(
+        config, input=f"{config.input},{other}", mix_strategy="interleave_over", interleave_probs="0.7,0.3", seed=5
+    )
+    summary = run(mixed)
+    assert summary.ledger.read == summary.manifest["samples"] > 45
+    assert any("other.jsonl" in line and "up to" in line for line in summary.notices)
+    assert summary.manifest["mix_strategy"] == "interleave_over" and summary.manifest["seed"] == 5
+    two = replace(mixed, workers=2, output_prefix=str(tmp_path / "two" / "data"))
+    run(two)
+    assert digests(two) == digests(mixed)
+    other_seed = replace(mixed, seed=6, output_prefix=str(tmp_path / "three" / "data"))
+    run(other_seed)
+    assert digests(other_seed) != digests(mixed)
+    with pytest.raises(UserError, match="--interleave-probs has 2 numbers for 3 datasets"):
+        run(replace(mixed, input=f"{mixed.input},{other}"))
+
+
 def test_plain_text(config: PreprocessConfig, tmp_path: Path, tokenizer: Path) -> None:
     file = write(tmp_path / "text.jsonl", [{"text": "one"}, {"text": ""}, {"text": "two"}])
     text = replace(config, input=str(file), handler_name="GeneralPretrainHandler", append_eod=True)

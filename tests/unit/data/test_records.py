@@ -13,7 +13,7 @@ import pytest
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data import records as records_module
-from mindspeed_ift.data.records import find_files, read_records
+from mindspeed_ift.data.records import find_datasets, find_files, read_records
 
 RECORDS = [{"instruction": f'ask {number}, "quoted"\nline', "output": "答" * number + "."} for number in range(5)]
 
@@ -72,7 +72,10 @@ def test_folder_glob_and_list_are_sorted(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("no data")
     assert [file.name for file in find_files(str(tmp_path))] == ["a.jsonl", "b.jsonl", "c.csv"]
     assert [file.name for file in find_files(str(tmp_path / "*.jsonl"))] == ["a.jsonl", "b.jsonl"]
-    assert [file.name for file in find_files(f"{tmp_path / 'c.csv'}, {tmp_path / 'a.jsonl'}")] == ["c.csv", "a.jsonl"]
+    datasets = find_datasets(f"{tmp_path / 'c.csv'}, {tmp_path / '*.jsonl'}")
+    assert [[file.name for file in files] for _, files in datasets] == [["c.csv"], ["a.jsonl", "b.jsonl"]]
+    with pytest.raises(UserError, match="--input names no file"):
+        find_datasets(" , ")
 
 
 def test_origins_name_file_and_record(tmp_path: Path) -> None:
