@@ -49,11 +49,22 @@ class Conversation:
         messages: Even in number, at least two.
         system: System prompt; "" takes the template's default.
         tools: Descriptions of the tools as JSON (a list); "" for none.
+
+    Raises:
+        DropRecord: A text is none, see `check_text`.
     """
 
     messages: tuple[Message, ...]
     system: str = ""
     tools: str = ""
+
+    def __post_init__(self) -> None:
+        for message in self.messages:
+            check_text(message.content)
+            for text in message.results:
+                check_text(text)
+        check_text(self.system)
+        check_text(self.tools)
 
 
 @dataclass(frozen=True)
@@ -80,16 +91,46 @@ def check_turns(messages: list[Message]) -> tuple[Message, ...]:
     return tuple(messages)
 
 
+def check_text(text: str) -> None:
+    """Do nothing for text that can be written.
+
+    Raises:
+        DropRecord: It has one half of a surrogate pair (``"\\ud83d"`` in JSON): cut through an emoji, as a rule.
+    """
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DropRecord("its text is cut within a character (half of a surrogate pair)") from None
+
+
+def parse_json(text: str, what: str) -> Any:
+    """The value of a text within a record.
+
+    Args:
+        text: JSON.
+        what: It is, for the reason.
+
+    Raises:
+        DropRecord: It is not JSON, or nested more deeply than any reader takes.
+    """
+    try:
+        value = json.loads(text)
+        if r"\ud" in text.lower():
+            check_text(json.dumps(value, ensure_ascii=False))
+        return value
+    except (ValueError, RecursionError):
+        raise DropRecord(f"{what} is not JSON") from None
+
+
 def parse_tool_calls(text: str) -> list[ToolCall]:
     """Calls written as JSON: ``{"name": ..., "arguments": ...}`` or a list of these.
 
     Raises:
         DropRecord: It is not JSON, or a call has no name or no arguments.
     """
-    try:
-        calls = json.loads(text)
-    except ValueError:
-        raise DropRecord("a function call is not JSON") from None
+    calls = parse_json(text, "a function call")
     calls = calls if isinstance(calls, list) else [calls]
     if not all(isinstance(call, dict) and isinstance(call.get("name"), str) and "arguments" in call for call in calls):
         raise DropRecord("a function call has no name or no arguments")
@@ -102,10 +143,7 @@ def parse_tools(text: str) -> list[dict[str, Any]]:
     Raises:
         DropRecord: It is not that.
     """
-    try:
-        tools = json.loads(text)
-    except ValueError:
-        raise DropRecord("the description of the tools is not JSON") from None
+    tools = parse_json(text, "the description of the tools")
     tools = tools if isinstance(tools, list) else [tools]
     if not all(isinstance(tool, dict) for tool in tools):
         raise DropRecord("the description of the tools is not a list of objects")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.data.conversation import Conversation, DropRecord, Message, Role, check_turns
+from mindspeed_ift.data.conversation import Conversation, DropRecord, Message, Role, check_text, check_turns, parse_json
 
 Record = Mapping[str, Any]
 
@@ -31,7 +31,14 @@ def _json_text(value: Any) -> str:
     """Descriptions of tools: JSON text as it is, a parsed list written as JSON."""
     if not value:
         return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else _written(value)
+
+
+def _written(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        raise DropRecord("it is nested too deeply") from None
 
 
 @dataclass(frozen=True)
@@ -157,8 +164,9 @@ class SharegptFormat:
             tags.function_tag: Role.FUNCTION,
         }
         role = message.get(tags.role_tag)
-        if role not in roles:
-            raise DropRecord(f"unknown or misplaced role '{role}'")
+        if not isinstance(role, str) or role not in roles:
+            # As Python writes it: a line break or half a character would end up in the table and the manifest.
+            raise DropRecord(f"unknown or misplaced role {str(role)[:40]!r}")
         return roles[role]
 
     def _content(self, message: Record) -> str:
@@ -201,7 +209,9 @@ class OpenAIFormat(SharegptFormat):
             return thought + text
         if text.strip() and not (text.lstrip().startswith("<think>") and text.rstrip().endswith("</think>")):
             raise DropRecord("a message has both text and tool calls")
-        return thought + text + json.dumps([_call(call) for call in calls], ensure_ascii=False)
+        if not isinstance(calls, list):
+            raise DropRecord("'tool_calls' is not a list")
+        return thought + text + _written([_call(call) for call in calls])
 
     def _turns(self, messages: list[Record]) -> list[Message]:
         turns: list[Message] = []
@@ -222,16 +232,14 @@ def _without_parts(message: Record) -> Record:
     found: dict[str, list[str]] = {"text": [], "reasoning": [], "tool_call": []}
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
-        value = part.get("value", part.get("text")) if kind in found else None
-        if not isinstance(value, str):
+        value = part.get("value", part.get("text")) if isinstance(kind, str) and kind in found else None
+        if not isinstance(kind, str) or not isinstance(value, str):
             raise DropRecord("a message holds more than text, thoughts and calls")
         found[kind].append(value)
-    calls: list[Any] = list(message.get("tool_calls") or [])
-    for text in found["tool_call"]:
-        try:
-            calls.append(json.loads(text))
-        except ValueError:
-            raise DropRecord("a function call is not JSON") from None
+    given = message.get("tool_calls") or []
+    if not isinstance(given, list):
+        raise DropRecord("'tool_calls' is not a list")
+    calls = [*given, *(parse_json(text, "a function call") for text in found["tool_call"])]
     thought = "".join(found["reasoning"]) or message.get("reasoning_content")
     return {**message, "content": "".join(found["text"]), "tool_calls": calls, "reasoning_content": thought}
 
@@ -244,10 +252,7 @@ def _call(call: Any) -> dict[str, Any]:
         raise DropRecord("a function call has no name or no arguments")
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except ValueError:
-            raise DropRecord("a function call is not JSON") from None
+        arguments = parse_json(arguments, "a function call")
     return {"name": function["name"], "arguments": arguments}
 
 
@@ -273,6 +278,8 @@ class TextFormat:
     def texts(self, record: Record) -> list[str]:
         """The text of each column."""
         texts = [_text(record.get(key), f"'{key}'") for key in self.json_keys]
+        for text in texts:
+            check_text(text)
         if not all(texts):
             raise DropRecord("the text is empty")
         return texts

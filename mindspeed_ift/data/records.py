@@ -9,7 +9,7 @@ import csv
 import glob
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ from mindspeed_ift.config.errors import UserError
 
 _BLOCK = 1 << 20
 _ROWS = 1000
+_ARROW_END = b"\xff\xff\xff\xff\0\0\0\0"
+"""Ends arrow's stream form; without it a stream that was cut between two batches looks whole."""
 _LARGEST_CELL = min(sys.maxsize, 2**31 - 1)
 
 
@@ -66,6 +68,8 @@ def find_files(part: str) -> list[Path]:
 
 def _files_of(path: Path) -> list[Path]:
     """The files of one file, folder or glob."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path} is no file but a pipe or a device, which would be read once only; write it to a file")
     if path.is_dir():
         found = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in READERS)
         if not found:
@@ -102,7 +106,7 @@ def read_records(files: list[Path]) -> Iterator[tuple[Record, Origin]]:
             ) from error
         except OSError as error:
             raise UserError(
-                f"{file} cannot be read near record {number + 1} ({error}); copy or convert it again"
+                f"{file} cannot be read near record {number + 1} ({_first_line(error)}); copy or convert it again"
             ) from error
 
 
@@ -128,7 +132,7 @@ def _read_jsonl(file: Path) -> Iterator[Any]:
                 continue
             try:
                 yield json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{file}: line {number} is not JSON ({error}); mend or remove it") from error
 
 
@@ -152,6 +156,8 @@ def _read_json(file: Path) -> Iterator[Any]:
                     number += 1
                     yield record
                     continue
+                except RecursionError as error:
+                    raise UserError(f"{file}: record {number + 1} is not JSON ({error}); mend or remove it") from error
                 except ValueError as error:
                     if ended:
                         raise UserError(
@@ -178,9 +184,11 @@ def _read_csv(file: Path) -> Iterator[Any]:
     """Rows under a line of column names; an empty cell is None, as in every other reader of csv data sets."""
     csv.field_size_limit(_LARGEST_CELL)
     with file.open(encoding="utf-8-sig", newline="") as stream:
-        rows = csv.reader(stream)
+        # Strictly: a quote that is never closed would otherwise swallow the rest of the file into one cell.
+        rows = csv.reader(stream, strict=True)
         try:
             columns = next(rows, [])
+            _refuse_equal_names(columns, file)
             for row in rows:
                 if not row:
                     continue
@@ -206,6 +214,7 @@ def _read_parquet(file: Path) -> Iterator[Any]:
 
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
+            _refuse_equal_names(table.schema_arrow.names, file)
             for batch in table.iter_batches(batch_size=_ROWS):
                 yield from batch.to_pylist()
     except pyarrow.ArrowException as error:
@@ -226,10 +235,23 @@ def _read_arrow(file: Path) -> Iterator[Any]:
             else:
                 batches = iter(pyarrow.ipc.open_stream(source))
             for batch in batches:
+                # Offsets of a damaged file point anywhere: reading them unchecked would end the process.
+                batch.validate(full=True)
+                _refuse_equal_names(batch.schema.names, file)
                 for start in range(0, batch.num_rows, _ROWS):
                     yield from batch.slice(start, _ROWS).to_pylist()
+            if not is_file:
+                source.seek(max(0, source.size() - len(_ARROW_END)))
+                if source.read() != _ARROW_END:
+                    raise UserError(f"{file} ends without arrow's end mark: it was cut; copy or write it again")
     except pyarrow.ArrowException as error:
         raise UserError(f"{file} cannot be read as arrow ({_first_line(error)}); copy or write it again") from error
+
+
+def _refuse_equal_names(columns: Sequence[str], file: Path) -> None:
+    twice = next((name for name in columns if columns.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{file} has two columns called '{twice}'; rename or remove one")
 
 
 def _first_line(error: Exception) -> str:

@@ -214,6 +214,8 @@ class Template:
             json.loads(text)
         except ValueError:
             return False
+        except RecursionError:
+            pass
         return True
 
     def split_call(self, content: str) -> tuple[str, str]:
