@@ -15,5 +15,5 @@ for script in ci/*.sh examples/*.sh examples/qwen3/*.sh; do
     [ -e "$script" ] && bash -n "$script"
 done
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-"$PYTHON" -m ruff check mindspeed_ift tests tools setup.py
+"$PYTHON" -m ruff check mindspeed_ift tests tools benchmarks setup.py
 "$PYTHON" -m pytest -n 2 --dist loadfile -q "${selection[@]+"${selection[@]}"}" "$@" tests

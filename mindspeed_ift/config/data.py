@@ -10,6 +10,7 @@ from mindspeed_ift.config.errors import UserError
 
 _ROUNDING = 1e-8
 """By which probabilities may miss 1; what numpy's ``choice`` allows."""
+PackingAlgorithm = Literal["greedy-knapsack", "best-fit", "sequential"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,17 @@ class PreprocessConfig:
 
     neat_pack: bool = False
     """With --pack: number the samples of a row in attention_mask, so that attention can keep them apart."""
+
+    packing_algorithm: PackingAlgorithm = "greedy-knapsack"
+    """Which samples share a row. greedy-knapsack: the rows of MindSpeed-LLM, byte for byte, and as full as best-fit's;
+    best-fit: longest first into the fullest row, rows then shuffled by --seed; sequential: the order is kept."""
+
+    max_segments: int = 1024
+    """Most segments of a packed row, its pads being one: more is more than attention on the device can take."""
+
+    pad_to_multiple_of: int = 1
+    """With --neat-pack: each sample takes a multiple of this many tokens, pads of its own at its end (for context
+    parallel trainers that split every sample)."""
 
     append_eod: bool = False
     """End each sample with one more end-of-document token, learnt."""
@@ -158,6 +170,22 @@ def _neat_packing_needs_packing(config: PreprocessConfig) -> None:
         raise UserError("--neat-pack is a kind of packing; give --pack with it")
 
 
+def _packing_flags_need_packing(config: PreprocessConfig) -> None:
+    for flag, given, needs, there in (
+        ("--packing-algorithm", config.packing_algorithm != "greedy-knapsack", "--pack", config.pack),
+        ("--max-segments", config.max_segments != 1024, "--pack", config.pack),
+        ("--pad-to-multiple-of", config.pad_to_multiple_of > 1, "--pack --neat-pack", config.neat_pack),
+    ):
+        if given and not there:
+            raise UserError(f"{flag} is about packed rows; give {needs} with it, or leave it out")
+    multiple = config.pad_to_multiple_of
+    if config.seq_length is not None and multiple > 1 and config.seq_length % multiple:
+        raise UserError(
+            f"--seq-length {config.seq_length} is no multiple of --pad-to-multiple-of {multiple}; give"
+            f" {-(-config.seq_length // multiple) * multiple}"
+        )
+
+
 def _lengths_are_possible(config: PreprocessConfig) -> None:
     for flag, value, least in (
         ("--seq-length", config.seq_length, 2),
@@ -166,6 +194,8 @@ def _lengths_are_possible(config: PreprocessConfig) -> None:
         ("--log-interval", config.log_interval, 1),
         ("--max-samples", config.max_samples, 1),
         ("--seed", config.seed, 0),
+        ("--max-segments", config.max_segments, 2),
+        ("--pad-to-multiple-of", config.pad_to_multiple_of, 1),
     ):
         if value is not None and value < least:
             raise UserError(f"{flag} {value} is too small; give at least {least}")
@@ -201,6 +231,7 @@ _RULES = (
     _packing_needs_a_length,
     _neat_packing_needs_packing,
     _lengths_are_possible,
+    _packing_flags_need_packing,
     _text_is_not_packed,
     _probabilities_need_interleaving,
 )

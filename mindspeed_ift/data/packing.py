@@ -1,87 +1,64 @@
-"""Lengths in, packs out: which samples share a row. Pure, deterministic, about a second for a million samples.
-
-The rows are exactly those of LLaMA-Factory's greedy knapsack, which MindSpeed-LLM uses: again and again take the
-longest sample that still fits; a length stands for the last unused sample of that length. Where the reference
-searches and deletes in a sorted list (quadratic), this keeps a count a length and jumps over the empty ones.
-"""
+"""Lengths and rules in, packs out: which samples share a row, and where they stand in it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from mindspeed_ift.config.data import PackingAlgorithm
+from mindspeed_ift.data.packing_algorithms import Packs, best_fit, greedy_knapsack, sequential
+
+ALGORITHMS: dict[PackingAlgorithm, Callable[[np.ndarray, int, int], Packs]] = {
+    "greedy-knapsack": greedy_knapsack,
+    "best-fit": best_fit,
+    "sequential": sequential,
+}
+
 
 @dataclass(frozen=True)
-class Packs:
-    """Which samples stand in which row.
+class PackRules:
+    """How samples become rows.
 
     Attributes:
-        samples: int64 ``[samples]``: sample numbers, row after row.
-        starts: int64 ``[rows + 1]``: row ``r`` holds ``samples[starts[r]:starts[r + 1]]``.
+        seq_length: Tokens of a row, pads included.
+        algorithm: Which samples share a row.
+        max_segments: Most segments of a row, its pads being one: what attention of many lengths can take.
+        multiple: A sample takes a multiple of so many tokens, pads of its own at its end. Divides ``seq_length``.
+        seed: Of the order of rows; only best-fit has no order of its own.
     """
 
-    samples: np.ndarray
-    starts: np.ndarray
+    seq_length: int
+    algorithm: PackingAlgorithm = "greedy-knapsack"
+    max_segments: int = 1024
+    multiple: int = 1
+    seed: int = 1234
 
-    def __len__(self) -> int:
-        return len(self.starts) - 1
+    @property
+    def capacity(self) -> int:
+        """Most tokens of the samples of a row. One position stays a pad, as MindSpeed-LLM keeps it; a sample that is
+        one token short of the row may fill it with pads of its own."""
+        return self.seq_length - (self.multiple == 1)
+
+    def spaces(self, lengths: np.ndarray) -> np.ndarray:
+        """Tokens that samples take in a row, pads of their own included: int64 of the shape of ``lengths``."""
+        return -(-np.asarray(lengths, np.int64) // self.multiple) * self.multiple
 
 
-def pack(lengths: np.ndarray, capacity: int) -> Packs:
+def pack(lengths: np.ndarray, rules: PackRules) -> Packs:
     """Distribute samples over rows.
 
     Args:
-        lengths: int ``[samples]``, each from 1 to ``capacity``.
-        capacity: Most tokens in a row.
+        lengths: int ``[samples]``, each from 1 to one less than the length of a row.
+        rules: How.
 
     Returns:
-        Rows in the order they are filled; row 0 starts with the longest sample.
+        Rows in the order of the reference (greedy-knapsack: row 0 starts with the longest sample), of the samples
+        (sequential), or by the seed (best-fit), so that a row's place tells nothing about the lengths in it.
     """
-    lengths = np.asarray(lengths)
-    assert len(lengths) == 0 or (lengths.min() >= 1 and lengths.max() <= capacity), "a sample that fits no row"
-    counts = np.bincount(lengths, minlength=capacity + 1).tolist()
-    taken_lengths: list[int] = []
-    taken_counts: list[int] = []
-    starts = [0]
-    filled, remaining = 0, len(lengths)
-    # nearest[n]: a length <= n; follow it until it points to itself: the longest non-empty length <= n. 0 is the end.
-    nearest = list(range(capacity + 1))
-    while remaining:
-        room = capacity
-        while True:
-            length = _longest(nearest, counts, room)
-            if length == 0:
-                break
-            number = min(counts[length], room // length)
-            counts[length] -= number
-            room -= number * length
-            filled += number
-            remaining -= number
-            taken_lengths.append(length)
-            taken_counts.append(number)
-        starts.append(filled)
-    drawn = np.repeat(np.asarray(taken_lengths, np.int64), np.asarray(taken_counts, np.int64))
-    return Packs(_name_samples(lengths, drawn), np.asarray(starts, np.int64))
-
-
-def _longest(nearest: list[int], counts: list[int], room: int) -> int:
-    """The longest length up to ``room`` of which samples are left, 0 for none; shortens the way for later calls."""
-    length = room
-    while length and (nearest[length] != length or not counts[length]):
-        if nearest[length] == length:
-            nearest[length] = length - 1
-        length = nearest[length]
-    while nearest[room] != length and room != length:
-        nearest[room], room = length, nearest[room]
-    return length
-
-
-def _name_samples(lengths: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """For each drawn length the sample it stands for: those of a length are used from the last to the first."""
-    # Both sorts group by length; within a group, draws in their order meet samples in falling order.
-    by_length = np.argsort(drawn, kind="stable")
-    descending = len(lengths) - 1 - np.argsort(lengths[::-1], kind="stable")
-    samples = np.empty(len(lengths), np.int64)
-    samples[by_length] = descending
-    return samples
+    assert len(lengths) == 0 or (lengths.min() >= 1 and lengths.max() < rules.seq_length), "a sample that fits no row"
+    packs = ALGORITHMS[rules.algorithm](rules.spaces(lengths), rules.capacity, rules.max_segments - 1)
+    if rules.algorithm != "best-fit":
+        return packs
+    return packs.reordered(np.random.default_rng(rules.seed % (1 << 32)).permutation(len(packs)))

@@ -15,7 +15,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = sorted((ROOT / "mindspeed_ift").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-PYTHON = [*PACKAGE, *TESTS, *sorted((ROOT / "tools").glob("*.py")), ROOT / "setup.py"]
+BESIDE = [*sorted((ROOT / "tools").glob("*.py")), *sorted((ROOT / "benchmarks").glob("*.py"))]
+PYTHON = [*PACKAGE, *TESTS, *BESIDE, ROOT / "setup.py"]
 SCRIPTS = [*sorted((ROOT / "examples").rglob("*.sh")), *sorted((ROOT / "ci").glob("*.sh"))]
 TEXTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "pyproject.toml"]
 

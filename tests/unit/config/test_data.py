@@ -21,6 +21,14 @@ BROKEN = [
     (f"{PATHS} --workers 0", "--workers 0 is too small; give at least 1"),
     (f"{PATHS} --log-interval -1", "--log-interval -1 is too small"),
     (f"{PATHS} --handler-name GeneralPretrainHandler --pack --seq-length 64", "--pack is for instruction data"),
+    (f"{PATHS} --packing-algorithm best-fit", "--packing-algorithm is about packed rows; give --pack with it"),
+    (f"{PATHS} --max-segments 3", "--max-segments is about packed rows; give --pack with it"),
+    (f"{PATHS} --pack --seq-length 64 --max-segments 1", "--max-segments 1 is too small; give at least 2"),
+    (f"{PATHS} --pack --seq-length 64 --pad-to-multiple-of 8", "give --pack --neat-pack with it"),
+    (
+        f"{PATHS} --pack --neat-pack --seq-length 60 --pad-to-multiple-of 8",
+        "--seq-length 60 is no multiple of --pad-to-multiple-of 8; give 64",
+    ),
     (f"{PATHS} --max-samples 0", "--max-samples 0 is too small"),
     (f"{PATHS} --interleave-probs 0.5,0.5", "--interleave-probs changes nothing with --mix-strategy concat"),
     (f"{PATHS} --interleave-probs 0.5;0.5", "is not numbers with commas between"),
@@ -47,6 +55,7 @@ def test_what_does_not_go_together_is_refused(flags: str, expected: str) -> None
         "",
         "--pack --seq-length 64",
         "--pack --neat-pack --seq-length 64 --append-eod",
+        "--pack --neat-pack --seq-length 64 --pad-to-multiple-of 8 --packing-algorithm best-fit --max-segments 2",
         "--mix-strategy interleave_under --interleave-probs 0.1,0.2,0.7",
     ],
 )

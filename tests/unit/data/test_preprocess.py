@@ -84,7 +84,14 @@ def test_manifest_tells_what_is_there(config: PreprocessConfig, tokenizer: Path)
         assert file == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-@pytest.mark.parametrize("packing", [{}, {"pack": True, "neat_pack": True, "seq_length": 64}])
+@pytest.mark.parametrize(
+    "packing",
+    [
+        {},
+        {"pack": True, "neat_pack": True, "seq_length": 64},
+        {"pack": True, "seq_length": 64, "packing_algorithm": "best-fit"},
+    ],
+)
 def test_same_bytes_for_any_number_of_workers(
     config: PreprocessConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: dict[str, Any]
 ) -> None:
@@ -111,6 +118,49 @@ def test_neat_rows_hold_each_sample_once(config: PreprocessConfig, tmp_path: Pat
         found += [ids[row][mask[row] == segment].tolist() for segment in range(1, mask[row].max() + 1)]
     assert sorted(found) == plain
     assert manifest["tokens"] == sum(map(len, plain))
+
+
+def test_aligned_samples_have_pads_of_their_own(config: PreprocessConfig, tmp_path: Path) -> None:
+    """Each segment a multiple of 8, its pads not learnt, no token lost."""
+    run(config)
+    plain = sorted(column(config, "labels")[row].tolist() for row in range(40))
+    aligned = replace(
+        config,
+        pack=True,
+        neat_pack=True,
+        seq_length=64,
+        pad_to_multiple_of=8,
+        output_prefix=str(tmp_path / "aligned" / "data"),
+    )
+    manifest = run(aligned).manifest
+    ids, mask, labels = (column(aligned, name) for name in ("input_ids", "attention_mask", "labels"))
+    found = []
+    for row in range(len(ids)):
+        for segment in range(1, mask[row].max() + 1):
+            places = mask[row] == segment
+            assert places.sum() % 8 == 0
+            values = labels[row][places].tolist()
+            size = max(place for place, label in enumerate(values) if label != IGNORED_LABEL) + 1
+            assert len(values) - size < 8 and (ids[row][places][size:] == manifest["pad_id"]).all()
+            found.append(values[:size])
+    assert sorted(found) == plain
+
+
+def test_sequential_rows_keep_the_order_of_the_records(config: PreprocessConfig, tmp_path: Path) -> None:
+    run(config)
+    plain = [token for row in range(40) for token in column(config, "input_ids")[row].tolist()]
+    rows = replace(config, pack=True, neat_pack=True, seq_length=64, packing_algorithm="sequential")
+    rows = replace(rows, output_prefix=str(tmp_path / "rows" / "data"))
+    assert run(rows).manifest["packing_algorithm"] == "sequential"
+    ids, mask = column(rows, "input_ids"), column(rows, "attention_mask")
+    assert [token for row in range(len(ids)) for token in ids[row][mask[row] > 0].tolist()] == plain
+
+
+def test_a_row_holds_no_more_segments_than_asked(config: PreprocessConfig) -> None:
+    packed = replace(config, pack=True, neat_pack=True, seq_length=128, max_segments=3)
+    run(packed)
+    mask = column(packed, "attention_mask")
+    assert {int(mask[row].max()) for row in range(len(mask))} == {2} and len(mask) == 20
 
 
 def test_pack_marks_nothing(config: PreprocessConfig) -> None:
