@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ def main(argv: list[str]) -> int:
     if parsed.config.dry_run:
         print(describe(parsed))
         return 0
+    # No linear algebra here, and the threads of numpy's would keep worker processes from being forked.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     # After the flags are understood, so that --help and a misspelt flag answer at once.
     from mindspeed_ift.data.preprocess import preprocess
 

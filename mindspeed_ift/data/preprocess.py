@@ -29,7 +29,7 @@ from mindspeed_ift.data.template_choice import definition, find_row, get_templat
 from mindspeed_ift.data.template_table import TEMPLATES
 from mindspeed_ift.data.templates import Template
 from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
-from mindspeed_ift.data.workers import EncodedChunk, Job, encode_all
+from mindspeed_ift.data.workers import EncodedChunk, Job, WorkerPool
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
 
@@ -70,18 +70,12 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print) 
     datasets = find_datasets(config.input)
     mixture = read_datasets(datasets, config)
     tokenizer = load_tokenizer(config.tokenizer_name_or_path, config.trust_remote_code)
+    pool = WorkerPool(tokenizer, config.workers)
     first, records = _peek(iter(mixture), config)
     form = make_format(config.handler_name, config.mapped_keys(), config.json_keys, first[0], first[1].file)
-    job = Job(
-        form,
-        config.tokenizer_name_or_path,
-        config.trust_remote_code,
-        template.name,
-        row,
-        encode_options(config, template),
-    )
+    job = Job(form, template.name, row, encode_options(config, template))
     ledger = Ledger()
-    chunks = _counted(encode_all(job, tokenizer, records, config.workers), ledger, config.log_interval, report)
+    chunks = _counted(pool.encode_all(job, records), ledger, config.log_interval, report)
     facts = {**_facts(config, datasets), **_token_facts(template, tokenizer, job)}
     is_text = isinstance(form, TextFormat)
     with DatasetWriter(config.output_prefix, form.json_keys if is_text else COLUMNS, packed_name=not is_text) as writer:

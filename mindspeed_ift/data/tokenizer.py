@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from mindspeed_ift.config.errors import UserError
 
 
@@ -31,9 +33,11 @@ class Tokenizer:
         self, path: Path, backend: Any, special: dict[str, str | None], trust_remote_code: bool = False
     ) -> None:
         self.path = path
+        """Folder of the tokenizer."""
         self._backend = backend
         self._special = special
-        self._trust_remote_code = trust_remote_code
+        self.trusts_remote_code = trust_remote_code
+        """Whether transformers may run code of the folder."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids ``[n]`` of a text, without added beginning or end; special tokens within the text are
@@ -70,10 +74,9 @@ class Tokenizer:
         missing = [token for token in tokens if token not in self.special_tokens]
         if not missing:
             return self
-        added = copy.copy(self)
-        added._backend = copy.deepcopy(self._backend)
-        added._backend.add_special_tokens(missing)
-        return added
+        backend = copy.deepcopy(self._backend)
+        backend.add_special_tokens(missing)
+        return Tokenizer(self.path, backend, self._special, self.trusts_remote_code)
 
     @property
     def eod_id(self) -> int:
@@ -94,7 +97,7 @@ class Tokenizer:
         """Id of the beginning-of-sequence token, or None."""
         return self._required("bos_token") if self._special.get("bos_token") else None
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """Number of ids, added tokens included: ``len(tokenizer)`` of Hugging Face."""
         return self._backend.get_vocab_size(with_added_tokens=True)
@@ -103,7 +106,7 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """sha256 over what decides the ids of a text: equal for folders that encode alike, however they are
         written."""
-        state = json.loads(self._backend.to_str())
+        state = orjson.loads(self._backend.to_str())
         model = state["model"]
         vocabulary = model.get("vocab")
         ordered = sorted(vocabulary.items(), key=lambda item: item[1]) if isinstance(vocabulary, dict) else vocabulary
@@ -115,7 +118,7 @@ class Tokenizer:
     @cached_property
     def hugging_face(self) -> Any:
         """The same folder as transformers' tokenizer (imports transformers)."""
-        return _load_with_transformers(self.path, self._trust_remote_code)
+        return _load_with_transformers(self.path, self.trusts_remote_code)
 
     def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> Any:
         """``apply_chat_template`` of the transformers tokenizer."""

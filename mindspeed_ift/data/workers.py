@@ -1,12 +1,14 @@
 """Chunks of records in, token arrays and their part of the ledger out, in order, over worker processes.
 
 The same chunks in the same order for any number of workers, so the dataset is the same; a few chunks are under way
-at a time, so memory is bounded however long the input is.
+at a time, so memory is bounded however long the input is. Worker processes are forked from one that has the tokenizer
+and little else, so that they start at once and share its memory.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -35,20 +37,16 @@ Chunk = list[tuple[Record, Origin]]
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker is told once.
+    """What is to be done with the records.
 
     Attributes:
         form: How records are read.
-        tokenizer: Folder; each worker loads its own.
-        trust_remote_code: See `load_tokenizer`.
         template: Name of the template; unused for plain text.
         template_row: Describes it, from a user's file; None for a built-in one.
         options: What is learnt and how long a sample may be.
     """
 
     form: Format
-    tokenizer: str
-    trust_remote_code: bool
     template: str
     template_row: Row | None
     options: EncodeOptions
@@ -142,55 +140,89 @@ class Worker:
         )
 
 
-def encode_all(
-    job: Job, tokenizer: Tokenizer, records: Iterable[tuple[Record, Origin]], workers: int
-) -> Iterator[EncodedChunk]:
-    """Encode all records, chunk by chunk, in their order.
+class WorkerPool:
+    """The processes that encode; made before anything else that starts threads, which forked processes would lack.
 
     Args:
-        job: What to do.
-        tokenizer: The job's, as this process has it.
-        records: Read as results are taken, a few chunks ahead at most.
+        tokenizer: Text -> ids.
         workers: Processes; 1 works in this one.
-
-    Raises:
-        RunError: A worker process died.
     """
-    stream = iter(records)
-    chunks = iter(lambda: list(islice(stream, CHUNK)), [])
-    if workers == 1:
-        worker = Worker(job, tokenizer)
-        for chunk in chunks:
-            yield worker.encode(chunk)
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start, initargs=(job,))
-    under_way: deque[Future[EncodedChunk]] = deque()
-    try:
-        for chunk in chunks:
-            under_way.append(pool.submit(_encode, chunk))
-            if len(under_way) > 2 * workers:
+
+    def __init__(self, tokenizer: Tokenizer, workers: int) -> None:
+        self._tokenizer = tokenizer
+        self._workers = workers
+        self._pool = None
+        if workers > 1:
+            # One thread a process: the tokenizer's own threads would fight over the cores that the workers share, and
+            # a process that has them cannot be forked.
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"
+            self._pool = _start_processes(tokenizer, workers)
+
+    def encode_all(self, job: Job, records: Iterable[tuple[Record, Origin]]) -> Iterator[EncodedChunk]:
+        """Encode all records, chunk by chunk, in their order; the processes end with them.
+
+        Args:
+            job: What to do.
+            records: Read as results are taken, a few chunks ahead at most.
+
+        Raises:
+            RunError: A worker process died.
+        """
+        stream = iter(records)
+        chunks = iter(lambda: list(islice(stream, CHUNK)), [])
+        if self._pool is None:
+            worker = Worker(job, self._tokenizer)
+            for chunk in chunks:
+                yield worker.encode(chunk)
+            return
+        under_way: deque[Future[EncodedChunk]] = deque()
+        try:
+            for chunk in chunks:
+                under_way.append(self._pool.submit(_encode, job, chunk))
+                if len(under_way) > 2 * self._workers:
+                    yield under_way.popleft().result()
+            while under_way:
                 yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
-    except BrokenProcessPool as error:
-        raise RunError("a worker process died, most likely for want of memory; use fewer --workers") from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        except BrokenProcessPool as error:
+            raise RunError("a worker process died, most likely for want of memory; use fewer --workers") from error
+        finally:
+            self._pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _start_processes(tokenizer: Tokenizer, workers: int) -> ProcessPoolExecutor:
+    """Forked where that is safe, which is with one thread; started anew elsewhere, which takes a second and more
+    memory."""
+    if sys.platform == "linux" and len(os.listdir("/proc/self/task")) == 1:
+        pool = ProcessPoolExecutor(workers, get_context("fork"), initializer=_take, initargs=(tokenizer,))
+    else:
+        source = (str(tokenizer.path), tokenizer.trusts_remote_code)
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_load, initargs=source)
+    pool.submit(int)  # starts the processes
+    return pool
+
+
+_tokenizer: Tokenizer | None = None
 _worker: Worker | None = None
+"""A worker process's own: set once in each."""
 
 
-def _start(job: Job) -> None:
-    """Runs once in each worker process, where this module's ``_worker`` is that process's own."""
-    global _worker
-    # One thread a process: the tokenizer's own threads would fight over the cores that the workers share.
+def _take(tokenizer: Tokenizer) -> None:
+    """Runs once in a process that was forked."""
+    global _tokenizer
+    _tokenizer = tokenizer
+
+
+def _load(path: str, trust_remote_code: bool) -> None:
+    """Runs once in a process that was started anew."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _worker = Worker(job, load_tokenizer(job.tokenizer, job.trust_remote_code))
+    _take(load_tokenizer(path, trust_remote_code))
 
 
-def _encode(chunk: Chunk) -> EncodedChunk:
-    assert _worker is not None
+def _encode(job: Job, chunk: Chunk) -> EncodedChunk:
+    global _worker
+    assert _tokenizer is not None
+    if _worker is None or _worker.job != job:
+        _worker = Worker(job, _tokenizer)
     return _worker.encode(chunk)
 
 
