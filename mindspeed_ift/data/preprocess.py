@@ -7,6 +7,7 @@ documents as they are or packed, publish the files with their manifest.
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -185,7 +186,11 @@ def _facts(config: PreprocessConfig, datasets: list[tuple[str, list[Path]]]) -> 
 
 
 def _token_facts(template: Template, tokenizer: Tokenizer, job: Job) -> dict[str, Any]:
-    facts: dict[str, Any] = {"vocab_size": tokenizer.vocab_size, "tokenizer_sha256": tokenizer.fingerprint}
+    facts: dict[str, Any] = {
+        "tokenizer": os.path.abspath(job.tokenizer),
+        "tokenizer_sha256": tokenizer.fingerprint,
+        "vocab_size": tokenizer.vocab_size,
+    }
     if isinstance(job.form, TextFormat):
         eod = tokenizer.eod_id
         return {**facts, "prompt_type": "", "eod_id": eod, "pad_id": tokenizer.pad_id, "turn_end_ids": []}

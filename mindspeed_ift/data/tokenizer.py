@@ -18,6 +18,8 @@ import orjson
 
 from mindspeed_ift.config.errors import UserError
 
+_LONGEST_DAMAGE = 8
+
 
 class Tokenizer:
     """Token ids of text, and the ids of the special tokens.
@@ -51,6 +53,30 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Text of token ids."""
         return self._backend.decode([int(token) for token in ids], skip_special_tokens=skip_special_tokens)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text that each of ``ids`` adds; together the text of all. Of tokens that share a character, the last one
+        has it and the others are empty."""
+        texts: list[str] = []
+        before: list[int] = []
+        pending: list[int] = []
+        for number, token in enumerate(ids, 1):
+            pending.append(int(token))
+            text = self.decode(before + pending)[len(self.decode(before)) :]
+            # Wait for the rest of a character, unless this is the replacement character itself or damage goes on.
+            waits = text.endswith("\ufffd") and len(pending) < _LONGEST_DAMAGE and number < len(ids)
+            if waits and self.encode(text) != pending:
+                texts.append("")
+                continue
+            texts.append(text)
+            before, pending = pending, []
+        return texts
+
+    def ids_that_hold(self, character: str) -> list[int]:
+        """Ids of the tokens whose text holds a character as a whole."""
+        vocabulary = self._backend.get_vocab()
+        written = _as_bytes(character)
+        return sorted(number for token, number in vocabulary.items() if character in token or written in token)
 
     def token_id(self, token: str) -> int | None:
         """Id of one token by its text, or None."""
@@ -130,6 +156,14 @@ class Tokenizer:
         if found is None:
             raise UserError(f"tokenizer {self.path} has no {name}; name one in its tokenizer_config.json")
         return found
+
+
+def _as_bytes(character: str) -> str:
+    """A character as byte-level vocabularies write its bytes."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    ((written, _),) = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(character)
+    return written
 
 
 def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> Tokenizer:

@@ -162,3 +162,23 @@ CONVERSATIONS = [
     [said("system", "s"), said("user", "q"), said("system", "again"), said("assistant", "a")],
     [said("assistant", "only")],
 ]
+
+
+@pytest.mark.parametrize("text", [TEXT, "🎉🎊 naïve — “quoted”", "\ufffd\ufffd a", "你好\n\n\t世界\0", ""])
+def test_pieces_are_the_text_of_each_token(tiny: Tokenizer, text: str) -> None:
+    ids = tiny.encode(text)
+    pieces = tiny.pieces(ids)
+    assert len(pieces) == len(ids) and "".join(pieces) == text
+    assert all("\ufffd" not in piece for piece in pieces) or "\ufffd" in text
+
+
+@pytest.mark.parametrize("cut", range(1, 8))
+def test_pieces_of_a_cut_character(tiny: Tokenizer, cut: int) -> None:
+    ids = tiny.encode("🎉🎊")[:cut]
+    assert "".join(tiny.pieces(ids)) == tiny.decode(ids) and len(tiny.pieces(ids)) == len(ids)
+
+
+def test_ids_that_hold_a_character(tiny: Tokenizer) -> None:
+    found = tiny.ids_that_hold("好")
+    assert found == [number for number in range(tiny.vocab_size) if "好" in tiny.decode([number])] and found
+    assert tiny.ids_that_hold("\ufffd") == []

@@ -1,0 +1,154 @@
+"""Documents of every kind of dataset, taken apart into samples and pads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mindspeed_ift.config.data import PreprocessConfig
+from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.data.indexed import manifest_path
+from mindspeed_ift.data.preprocess import preprocess
+from mindspeed_ift.data.show.opening import ShownDataset
+from mindspeed_ift.data.tokenizer import load_tokenizer
+from tests.shared_paths import SHARED, needs_shared
+from tests.tiny_tokenizer import make_tiny_tokenizer
+
+RECORDS = [{"instruction": f"question {number}", "output": "one two three " * number} for number in range(1, 9)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_tokenizer(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def config(tmp_path: Path, tokenizer: Path) -> PreprocessConfig:
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    return PreprocessConfig(
+        input=str(tmp_path / "in.jsonl"),
+        output_prefix=str(tmp_path / "data"),
+        tokenizer_name_or_path=str(tokenizer),
+        prompt_type="qwen3",
+    )
+
+
+def prepared(config: PreprocessConfig, **options: Any) -> str:
+    preprocess(replace(config, **options), report=lambda line: None)
+    return config.output_prefix
+
+
+def texts(dataset: ShownDataset) -> list[str]:
+    """Text of every sample."""
+    parts = [part for number in range(len(dataset)) for part in dataset[number].parts()]
+    return [dataset.tokenizer.decode(part.input_ids) for part in parts if part.number]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"pack": True, "neat_pack": True, "seq_length": 64},
+        {"pack": True, "append_eod": True, "seq_length": 64},
+    ],
+    ids=["not packed", "neatly packed", "packed with marks"],
+)
+def test_samples_are_told_apart(config: PreprocessConfig, options: dict[str, Any]) -> None:
+    dataset = ShownDataset(prepared(config, **options))
+    found = texts(dataset)
+    assert len(found) == len(RECORDS) and dataset.notice == ""
+    assert all(text.startswith("<|im_start|>user\nquestion") and text.count("<|im_start|>user") == 1 for text in found)
+    for number in range(len(dataset)):
+        document = dataset[number]
+        parts = list(document.parts())
+        assert sum(len(part.input_ids) for part in parts) == len(document.input_ids)
+        assert [part.number for part in parts if part.number] == list(range(1, 1 + sum(p.number > 0 for p in parts)))
+        assert all(not part.learnt.any() for part in parts if not part.number)
+
+
+def test_rows_without_stored_borders_are_shown_whole(config: PreprocessConfig) -> None:
+    # Qwen's turns end in the end-of-document token, so that a row of several answers has no border to go by.
+    dataset = ShownDataset(prepared(config, pack=True, seq_length=64))
+    assert "does not say where samples end" in dataset.notice
+    assert [part.number for part in dataset[0].parts()] == [1, 0]
+
+
+@pytest.mark.parametrize("options", [{}, {"pack": True, "neat_pack": True, "seq_length": 64}])
+def test_a_dataset_without_manifest_needs_the_tokenizer(
+    config: PreprocessConfig, tokenizer: Path, options: dict[str, Any]
+) -> None:
+    prefix = prepared(config, **options)
+    expected = texts(ShownDataset(prefix))
+    manifest_path(prefix).unlink()
+    with pytest.raises(UserError, match="does not name its tokenizer; give --tokenizer-name-or-path"):
+        ShownDataset(prefix)
+    assert texts(ShownDataset(prefix, str(tokenizer))) == expected
+
+
+def test_pads_at_the_end_are_found_without_manifest(config: PreprocessConfig, tokenizer: Path) -> None:
+    prefix = prepared(config, pack=True, seq_length=64)
+    manifest_path(prefix).unlink()
+    last = list(ShownDataset(prefix, str(tokenizer))[0].parts())[-1]
+    assert last.number == 0 and set(last.input_ids.tolist()) == {load_tokenizer(tokenizer).pad_id}
+
+
+def test_plain_text_is_learnt_whole(config: PreprocessConfig, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": "one", "more": "two"}\n')
+    prefix = prepared(config, handler_name="GeneralPretrainHandler")
+    (part,) = ShownDataset(prefix)[0].parts()
+    assert texts(ShownDataset(prefix)) == ["one"] and part.learnt.all()
+    prepared(config, handler_name="GeneralPretrainHandler", json_keys=("text", "more"))
+    with pytest.raises(UserError, match="several columns .more, text.; show one, for example .*data_more_document"):
+        ShownDataset(prefix)
+    assert texts(ShownDataset(f"{prefix}_more_document")) == ["two"]
+    assert texts(ShownDataset(f"{prefix}_text_document.idx")) == ["one"]
+
+
+def test_stop_words_that_the_tokenizer_lacks_have_text(config: PreprocessConfig, tmp_path: Path) -> None:
+    row = {"name": "mine", "format_user": {"slots": ["{{content}}"]}, "stop_words": ["<bye>"], "replace_eos": True}
+    (tmp_path / "mine.json").write_text(json.dumps([row]))
+    prefix = prepared(config, prompt_type="mine", prompt_type_path=str(tmp_path / "mine.json"))
+    assert texts(ShownDataset(prefix))[0].endswith("<bye>")
+
+
+def test_another_tokenizer_is_refused(config: PreprocessConfig, tmp_path: Path, tokenizer: Path) -> None:
+    prefix = prepared(config)
+    other = make_tiny_tokenizer(tmp_path / "other")
+    file = other / "tokenizer.json"
+    file.write_text(file.read_text().replace("<|im_start|>", "<|im_begin|>"))
+    with pytest.raises(UserError, match="was prepared with another tokenizer than"):
+        ShownDataset(prefix, str(other))
+    manifest = json.loads(manifest_path(prefix).read_text())
+    assert manifest["tokenizer"] == str(tokenizer)
+    manifest_path(prefix).write_text(json.dumps({**manifest, "tokenizer": str(tmp_path / "gone")}))
+    with pytest.raises(UserError, match="is not at .*gone any more; give its folder with --tokenizer-name-or-path"):
+        ShownDataset(prefix)
+
+
+def test_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no dataset at"):
+        ShownDataset(str(tmp_path / "none"))
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    "case", ["v01_alpaca_qwen_default", "v06_alpaca_qwen_pack2048", "v07_alpaca_qwen_neatpack2048"]
+)
+def test_datasets_of_mindspeed_llm(case: str, tmp_path: Path) -> None:
+    assert SHARED is not None
+    for file in (SHARED / "golden" / "mindspeed_llm" / case).glob("data_*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    mask = tmp_path / "data_packed_attention_mask_document.bin"
+    if not mask.is_file():  # all ones are not kept
+        ids = np.fromfile(tmp_path / "data_packed_input_ids_document.bin", "<i4")
+        np.ones_like(ids).tofile(mask)
+    dataset = ShownDataset(str(tmp_path / "data"), str(SHARED / "tokenizer" / "qwen3"))
+    found = texts(dataset)
+    assert found and all(text.startswith("<|im_start|>system\n") for text in found)
+    if "neat" in case:
+        assert all(text.count("<|im_start|>system") == 1 for text in found) and len(found) > len(dataset)
