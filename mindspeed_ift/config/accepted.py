@@ -69,7 +69,6 @@ _TRAINING: Accepted = {
 }
 _DATA: Accepted = {
     "--handler-name": (1, _PREPARED),
-    "--pack": (0, _PREPARED),
     "--workers": (1, _PREPARED),
     "--tokenizer-not-use-fast": (0, "fast and slow tokenizers give the same ids"),
     "--tokenizer-padding-side": (1, _ALWAYS, ("right",)),

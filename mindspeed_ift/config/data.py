@@ -160,6 +160,19 @@ class PreprocessConfig:
         return numbers
 
 
+def check_multiple(seq_length: int, multiple: int) -> None:
+    """Refuse rows that samples of a multiple cannot fill.
+
+    Raises:
+        UserError: With the next length that would do.
+    """
+    if seq_length % multiple:
+        raise UserError(
+            f"--seq-length {seq_length} is no multiple of --pad-to-multiple-of {multiple}; give"
+            f" {-(-seq_length // multiple) * multiple}"
+        )
+
+
 def _packing_needs_a_length(config: PreprocessConfig) -> None:
     if config.pack and config.seq_length is None:
         raise UserError("--pack needs --seq-length, the length of a row; add for example --seq-length 4096")
@@ -178,12 +191,8 @@ def _packing_flags_need_packing(config: PreprocessConfig) -> None:
     ):
         if given and not there:
             raise UserError(f"{flag} is about packed rows; give {needs} with it, or leave it out")
-    multiple = config.pad_to_multiple_of
-    if config.seq_length is not None and multiple > 1 and config.seq_length % multiple:
-        raise UserError(
-            f"--seq-length {config.seq_length} is no multiple of --pad-to-multiple-of {multiple}; give"
-            f" {-(-config.seq_length // multiple) * multiple}"
-        )
+    if config.seq_length is not None and config.pad_to_multiple_of > 1:
+        check_multiple(config.seq_length, config.pad_to_multiple_of)
 
 
 def _lengths_are_possible(config: PreprocessConfig) -> None:

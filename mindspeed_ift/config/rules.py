@@ -202,6 +202,20 @@ def _sequence_modes(config: TuneConfig) -> None:
         raise UserError("--neat-pack needs --reset-attention-mask, or the samples of a row would see each other")
 
 
+def _packs(config: TuneConfig) -> None:
+    data = config.data
+    if data.pack and data.pack_index is not None:
+        raise UserError("--pack and --pack-index exclude each other: rows are made now, or were written before")
+    for flag, given in (
+        ("--packing-algorithm", data.packing_algorithm != "greedy-knapsack"),
+        ("--max-segments", data.max_segments != 1024),
+    ):
+        if given and not data.pack:
+            raise UserError(f"{flag} is about rows that are made now; give --pack with it, or leave it out")
+    if data.max_segments < 2:
+        raise UserError(f"--max-segments {data.max_segments} must be at least 2: a sample and the pads")
+
+
 def _recompute(config: TuneConfig) -> None:
     optimizer = config.optimizer
     if optimizer.recompute_granularity == "full" and optimizer.recompute_method is None:
@@ -234,6 +248,7 @@ _FLAG_RULES: tuple[Callable[[TuneConfig], None], ...] = (
     _warmup_fits,
     _overlap,
     _sequence_modes,
+    _packs,
     _recompute,
     _load,
 )

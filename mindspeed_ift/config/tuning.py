@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from mindspeed_ift.config.data import PackingAlgorithm
 from mindspeed_ift.config.layout import LayoutFlags
 
 
@@ -71,6 +72,15 @@ class TrainingDataFlags:
     """With packed rows: positions start again at each sample."""
     neat_pack: bool = False
     """The packed dataset stores its boundaries (MindSpeed-LLM's flag; recognized anyway)."""
+    pack: bool = False
+    """Pack the dataset's single samples into rows of --seq-length as the run starts; one packed already stays as it
+    is."""
+    pack_index: Path | None = None
+    """Rows of the dataset's single samples: a file that repack_dataset.py wrote."""
+    packing_algorithm: PackingAlgorithm = "greedy-knapsack"
+    """With --pack: which samples share a row; see preprocess_data.py."""
+    max_segments: int = 1024
+    """With --pack: most segments of a row, its pads being one; see preprocess_data.py."""
     cut_max_seqlen: bool = False
     """Cut an over-long sample at the end, instead of in proportion per turn."""
     cut_token: bool = True

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.data.dataset import INSPECTED_ROWS, InstructionDataset
+from mindspeed_ift.data.dataset import INSPECTED_ROWS, Samples
 from mindspeed_ift.data.encode import CUT_NOTE
 from mindspeed_ift.data.sample import IGNORED_LABEL, Sample
 
@@ -84,7 +84,7 @@ class EndOfDocument:
         return np.flatnonzero(found) + size
 
 
-def choose_boundaries(dataset: InstructionDataset, eod_id: int, turn_end_ids: Sequence[int]) -> BoundarySource:
+def choose_boundaries(dataset: Samples, eod_id: int, turn_end_ids: Sequence[int]) -> BoundarySource:
     """How to tell the samples of this dataset's rows apart.
 
     Stored boundaries where there are some. Otherwise after each end-of-document token; where the template's turns end

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,6 +23,33 @@ INSPECTED_ROWS = 64
 
 _COLUMN_SUFFIX = re.compile(r"_packed_.*$|\.(bin|idx)$|\.manifest\.json$")
 _VALUES_AT_ONCE = 1 << 22
+
+
+class Samples(Protocol):
+    """What training needs of a dataset: one of files, or a packed view of one.
+
+    Attributes:
+        prefix: Of the files.
+        manifest: What preprocess.py noted, or None.
+        lengths: int32 ``[samples]``: number of tokens of each sample.
+    """
+
+    prefix: str
+    manifest: dict[str, Any] | None
+    lengths: np.ndarray
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether samples say which of their tokens belong together."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int) -> Sample: ...
+
+    def check_fits(self, vocab_size: int) -> None:
+        """Refuse token ids that the model does not have."""
+        ...
 
 
 class InstructionDataset:
@@ -60,6 +88,14 @@ class InstructionDataset:
             return bool(self.manifest["neat_pack"])
         rows = range(min(len(self), INSPECTED_ROWS))
         return any((self._columns["attention_mask"][number] != 1).any() for number in rows)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether a document holds several samples: as the manifest says; without one, with boundaries stored or all
+        documents of one length."""
+        if self.manifest is not None:
+            return bool(self.manifest["pack"])
+        return self.has_segments or (len(self) > 1 and bool(self.lengths.min() == self.lengths.max()))
 
     def check_fits(self, vocab_size: int) -> None:
         """Read all ids and labels once (about a gigabyte a second).

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.batch import Batch, SequenceMode
-from mindspeed_ift.data.dataset import InstructionDataset
+from mindspeed_ift.data.dataset import Samples
 from mindspeed_ift.data.order import SampleOrder
 from mindspeed_ift.data.overlong import Overlong, cut_sample, refuse_overlong
 from mindspeed_ift.data.sample import Sample
@@ -31,7 +31,7 @@ class MicroBatches:
         UserError: Samples are too long and not to be cut.
     """
 
-    dataset: InstructionDataset
+    dataset: Samples
     sample_range: range
     order: SampleOrder
     mode: SequenceMode

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
 
 from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.data.cutting import split_balanced
-from mindspeed_ift.data.dataset import InstructionDataset
+from mindspeed_ift.data.cutting import SPLIT, split_balanced
+from mindspeed_ift.data.dataset import Samples
 from mindspeed_ift.data.sample import IGNORED_LABEL, Sample
+from mindspeed_ift.data.templates import Rules
 
 
 class Overlong(Enum):
@@ -23,18 +25,18 @@ class Overlong(Enum):
     """An error (``--no-cut-token``; always so for packed rows)."""
 
 
-def overlong_samples(dataset: InstructionDataset, sample_range: range, seq_length: int) -> np.ndarray:
+def overlong_samples(dataset: Samples, sample_range: range, seq_length: int) -> np.ndarray:
     """Numbers of the samples of a range with more than ``seq_length`` tokens: int64 ``[k]``."""
     lengths = dataset.lengths[sample_range.start : sample_range.stop]
     return np.flatnonzero(lengths > seq_length) + sample_range.start
 
 
-def count_overlong(dataset: InstructionDataset, sample_range: range, seq_length: int) -> int:
+def count_overlong(dataset: Samples, sample_range: range, seq_length: int) -> int:
     """How many samples of a range have more than ``seq_length`` tokens and would be cut."""
     return len(overlong_samples(dataset, sample_range, seq_length))
 
 
-def refuse_overlong(dataset: InstructionDataset, sample_range: range, seq_length: int, remedy: str) -> None:
+def refuse_overlong(dataset: Samples, sample_range: range, seq_length: int, remedy: str) -> None:
     """Do nothing if all samples of the range fit.
 
     Raises:
@@ -68,21 +70,56 @@ def cut_sample(sample: Sample, seq_length: int, policy: Overlong) -> Sample:
     return Sample(sample.input_ids[kept], sample.labels[kept], segments)
 
 
+@dataclass(frozen=True)
+class RowCut:
+    """How ``--neat-pack`` cuts a conversation that fits no row: together turn by turn, each turn by itself, at the end.
+
+    Attributes:
+        seq_length: Tokens of a row; one of them stays a pad.
+        rules: Of the template, by which turns are cut together.
+        closing: Tokens after the last answer, which are no part of it (``--append-eod``).
+    """
+
+    seq_length: int
+    rules: Rules = Rules.LLAMA_FACTORY_0_9
+    closing: int = 0
+
+    def kept(self, labels: np.ndarray) -> np.ndarray:
+        """Positions that stay, int64 ``[n]``, of a sample that nobody has cut: of one that does not fit
+        ``seq_length - 1`` of them. The turns are those that the labels show."""
+        room = self.seq_length - (self.rules is Rules.LLAMA_FACTORY_0_9)
+        body = len(labels) - self.closing
+        kept = []
+        for start, answer, stop in _turns(labels[:body]):
+            if room <= 0:
+                break
+            source, target = SPLIT[self.rules](answer - start, stop - answer, room)
+            room -= source + target
+            source, target = split_balanced(source, target, self.seq_length - 1)
+            kept += [np.arange(start, start + source), np.arange(answer, answer + target)]
+        return np.concatenate([*kept, np.arange(body, len(labels))])[: self.seq_length - 1]
+
+
 def _kept_positions(labels: np.ndarray, room: int) -> np.ndarray:
-    """Positions that stay, int64 ``[n]``: of each turn the first of the prompt and of the answer.
+    """Positions that stay, int64 ``[n]``: of each turn the first of the prompt and of the answer."""
+    kept = []
+    for start, answer, stop in _turns(labels):
+        if room <= 0:
+            break
+        source, target = split_balanced(answer - start, stop - answer, room)
+        kept += [np.arange(start, start + source), np.arange(answer, answer + target)]
+        room -= source + target
+    return np.concatenate(kept)
+
+
+def _turns(labels: np.ndarray) -> list[tuple[int, int, int]]:
+    """Where each turn, its answer and the next turn start.
 
     A turn is a run of tokens that are not learnt (prompt) and the run of learnt ones that follows (answer); a sample
     may begin with an answer or end in a prompt.
     """
     learnt = labels != IGNORED_LABEL
     prompts = np.flatnonzero(~learnt & np.concatenate(([True], learnt[:-1])))
-    starts = prompts if len(prompts) and prompts[0] == 0 else np.concatenate(([0], prompts))
-    kept = []
-    for start, stop in zip(starts, np.append(starts[1:], len(labels))):
-        if room <= 0:
-            break
-        answer = start + int(np.count_nonzero(~learnt[start:stop]))
-        source, target = split_balanced(int(answer - start), int(stop - answer), room)
-        kept += [np.arange(start, start + source), np.arange(answer, answer + target)]
-        room -= source + target
-    return np.concatenate(kept)
+    starts = (prompts if len(prompts) and prompts[0] == 0 else np.concatenate(([0], prompts))).tolist()
+    turns = zip(starts, [*starts[1:], len(labels)])
+    return [(start, start + int(np.count_nonzero(~learnt[start:stop])), stop) for start, stop in turns]

@@ -16,11 +16,12 @@ from mindspeed_ift.config.rules import check_flags, check_layout, num_micro_batc
 from mindspeed_ift.config.tuning import TrainingDataFlags, TuneConfig
 from mindspeed_ift.data.batch import DynamicLength, FixedLength, Packed, SequenceMode
 from mindspeed_ift.data.boundaries import choose_boundaries
-from mindspeed_ift.data.dataset import InstructionDataset, is_dataset
+from mindspeed_ift.data.dataset import InstructionDataset, Samples, is_dataset
 from mindspeed_ift.data.encode import EncodeOptions
 from mindspeed_ift.data.micro_batches import MicroBatches
 from mindspeed_ift.data.order import SampleOrder, split_ranges
 from mindspeed_ift.data.overlong import Overlong, count_overlong
+from mindspeed_ift.data.packed_view import PackedView, packed_samples
 from mindspeed_ift.data.template_choice import check_definition, definition, find_row, get_template, make_encoder
 from mindspeed_ift.data.tokenizer import load_tokenizer
 
@@ -48,7 +49,7 @@ class Plan:
     layout: Layout
     architecture: Architecture
     architecture_origin: str
-    dataset: InstructionDataset
+    dataset: Samples
     mode: SequenceMode
     train: range
     valid: range
@@ -85,6 +86,10 @@ class Plan:
             f"data: {self.dataset.prefix}: {len(self.train):,} of {len(self.dataset):,} samples to train on, "
             f"{epochs:.2f} epochs",
         ]
+        if isinstance(self.dataset, PackedView):
+            lines.append(f"data: {self.dataset.index.describe()}")
+        elif self.config.data.pack:
+            lines.append(f"data: {self.dataset.prefix} is packed already: --pack changes nothing")
         if self.cut_samples:
             how = "at the end (--cut-max-seqlen)" if self.config.data.cut_max_seqlen else "turn by turn"
             lines.append(
@@ -107,8 +112,9 @@ def plan(config: TuneConfig, world_size: int) -> Plan:
     """
     check_flags(config)
     layout = layout_of(config.layout, world_size)
-    dataset = InstructionDataset(config.data.data_path[0])
-    facts = token_facts(config.data, dataset)
+    files = InstructionDataset(config.data.data_path[0])
+    facts = token_facts(config.data, files)
+    dataset = packed_samples(files, config.data, config.optimizer.seed, facts["pad_id"])
     resume_from = checkpoint_to_load(config)
     architecture, origin = resolve_architecture(
         config.model, loaded_architecture(config, resume_from), facts["vocab_size"]
@@ -221,7 +227,7 @@ def _add_template(facts: dict[str, Any], data: TrainingDataFlags, dataset: Instr
         check_definition(definition(template), facts["template_sha256"], name, f"dataset {dataset.prefix}")
 
 
-def _sequence_mode(config: TuneConfig, layout: Layout, dataset: InstructionDataset, facts: dict) -> SequenceMode:
+def _sequence_mode(config: TuneConfig, layout: Layout, dataset: Samples, facts: dict) -> SequenceMode:
     data, pad_id = config.data, facts["pad_id"]
     # The layout may need more than the flags say: TP 16 with SP splits each row into 16.
     multiple = layout.row_multiple
@@ -279,6 +285,7 @@ def _missing_paths(config: TuneConfig) -> dict[str, str]:
     paths = {
         "--load": config.run.load if config.run.load != config.run.save else None,
         "--hf-cfg-dir": config.model.hf_cfg_dir,
+        "--pack-index": config.data.pack_index,
         "--tokenizer-name-or-path": config.data.tokenizer_name_or_path,
     }
     missing = {flag: str(path) for flag, path in paths.items() if path is not None and not Path(path).exists()}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mindspeed_ift.cli.preprocess import main as preprocess
+from mindspeed_ift.cli.repack_dataset import main as repack
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.flags import parse
 from mindspeed_ift.config.tuning import TuneConfig
@@ -85,6 +86,28 @@ def test_dynamic_length_rounds_packed_rows_too(data: Path) -> None:
     fixed, dynamic = planned(prefix, *flags), planned(prefix, *flags, "--no-pad-to-seq-lengths")
     lengths = [p.samples(p.train, 0, False).take(0, 1)[0].tokens.shape[1] for p in (fixed, dynamic)]
     assert lengths == [256, 128]
+
+
+def test_packing_at_the_start_is_packing_beforehand(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By --pack, and by an index that repack_dataset.py wrote."""
+    plain, packed = prepare(data, "single"), prepare(data, "neatly", "--pack", "--neat-pack", "--seq-length", "80")
+    flags = ["--seq-length", "80", "--reset-attention-mask", "--reset-position-ids"]
+    expected, now = planned(packed, *flags, "--pack"), planned(plain, *flags, "--pack")
+    assert f"{packed} is packed already: --pack changes nothing" in expected.describe()
+    assert "10 samples packed into" in now.describe() and " cut to fit a row" in now.describe()
+    assert repack(["--data-path", plain, "--seq-length", "80"]) == 0
+    said = capsys.readouterr().out
+    (index,) = data.glob("single.pack_80_*.npz")
+    assert f"--pack-index {index}" in said and "10 samples packed into" in said
+    stored = planned(plain, *flags, "--pack-index", str(index))
+    for found in (now, stored):
+        assert len(found.dataset) == len(expected.dataset) == len(found.train)
+        ours, theirs = (one.samples(one.train, 0, True).take(0, 4) for one in (found, expected))
+        for batch, other in zip(ours, theirs):
+            assert batch.tokens.equal(other.tokens) and batch.labels.equal(other.labels)
+            assert batch.position_ids.equal(other.position_ids) and batch.boundaries.equal(other.boundaries)
+    with pytest.raises(UserError, match="at least the --seq-length"):
+        planned(plain, "--seq-length", "64", "--reset-attention-mask", "--pack-index", str(index))
 
 
 def test_rows_divide_by_what_flag_and_layout_need(data: Path) -> None:
