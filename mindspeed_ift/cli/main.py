@@ -12,6 +12,7 @@ COMMANDS = {
     "preprocess": "raw records -> indexed dataset (tools/preprocess_data.py)",
     "show-data": "indexed dataset -> coloured tokens, or a page of figures (tools/show_data.py)",
     "repack-dataset": "rows of another length from the same tokens (tools/repack_dataset.py)",
+    "merge-datasets": "several indexed datasets -> one (tools/merge_datasets.py)",
     "tune": "indexed dataset -> trained checkpoint (tools/posttrain_gpt.py)",
     "convert": "Hugging Face <-> Megatron checkpoints (tools/convert_ckpt.py)",
     "generate": "answers from a Hugging Face folder or a checkpoint (tools/inference.py)",

@@ -6,9 +6,10 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from mindspeed_ift.cli.merge_datasets import merge_and_tell
 from mindspeed_ift.config.data import ACCEPTED, PreprocessConfig
 from mindspeed_ift.config.describe import describe
-from mindspeed_ift.config.flags import parse_with_origins
+from mindspeed_ift.config.flags import Parsed, parse_with_origins
 
 if TYPE_CHECKING:
     from mindspeed_ift.data.preprocess import Summary
@@ -26,15 +27,27 @@ def main(argv: list[str]) -> int:
     if parsed.config.dry_run:
         print(describe(parsed))
         return 0
+    for line in parsed.ignored:
+        print(line)
+    if parsed.config.merge_group_keys:
+        return _merge(parsed)
     # No linear algebra here, and the threads of numpy's would keep worker processes from being forked.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     # After the flags are understood, so that --help and a misspelt flag answer at once.
     from mindspeed_ift.data.preprocess import preprocess
 
-    for line in parsed.ignored:
-        print(line)
     _print_summary(preprocess(parsed.config))
     return 0
+
+
+def _merge(parsed: Parsed) -> int:
+    config = parsed.config
+    wanted = {"input", "output_prefix", "merge_group_keys"}
+    other = sorted(name for name, origin in parsed.origins.items() if origin != "default" and name not in wanted)
+    if other:
+        flags = ", ".join("--" + name.replace("_", "-") for name in other)
+        print(f"notice: --merge-group-keys joins datasets as they are; not used: {flags}")
+    return merge_and_tell(config.input, config.output_prefix, config.merge_group_keys)
 
 
 def _print_summary(summary: Summary) -> None:

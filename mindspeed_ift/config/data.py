@@ -113,6 +113,10 @@ class PreprocessConfig:
     cache_dir: str = ""
     """Folder for intermediate files of --pack, as large as the dataset; the output's folder unless given."""
 
+    merge_group_keys: tuple[str, ...] = ()
+    """Join the datasets in the folder --input instead, by the names of their columns: packed_input_ids_document and so
+    on (the command merge-datasets)."""
+
     dry_run: bool = False
     """Print the resolved configuration and stop."""
 

@@ -98,6 +98,8 @@ class IndexedColumn:
         """int32 ``[documents]``: number of values of each document."""
         self.offsets: np.ndarray = raw[_HEADER.size + 4 * count : _HEADER.size + 12 * count].view("<i8")
         """int64 ``[documents]``: byte offset of each document in ``.bin``."""
+        self.documents: np.ndarray = raw[_HEADER.size + 12 * count :].view("<i8")
+        """int64 ``[documents + 1]``, from 0: the first sequence of each document, and the end of the last."""
         total = int(self.lengths.sum(dtype=np.int64)) * self.dtype.itemsize
         if values.stat().st_size != total:
             raise UserError(

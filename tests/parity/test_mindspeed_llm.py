@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mindspeed_ift.cli.preprocess import main
 from mindspeed_ift.config.data import ACCEPTED, PreprocessConfig
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.flags import parse
@@ -53,7 +54,7 @@ REFUSED = {
 WORKS_HERE = {"v23": 20, "v24": 20, "v35": 3, "v43": 3}
 """Where only the reference crashes: case -> samples."""
 
-ELSEWHERE = {"v28": "tools of qwen_lf", "v33": "parts packed alone", "v46": "merging datasets is another command"}
+ELSEWHERE = {"v28": "tools of qwen_lf", "v33": "parts packed alone", "v46": "merges datasets"}
 BYTE_EQUAL = [case for case in CASES if case[:3] not in {*MENDED_ROWS, *REFUSED, *WORKS_HERE, *ELSEWHERE}]
 
 
@@ -151,6 +152,23 @@ def test_parts_are_packed_together(tmp_path: Path) -> None:
     summary = run(name, tmp_path)
     assert summary.manifest["samples"] <= len(columns(GOLDEN / name)[0])
     assert summary.manifest["conversations"] == 60
+
+
+def test_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--merge-group-keys joins the columns of a folder, in the order of their names."""
+    case = load_case(named("v46"))
+    for part, source in (("part0", "v13"), ("part1", "v16")):
+        for file in (GOLDEN / named(source)).glob("data_*"):
+            (tmp_path / file.name.replace("data", part, 1)).write_bytes(file.read_bytes())
+        # A column of ones is not stored among the goldens.
+        ids = IndexedColumn(tmp_path / f"{part}_packed_input_ids_document")
+        ones = np.ones(int(ids.lengths.sum()), "<i4")
+        (tmp_path / f"{part}_packed_attention_mask_document.bin").write_bytes(ones.tobytes())
+    line = ["--input", str(tmp_path), "--output-prefix", str(tmp_path / "out" / "merged"), *case["flags"]]
+    assert main(line) == 0 and "no manifest beside" in capsys.readouterr().out
+    for file, expected in case["outputs"].items():
+        content = (tmp_path / "out" / file).read_bytes()
+        assert {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} == expected, file
 
 
 @pytest.mark.parametrize("prefix", REFUSED)

@@ -9,6 +9,7 @@ import pytest
 
 from mindspeed_ift.cli.command import run
 from mindspeed_ift.cli.preprocess import main
+from mindspeed_ift.data.indexed import read_manifest
 from tests.tiny_tokenizer import make_tiny_tokenizer
 
 
@@ -53,3 +54,19 @@ def test_one_line_and_exit_code_2(
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_merge_group_keys_joins_what_is_there(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        assert exit_code([*arguments, "--output-prefix", str(tmp_path / "parts" / name)]) == 0
+    capsys.readouterr()
+    joins = ["--input", str(tmp_path / "parts"), "--output-prefix", str(tmp_path / "whole"), "--merge-group-keys"]
+    keys = [f"packed_{name}_document" for name in ("input_ids", "attention_mask", "labels")]
+    assert exit_code([*joins, *keys, "--workers", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "not used: --workers" in said and "2 datasets joined" in said
+    assert read_manifest(tmp_path / "whole")["samples"] == 2
+    assert exit_code([*joins, *keys[:1], "packed_answers_document"]) == 2
+    assert "no dataset of --input has *_packed_answers_document.idx" in capsys.readouterr().err

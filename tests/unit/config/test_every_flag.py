@@ -17,11 +17,12 @@ from mindspeed_ift.config.convert import ConvertConfig
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.flags import options, parse_with_origins, values
 from mindspeed_ift.config.inference import GenerateConfig
+from mindspeed_ift.config.merge import MergeConfig
 from mindspeed_ift.config.repack import RepackConfig
 from mindspeed_ift.config.show import ShowConfig
 from mindspeed_ift.config.tuning import TuneConfig
 
-COMMANDS = (PreprocessConfig, RepackConfig, TuneConfig, ConvertConfig, GenerateConfig, ShowConfig)
+COMMANDS = (PreprocessConfig, MergeConfig, RepackConfig, TuneConfig, ConvertConfig, GenerateConfig, ShowConfig)
 
 
 def leaves(config_class: type) -> Iterator[tuple[str, Any]]:
