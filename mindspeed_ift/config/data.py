@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mindspeed_ift.config.errors import UserError
@@ -17,8 +17,13 @@ PackingAlgorithm = Literal["greedy-knapsack", "best-fit", "sequential"]
 class PreprocessConfig:
     """Options of ``preprocess_data.py``, spelled as in MindSpeed-LLM."""
 
-    input: str = ""
-    """Records: a file, folder, glob, or several with commas between (parquet, json, jsonl, csv, arrow, txt)."""
+    input: tuple[str, ...] = field(default=(), metadata={"repeatable": True})
+    """Records: file, folder, glob, Hugging Face dataset (name, or folder of save_to_disk), or several of them, in one
+    list, with commas between, or each with its own --input. Files: parquet, arrow; json, jsonl, csv, txt, also .gz and
+    .zst."""
+
+    hf_datasets_params: str = ""
+    """Records of datasets.load_dataset instead of --input: a file with its parameters as JSON, or the JSON."""
 
     mix_strategy: Literal["concat", "interleave_under", "interleave_over"] = "concat"
     """Several datasets (parts of --input): one after the other, or in turn until the first (under) or the last (over)
@@ -231,7 +236,7 @@ def _probabilities_need_interleaving(config: PreprocessConfig) -> None:
 
 def _paths_are_given(config: PreprocessConfig) -> None:
     for flag, value in (
-        ("--input", config.input),
+        ("--input", config.hf_datasets_params or "".join(config.input)),
         ("--output-prefix", config.output_prefix),
         ("--tokenizer-name-or-path", config.tokenizer_name_or_path),
     ):

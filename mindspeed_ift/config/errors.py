@@ -9,3 +9,8 @@ class UserError(ValueError):
 
 class RunError(RuntimeError):
     """The run itself failed (disk, device, diverged loss). The command line prints one line and exits with 1."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,7 +1,7 @@
 """A tree of frozen dataclasses in, a Megatron-spelled flat command line out; and where each value came from.
 
 Precedence: default of the field < ``--config`` YAML file < flag. The last of two equal flags wins, so that a script
-can end in ``"$@"``.
+can end in ``"$@"``; only those of fields with ``repeatable`` in their metadata add up.
 """
 
 from __future__ import annotations
@@ -53,12 +53,14 @@ class Option:
         written_type: as in the source.
         default: `dataclasses.MISSING` where the flag must be given.
         switch: it takes no value; ``--no-...`` turns it off.
+        repeatable: given several times, its values add up.
     """
 
     name: str
     written_type: str
     default: Any
     switch: bool
+    repeatable: bool = False
 
     @property
     def flag(self) -> str:
@@ -124,7 +126,8 @@ def options(config_class: type) -> list[Option]:
         if dataclasses.is_dataclass(kind):
             found += options(kind)
         else:
-            found.append(Option(field.name, str(field.type), field.default, kind in (bool, bool | None)))
+            switch, repeatable = kind in (bool, bool | None), field.metadata.get("repeatable", False)
+            found.append(Option(field.name, str(field.type), field.default, switch, repeatable))
     return found
 
 
@@ -157,6 +160,7 @@ class _Reader:
         command_line.refuse_empty_values(words, {option.flag for option in self.options if option.default == ""})
         words, ignored = command_line.take_accepted(words, self.accepted)
         command_line.refuse_values_of_switches(words, self.switches)
+        words = command_line.add_up_repeated(words, {option.flag for option in self.options if option.repeatable})
         config = self._typed(words, defaults)
         flags = command_line.given_names(words)
         given = {option.name for option in self.options if option.spellings & flags}

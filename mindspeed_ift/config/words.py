@@ -59,6 +59,27 @@ def refuse_values_of_switches(words: list[str], switches: Collection[str]) -> No
             raise UserError(f"{flag} takes no value, but got '{shown}'; write {positive} or --no-{positive[2:]}")
 
 
+def add_up_repeated(words: list[str], repeatable: Collection[str]) -> list[str]:
+    """The values of ``--input a --input=b c`` in one place: ``--input a b c``, last.
+
+    Args:
+        words: of the command line.
+        repeatable: flags whose values add up.
+    """
+    kept: list[str] = []
+    found: dict[str, list[str]] = {}
+    values = kept
+    for word in words:
+        if is_flag(word):
+            name, equals, value = word.partition("=")
+            values = found.setdefault(name, []) if name in repeatable else kept
+            if values is not kept:
+                values += [value] if equals else []
+                continue
+        values.append(word)
+    return kept + [word for name, gathered in found.items() for word in (name, *gathered)]
+
+
 def take_accepted(words: list[str], accepted: Accepted) -> tuple[list[str], list[str]]:
     """Part the flags of other systems that change nothing here from ours.
 

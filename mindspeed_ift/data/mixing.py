@@ -9,14 +9,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
 
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.data.records import Origin, Record, read_records
+from mindspeed_ift.data.records import Origin, Readable, Record, read_records
 
 Item = TypeVar("Item")
 _DRAWS = 1000
@@ -74,7 +73,7 @@ class Source(Generic[Item]):
 
 
 def read_datasets(
-    datasets: Sequence[tuple[str, list[Path]]], config: PreprocessConfig
+    datasets: Sequence[tuple[str, Sequence[Readable]]], config: PreprocessConfig
 ) -> Mixture[tuple[Record, Origin]]:
     """The records of the datasets that ``--input`` names, mixed as asked for.
 

@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,12 @@ from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.encode import EncodeOptions
 from mindspeed_ift.data.formats import OPTIONAL_COLUMNS, Format, TextFormat, check_handler, make_format
+from mindspeed_ift.data.hub import load_hub_dataset, read_parameters
 from mindspeed_ift.data.indexed import DatasetWriter
 from mindspeed_ift.data.ledger import Ledger
 from mindspeed_ift.data.mixing import read_datasets
 from mindspeed_ift.data.packed_rows import write_packed
-from mindspeed_ift.data.records import Origin, Record, find_datasets
+from mindspeed_ift.data.records import Origin, Readable, Record, find_datasets
 from mindspeed_ift.data.sample import IGNORED_LABEL
 from mindspeed_ift.data.template_choice import definition, find_row, get_template, make_encoder
 from mindspeed_ift.data.template_table import TEMPLATES
@@ -68,11 +68,12 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print) 
     check_handler(config.handler_name)
     row = find_row(config.prompt_type, config.prompt_type_path)
     template = get_template(config.prompt_type, row, config.prompt_type_path)
-    datasets = find_datasets(config.input)
+    datasets = _datasets(config, report)
+    inputs = ", ".join(name for name, _ in datasets)
     mixture = read_datasets(datasets, config)
     tokenizer = load_tokenizer(config.tokenizer_name_or_path, config.trust_remote_code)
     pool = WorkerPool(tokenizer, config.workers)
-    first, records = _peek(iter(mixture), config)
+    first, records = _peek(iter(mixture), inputs)
     form = make_format(config.handler_name, config.mapped_keys(), config.json_keys, first[0], first[1].file)
     job = Job(form, template.name, row, encode_options(config, template))
     ledger = Ledger()
@@ -89,8 +90,7 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print) 
         _check_columns(form, ledger)
         if not ledger.kept:
             raise UserError(
-                f"no sample is left of the {ledger.read} records of {config.input}: {_reasons(ledger)}; nothing was"
-                " written"
+                f"no sample is left of the {ledger.read} records of {inputs}: {_reasons(ledger)}; nothing was written"
             )
         manifest = writer.commit({**facts, **counts, "columns": list(writer.columns), "ledger": ledger.as_dict()})
     about_template = () if is_text else _template_notices(template, tokenizer, config.prompt_type_path)
@@ -123,12 +123,21 @@ def encode_options(config: PreprocessConfig, template: Template) -> EncodeOption
     )
 
 
+def _datasets(config: PreprocessConfig, report: Callable[[str], None]) -> list[tuple[str, list[Readable]]]:
+    if not config.hf_datasets_params:
+        return find_datasets(config.input)
+    dataset = load_hub_dataset(read_parameters(config.hf_datasets_params), config.cache_dir)
+    if config.input:
+        report(f"--hf-datasets-params names {dataset}; --input is not read (as in MindSpeed-LLM)")
+    return [(dataset.name, [dataset])]
+
+
 def _peek(
-    records: Iterator[tuple[Record, Origin]], config: PreprocessConfig
+    records: Iterator[tuple[Record, Origin]], inputs: str
 ) -> tuple[tuple[Record, Origin], Iterator[tuple[Record, Origin]]]:
     first = next(records, None)
     if first is None:
-        raise UserError(f"no records in {config.input}; give --input a file that holds some")
+        raise UserError(f"no records in {inputs}; give --input a file that holds some")
     return first, itertools.chain([first], records)
 
 
@@ -167,7 +176,7 @@ def _write_samples(writer: DatasetWriter, chunks: Iterator[EncodedChunk]) -> dic
     return {"samples": samples, "conversations": samples, "tokens": tokens, "learnt_tokens": learnt}
 
 
-def _facts(config: PreprocessConfig, datasets: list[tuple[str, list[Path]]]) -> dict[str, Any]:
+def _facts(config: PreprocessConfig, datasets: list[tuple[str, list[Readable]]]) -> dict[str, Any]:
     return {
         "format": 1,
         "seq_length": config.seq_length,

@@ -1,4 +1,5 @@
-"""Files in, a stream of (record, origin) out: parquet, json, jsonl, csv, arrow, txt; a file, a folder, a glob, a list.
+"""Files in, a stream of (record, origin) out: parquet, json, jsonl, csv, arrow, txt, the text ones gzip or zstd too; a
+file, a folder, a glob, a Hugging Face dataset, a list.
 
 Nothing is read as a whole: memory stays that of one block or row batch, whatever the file's size.
 """
@@ -7,19 +8,26 @@ from __future__ import annotations
 
 import csv
 import glob
+import io
 import json
+import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
-from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.errors import UserError, first_line
+from mindspeed_ift.data.hub import HubDataset, load_hub_dataset, saved_files
 
 _BLOCK = 1 << 20
 _ROWS = 1000
 _ARROW_END = b"\xff\xff\xff\xff\0\0\0\0"
 """Ends arrow's stream form; without it a stream that was cut between two batches looks whole."""
 _LARGEST_CELL = min(sys.maxsize, 2**31 - 1)
+_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_COMPRESSED_KINDS = (".json", ".jsonl", ".csv", ".txt")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_SPLIT = re.compile(r"(train|test|valid|validation|val|dev|eval)(?![a-z])", re.IGNORECASE)
 
 
 class Origin(NamedTuple):
@@ -35,55 +43,96 @@ class Origin(NamedTuple):
 Record = dict[str, Any]
 
 
-def find_datasets(spec: str) -> list[tuple[str, list[Path]]]:
+Readable = Path | HubDataset
+"""What records are read from; its text names it."""
+
+
+def find_datasets(spec: str | Sequence[str]) -> list[tuple[str, list[Readable]]]:
     """The datasets that ``--input`` names, in the order given, and the files of each: see `find_files`.
 
     Args:
-        spec: A file, folder, glob, or several with commas between. A path that exists is taken as it is.
+        spec: A file, a folder, a glob, a Hugging Face dataset (a folder of `save_to_disk`, or ``owner/name``), or
+            several, with commas between too. A path that exists is taken as it is.
 
     Raises:
         UserError: Nothing is there, or a file is of no known kind.
     """
-    parts = [spec] if Path(spec).expanduser().exists() else [part.strip() for part in spec.split(",") if part.strip()]
+    given = [spec] if isinstance(spec, str) else spec
+    split = [part for one in given for part in ([one] if Path(one).expanduser().exists() else one.split(","))]
+    parts = [part.strip() for part in split if part.strip()]
     if not parts:
         raise UserError("--input names no file; give a file, a folder, a glob, or several with commas between")
     return [(part, find_files(part)) for part in parts]
 
 
-def find_files(part: str) -> list[Path]:
+def find_files(part: str) -> list[Readable]:
     """The data files of one dataset, a folder's and a glob's in sorted order of names.
 
     Args:
-        part: A file, folder or glob.
+        part: A file, folder, glob, or Hugging Face dataset.
 
     Raises:
         UserError: Nothing is there, or a file is of no known kind.
     """
-    files = _files_of(Path(part).expanduser())
+    files = _files_of(part)
     for file in files:
-        if file.suffix.lower() not in READERS:
+        if isinstance(file, Path) and kind_of(file) is None:
             raise UserError(f"{file} is of no known kind; --input takes {_known_kinds()}")
     return files
 
 
-def _files_of(path: Path) -> list[Path]:
-    """The files of one file, folder or glob."""
+def kind_of(file: Path) -> str | None:
+    """The key of `READERS` for a file, its compression aside; None where there is none."""
+    suffix = file.suffix.lower()
+    if suffix in _COMPRESSIONS:
+        suffix = Path(file.stem).suffix.lower()
+        return suffix if suffix in _COMPRESSED_KINDS else None
+    return suffix if suffix in READERS else None
+
+
+def _files_of(part: str) -> list[Readable]:
+    """The files of one file, folder, glob or Hugging Face dataset."""
+    path = Path(part).expanduser()
     if path.exists() and not path.is_file() and not path.is_dir():
         raise UserError(f"{path} is no file but a pipe or a device, which would be read once only; write it to a file")
     if path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in READERS)
-        if not found:
-            raise UserError(f"folder {path} holds no data files; --input takes {_known_kinds()}")
-    elif path.exists():
-        found = [path]
-    else:
-        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
-        if not found:
-            raise UserError(f"no such file: {path}; check --input")
+        return list(saved_files(path) or _files_of_folder(path))
+    if path.exists():
+        return [path]
+    found: list[Readable] = [
+        Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()
+    ]
+    # A folder "data" makes "data/mine" a path with a slip, not a data set of somebody called "data".
+    if not found and _HUB_NAME.fullmatch(part) and not path.suffix and not path.parent.exists():
+        return [load_hub_dataset({"path": part})]
+    if not found:
+        raise UserError(f"no such file: {path}; check --input")
     return found
 
 
-def read_records(files: list[Path]) -> Iterator[tuple[Record, Origin]]:
+def _files_of_folder(folder: Path) -> list[Path]:
+    """Its data files, or those of its folders where it has none itself."""
+    found = _data_files(folder.iterdir()) or _data_files(folder.rglob("*"))
+    found = [file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    if not found:
+        raise UserError(f"folder {folder} holds no data files; --input takes {_known_kinds()}")
+    splits: dict[str, Path] = {}
+    for file in found:
+        if match := _SPLIT.match(file.name):
+            splits.setdefault(match[1].lower(), file)
+    if "train" in splits and len(splits) > 1:
+        raise UserError(
+            f"folder {folder} holds several splits ({', '.join(sorted(splits))}); name one of them, for example"
+            f" --input '{splits['train'].parent}/train*'"
+        )
+    return found
+
+
+def _data_files(paths: Iterable[Path]) -> list[Path]:
+    return sorted(path for path in paths if path.is_file() and kind_of(path))
+
+
+def read_records(files: Sequence[Readable]) -> Iterator[tuple[Record, Origin]]:
     """All records of the files, one after the other.
 
     Raises:
@@ -92,7 +141,7 @@ def read_records(files: list[Path]) -> Iterator[tuple[Record, Origin]]:
     for file in files:
         number = 0
         try:
-            for record in READERS[file.suffix.lower()](file):
+            for record in _read(file):
                 number += 1
                 if not isinstance(record, dict):
                     raise UserError(
@@ -106,12 +155,32 @@ def read_records(files: list[Path]) -> Iterator[tuple[Record, Origin]]:
             ) from error
         except OSError as error:
             raise UserError(
-                f"{file} cannot be read near record {number + 1} ({_first_line(error)}); copy or convert it again"
+                f"{file} cannot be read near record {number + 1} ({first_line(error)}); copy or convert it again"
             ) from error
 
 
+def _read(source: Readable) -> Iterator[Any]:
+    if isinstance(source, HubDataset):
+        return source.read(_ROWS)
+    kind = kind_of(source)
+    assert kind is not None, "find_files refuses what it does not know"
+    return READERS[kind](source)
+
+
+def _open(file: Path, newline: str | None = None) -> TextIO:
+    """A text file, unpacked as it is read."""
+    compression = _COMPRESSIONS.get(file.suffix.lower())
+    if compression is None:
+        return file.open(encoding="utf-8-sig", newline=newline)
+    import pyarrow
+
+    unpacked = pyarrow.input_stream(str(file), compression=compression)
+    return io.TextIOWrapper(unpacked, encoding="utf-8-sig", newline=newline)
+
+
 def _known_kinds() -> str:
-    return ", ".join(suffix.lstrip(".") for suffix in READERS)
+    kinds = ", ".join(suffix.lstrip(".") for suffix in READERS)
+    return f"{kinds}, and {', '.join(suffix.lstrip('.') for suffix in _COMPRESSED_KINDS)} as .gz or .zst"
 
 
 def _kind(value: Any) -> str:
@@ -126,7 +195,7 @@ def _kind(value: Any) -> str:
 
 
 def _read_jsonl(file: Path) -> Iterator[Any]:
-    with file.open(encoding="utf-8-sig") as lines:
+    with _open(file) as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -139,7 +208,7 @@ def _read_jsonl(file: Path) -> Iterator[Any]:
 def _read_json(file: Path) -> Iterator[Any]:
     """An array of objects, or objects one after the other (lines, or pretty-printed); decoded as they come."""
     decoder = json.JSONDecoder()
-    with file.open(encoding="utf-8-sig") as stream:
+    with _open(file) as stream:
         text, position, ended, number = stream.read(_BLOCK), 0, False, 0
         position = _skip(text, position)
         in_array = text.startswith("[", position)
@@ -183,7 +252,7 @@ def _skip(text: str, position: int, also: str = "") -> int:
 def _read_csv(file: Path) -> Iterator[Any]:
     """Rows under a line of column names; an empty cell is None, as in every other reader of csv data sets."""
     csv.field_size_limit(_LARGEST_CELL)
-    with file.open(encoding="utf-8-sig", newline="") as stream:
+    with _open(file, newline="") as stream:
         # Strictly: a quote that is never closed would otherwise swallow the rest of the file into one cell.
         rows = csv.reader(stream, strict=True)
         try:
@@ -203,9 +272,11 @@ def _read_csv(file: Path) -> Iterator[Any]:
 
 
 def _read_txt(file: Path) -> Iterator[Any]:
-    with file.open(encoding="utf-8-sig") as lines:
+    """A record a line that is not empty."""
+    with _open(file) as lines:
         for line in lines:
-            yield {"text": line.rstrip("\n")}
+            if line.strip():
+                yield {"text": line.rstrip("\n")}
 
 
 def _read_parquet(file: Path) -> Iterator[Any]:
@@ -218,7 +289,7 @@ def _read_parquet(file: Path) -> Iterator[Any]:
             for batch in table.iter_batches(batch_size=_ROWS):
                 yield from batch.to_pylist()
     except pyarrow.ArrowException as error:
-        raise UserError(f"{file} cannot be read as parquet ({_first_line(error)}); copy or write it again") from error
+        raise UserError(f"{file} cannot be read as parquet ({first_line(error)}); copy or write it again") from error
 
 
 def _read_arrow(file: Path) -> Iterator[Any]:
@@ -245,17 +316,13 @@ def _read_arrow(file: Path) -> Iterator[Any]:
                 if source.read() != _ARROW_END:
                     raise UserError(f"{file} ends without arrow's end mark: it was cut; copy or write it again")
     except pyarrow.ArrowException as error:
-        raise UserError(f"{file} cannot be read as arrow ({_first_line(error)}); copy or write it again") from error
+        raise UserError(f"{file} cannot be read as arrow ({first_line(error)}); copy or write it again") from error
 
 
 def _refuse_equal_names(columns: Sequence[str], file: Path) -> None:
     twice = next((name for name in columns if columns.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"{file} has two columns called '{twice}'; rename or remove one")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 READERS: dict[str, Callable[[Path], Iterator[Any]]] = {

@@ -63,6 +63,17 @@ def test_what_goes_together_is_taken(flags: str) -> None:
     config(f"{PATHS} {flags}").check()
 
 
+@pytest.mark.parametrize(
+    "given", ["--input a b c", "--input a --input b c", "--input=a --input b --pack --input=c", "--input a --input=b c"]
+)
+def test_inputs_add_up(given: str) -> None:
+    assert config(given).input == ("a", "b", "c")
+
+
+def test_parameters_of_a_dataset_stand_for_the_input() -> None:
+    config(f"--hf-datasets-params p.json {PATHS.removeprefix('--input in.json')}").check()
+
+
 def test_every_rule_is_broken_by_some_flags() -> None:
     """A new rule needs its line in `BROKEN`."""
     idle = []

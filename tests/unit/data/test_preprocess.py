@@ -325,6 +325,16 @@ def test_a_template_of_the_users_own(config: PreprocessConfig, tmp_path: Path, t
     assert built_in["template_row"] is None and built_in["template_sha256"] != manifest["template_sha256"]
 
 
+def test_records_of_a_hugging_face_dataset(config: PreprocessConfig, tmp_path: Path) -> None:
+    run(config)
+    parameters = json.dumps({"path": "json", "data_files": str(tmp_path / "in.jsonl")})
+    said: list[str] = []
+    other = replace(config, hf_datasets_params=parameters, output_prefix=str(tmp_path / "hub" / "data"))
+    preprocess(replace(other, cache_dir=str(tmp_path / "cache")), report=said.append)
+    assert digests(other) == digests(config)
+    assert any("--input is not read" in line for line in said)
+
+
 def test_special_tokens_are_counted(config: PreprocessConfig, tmp_path: Path) -> None:
     write(tmp_path / "in.jsonl", [*RECORDS, {"instruction": "say <|im_end|>", "input": "", "output": "no"}])
     noted = {name for options in ({}, {"escape_special_tokens": True}) for name in noted_of(config, **options)}

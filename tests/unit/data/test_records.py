@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,38 @@ def test_every_kind(tmp_path: Path, name: str) -> None:
     assert read(write(tmp_path / name, RECORDS)) == RECORDS
 
 
+def packed(content: bytes, suffix: str) -> bytes:
+    return gzip.compress(content) if suffix == ".gz" else pyarrow.compress(content, codec="zstd", asbytes=True)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("name", ["a.csv", "a.json", "a.jsonl", "a.txt"])
+def test_every_kind_of_text_compressed(tmp_path: Path, name: str, suffix: str) -> None:
+    expected = read(write(tmp_path / name, RECORDS))
+    content = (tmp_path / name).read_bytes()
+    half = len(content) // 2
+    # Two frames in a row, as a log that is appended to has them.
+    file = tmp_path / (name + suffix)
+    file.write_bytes(packed(content[:half], suffix) + packed(content[half:], suffix))
+    assert len(expected) == len(RECORDS) and read(file) == expected
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_compressed_file_that_is_cut_or_is_none_is_named(tmp_path: Path, suffix: str) -> None:
+    content = "".join(json.dumps({"n": number, "x": str(hash(str(number)))}) + "\n" for number in range(9000)).encode()
+    file = tmp_path / f"a.jsonl{suffix}"
+    for bad, said in ((packed(content, suffix)[:-300], "Truncated compressed stream"), (content, "failed")):
+        file.write_bytes(bad)
+        with pytest.raises(UserError, match=f"a.jsonl{suffix} cannot be read near record [0-9]+ .*{said}") as caught:
+            read(file)
+        assert "\n" not in str(caught.value)
+
+
+def test_lines_of_text_without_empty_ones(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n\n  \ntwo \n")
+    assert read(tmp_path / "a.txt") == [{"text": "one"}, {"text": "two "}]
+
+
 def test_json_in_all_its_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records_module, "_BLOCK", 7)
     file = tmp_path / "a.json"
@@ -72,10 +105,33 @@ def test_folder_glob_and_list_are_sorted(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("no data")
     assert [file.name for file in find_files(str(tmp_path))] == ["a.jsonl", "b.jsonl", "c.csv"]
     assert [file.name for file in find_files(str(tmp_path / "*.jsonl"))] == ["a.jsonl", "b.jsonl"]
-    datasets = find_datasets(f"{tmp_path / 'c.csv'}, {tmp_path / '*.jsonl'}")
-    assert [[file.name for file in files] for _, files in datasets] == [["c.csv"], ["a.jsonl", "b.jsonl"]]
+    several = (str(tmp_path / "c.csv"), f"{tmp_path / 'b.jsonl'}, {tmp_path / '*.jsonl'}")
+    assert [[file.name for file in files] for _, files in find_datasets(several)] == [
+        ["c.csv"],
+        ["b.jsonl"],
+        ["a.jsonl", "b.jsonl"],
+    ]
     with pytest.raises(UserError, match="--input names no file"):
         find_datasets(" , ")
+
+
+def test_a_folder_of_folders(tmp_path: Path) -> None:
+    for name in ("data/b.jsonl", "data/a.jsonl.gz", ".cache/z.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert [file.name for file in find_files(str(tmp_path))] == ["a.jsonl.gz", "b.jsonl"]
+
+
+def test_several_splits_in_a_folder_are_not_mixed(tmp_path: Path) -> None:
+    for name in ("train-00000-of-00001.jsonl", "test.jsonl", "training_notes.jsonl"):
+        write(tmp_path / name, [{"k": name}])
+    with pytest.raises(
+        UserError, match=r"several splits .test, train.; name one of them, for example --input .*/train"
+    ):
+        find_files(str(tmp_path))
+    assert len(find_files(f"{tmp_path}/train-*")) == 1
+    (tmp_path / "test.jsonl").unlink()
+    assert len(find_files(str(tmp_path))) == 2
 
 
 def test_origins_name_file_and_record(tmp_path: Path) -> None:
@@ -95,7 +151,11 @@ def test_origins_name_file_and_record(tmp_path: Path) -> None:
         ("a.parquet", b"no parquet", "cannot be read as parquet"),
         ("a.arrow", b"no arrow at all", "cannot be read as arrow"),
         ("a.jsonl", b'{"a": "\xff"}\n', "not UTF-8"),
+        ("a.csv", b"a,b,a\n1,2,3\n", "has two columns called 'a'"),
+        ("a.jsonl", b"[" * 100_000 + b"\n", "line 1 is not JSON"),
+        ("a.json", b"[" * 100_000, "record 1 is not JSON"),
         ("a.xlsx", b"", "of no known kind; --input takes parquet"),
+        ("a.parquet.gz", b"", "of no known kind; --input takes parquet"),
     ],
 )
 def test_unreadable_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
