@@ -78,7 +78,7 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print) 
     job = Job(form, template.name, row, encode_options(config, template))
     ledger = Ledger()
     chunks = _counted(pool.encode_all(job, records), ledger, config.log_interval, report)
-    facts = {**_facts(config, datasets), **_token_facts(template, tokenizer, job)}
+    facts = {**_facts(config, datasets), **_token_facts(template, tokenizer, config.tokenizer_name_or_path, job)}
     is_text = isinstance(form, TextFormat)
     with DatasetWriter(config.output_prefix, form.json_keys if is_text else COLUMNS, packed_name=not is_text) as writer:
         if is_text:
@@ -194,9 +194,9 @@ def _facts(config: PreprocessConfig, datasets: list[tuple[str, list[Readable]]])
     }
 
 
-def _token_facts(template: Template, tokenizer: Tokenizer, job: Job) -> dict[str, Any]:
+def _token_facts(template: Template, tokenizer: Tokenizer, tokenizer_folder: str, job: Job) -> dict[str, Any]:
     facts: dict[str, Any] = {
-        "tokenizer": os.path.abspath(job.tokenizer),
+        "tokenizer": os.path.abspath(tokenizer_folder),
         "tokenizer_sha256": tokenizer.fingerprint,
         "vocab_size": tokenizer.vocab_size,
     }
