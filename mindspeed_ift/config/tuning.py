@@ -138,9 +138,9 @@ class OptimizerFlags:
     seed: int = 1234
     """Seed of weights and of the order of samples."""
     loss_compute_mode: Literal["default", "chunk"] = "default"
-    """chunk: the vocabulary logits are computed and recomputed in pieces, never whole in memory."""
+    """Logits never exist for all learnt tokens at once: chunk takes --loss-chunk-size, default what 64 MiB hold."""
     loss_chunk_size: int = 1024
-    """Learnt tokens of one piece with --loss-compute-mode chunk."""
+    """Learnt tokens whose logits exist at once, with --loss-compute-mode chunk."""
     recompute_granularity: Literal["full", "selective"] | None = None
     """Recompute activations in the backward pass: whole layers, or core attention only."""
     recompute_method: Literal["uniform", "block"] | None = None

@@ -27,7 +27,7 @@ class ModelOptions:
         dtype: of weights and activations.
         variable_lengths: micro-batches differ in length, so pipeline stages tell each other their shapes.
         recompute: granularity, method and number of layers as in Megatron's flags, or empty.
-        loss_chunk_size: learnt positions whose logits exist at once; None keeps all.
+        loss_chunk_size: learnt positions whose logits exist at once; None: see `head.loss_sum`.
     """
 
     padded_vocab: int

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 import torch.nn.functional as functional
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from mindspeed_ift.mcore import ProcessGroupCollection, tensor_parallel
+
+# Shapes: S positions, B rows, H hidden size, V rows of the output layer on this tensor rank, L learnt positions,
+# P positions of one piece.
+
+_PIECE_BYTES = 1 << 26
+"""Logits of one piece, in fp32, unless --loss-chunk-size says otherwise: few enough to stay out of the way of activations,
+many enough for the matrix product to be as fast as a whole one."""
+
+_KEPT_BYTES = 1 << 29
+"""Largest gradient of the output layer, in fp32, that is held from the forward to the backward pass."""
 
 
 def loss_sum(
@@ -31,7 +43,7 @@ def loss_sum(
         vocab_size: columns that are tokens; the padding behind them takes no part in the softmax.
         groups: tensor parallel peers.
         sequence_parallel: the hidden states are split along the sequence over the tensor ranks.
-        chunk_size: learnt positions whose logits exist at once, recomputed in the backward pass; None: all, kept.
+        chunk_size: learnt positions whose logits exist at once; None: as many as `_PIECE_BYTES` hold.
 
     Returns:
         fp32 scalar; with no learnt position 0 with a zero gradient.
@@ -45,34 +57,133 @@ def loss_sum(
     learnt = hidden.flatten(0, 1).index_select(0, positions)
     labels = labels_BS.t().reshape(-1).index_select(0, positions)
     weights = loss_mask_BS.t().reshape(-1).index_select(0, positions)
-    first_padding = vocab_size - torch.distributed.get_rank(group) * weight_VH.shape[0]
-    if chunk_size is None or len(positions) <= chunk_size:
-        return _piece(learnt, weight_VH, labels, weights, first_padding, group)
-    total = hidden.new_zeros((), dtype=torch.float32)
-    for start in range(0, len(positions), chunk_size):
+    chunk_size = chunk_size or max(1, _PIECE_BYTES // (4 * weight_VH.shape[0]))
+    return _LossOfPieces.apply(learnt, weight_VH, labels, weights, vocab_size, chunk_size, group)
+
+
+class _LossOfPieces(torch.autograd.Function):
+    """The loss and its gradients, piece by piece.
+
+    The gradient of a sum needs nothing that comes later, so where the weight's gradient is small it is taken at once, in
+    the forward pass, and only scaled in the backward pass. Where it is large, the backward pass computes the logits again
+    and adds to the buffer in which Megatron sums gradients, so that no second one of its size exists.
+
+    Source: Hsu et al. 2024 (Liger Kernel, FusedLinearCrossEntropy), here over a vocabulary split among tensor ranks as
+    in Megatron's vocab_parallel_cross_entropy.
+    """
+
+    @staticmethod
+    def forward(  # noqa: D102
+        context: Any,
+        hidden_LH: Tensor,
+        weight_VH: Tensor,
+        labels_L: Tensor,
+        weights_L: Tensor,
+        vocab_size: int,
+        chunk_size: int,
+        group: dist.ProcessGroup,
+    ) -> Tensor:
+        context.rest = (labels_L, weights_L, vocab_size, chunk_size, group)
+        context.save_for_backward(hidden_LH, weight_VH)
+        wanted = any(context.needs_input_grad[:2])
+        context.gradients = None
+        if not wanted or weight_VH.numel() * 4 > _KEPT_BYTES:
+            return _walk(hidden_LH, weight_VH, *context.rest)
+        grad_hidden = torch.empty_like(hidden_LH)
+        grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if context.needs_input_grad[1] else None
+        context.gradients = (grad_hidden, grad_weight)
+        return _walk(hidden_LH, weight_VH, *context.rest, grad_hidden=grad_hidden, grad_weight=grad_weight)
+
+    @staticmethod
+    def backward(context: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        hidden_LH, weight_VH = context.saved_tensors
+        nothing = (None,) * 5
+        if context.gradients is not None:
+            grad_hidden, grad_weight = context.gradients
+            del context.gradients  # scaled in place, once
+            grad_hidden.mul_(grad)
+            if grad_weight is not None:
+                grad_weight = grad_weight.mul_(grad).to(weight_VH.dtype)
+            return grad_hidden, grad_weight, *nothing
+        grad_hidden = torch.empty_like(hidden_LH)
+        if not context.needs_input_grad[1]:
+            _walk(hidden_LH, weight_VH, *context.rest, grad_hidden=grad_hidden, factor=grad)
+            return grad_hidden, None, *nothing
+        shared = getattr(weight_VH, "main_grad", None)
+        grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if shared is None else shared
+        _walk(hidden_LH, weight_VH, *context.rest, grad_hidden=grad_hidden, grad_weight=grad_weight, factor=grad)
+        if shared is None:
+            return grad_hidden, grad_weight.to(weight_VH.dtype), *nothing
+        # Megatron's hook wants a gradient, which it adds only where the embedding's is in it too.
+        weight_VH.grad_added_to_main_grad = True
+        stand_in = torch.zeros_like if getattr(weight_VH, "zero_out_wgrad", False) else torch.empty_like
+        return grad_hidden, stand_in(weight_VH), *nothing
+
+
+def _walk(
+    hidden_LH: Tensor,
+    weight_VH: Tensor,
+    labels_L: Tensor,
+    weights_L: Tensor,
+    vocab_size: int,
+    chunk_size: int,
+    group: dist.ProcessGroup,
+    *,
+    grad_hidden: Tensor | None = None,
+    grad_weight: Tensor | None = None,
+    factor: Tensor | None = None,
+) -> Tensor:
+    """The weighted loss sum, fp32; fills ``grad_hidden`` ``[L, H]`` and adds to ``grad_weight`` ``[V, H]``.
+
+    Args:
+        hidden_LH: of the learnt positions.
+        weight_VH: this rank's rows of the output layer.
+        labels_L: int64.
+        weights_L: fp32.
+        vocab_size: columns that are tokens, over all ranks.
+        chunk_size: positions of a piece.
+        group: tensor parallel peers.
+        grad_hidden: to fill with this rank's part of the gradient, or None.
+        grad_weight: to add the gradient to, or None.
+        factor: what both gradients are multiplied by; None for 1.
+    """
+    rows = weight_VH.shape[0]
+    first_row = dist.get_rank(group) * rows
+    total = hidden_LH.new_zeros((), dtype=torch.float32)
+    for start in range(0, len(labels_L), chunk_size):
         piece = slice(start, start + chunk_size)
-        total = total + checkpoint(
-            _piece, learnt[piece], weight_VH, labels[piece], weights[piece], first_padding, group, use_reentrant=False
-        )
+        hidden_PH, weights_P = hidden_LH[piece], weights_L[piece]
+        logits_PV = functional.linear(hidden_PH, weight_VH).float()
+        mask_padding(logits_PV, vocab_size - first_row)
+        local_P = labels_L[piece] - first_row
+        here_P = (local_P >= 0) & (local_P < rows)
+        local_P = local_P.clamp(0, rows - 1)[:, None]
+        target_P = logits_PV.gather(1, local_P)[:, 0].masked_fill(~here_P, 0.0)
+        largest_P = _reduced(logits_PV.amax(1), dist.ReduceOp.MAX, group)
+        exponentials_PV = logits_PV.sub_(largest_P[:, None]).exp_()
+        sums_P, target_P = _reduced(torch.stack([exponentials_PV.sum(1), target_P]), dist.ReduceOp.SUM, group)
+        total += ((sums_P.log() + largest_P - target_P) * weights_P).sum()
+        if grad_hidden is None:
+            continue
+        scaled_P = weights_P if factor is None else weights_P * factor
+        grad_PV = exponentials_PV.mul_((scaled_P / sums_P)[:, None])
+        grad_PV = grad_PV.scatter_add_(1, local_P, -(here_P * scaled_P)[:, None]).to(hidden_LH.dtype)
+        torch.mm(grad_PV, weight_VH, out=grad_hidden[piece])
+        if grad_weight is not None and grad_weight.dtype == grad_PV.dtype:
+            grad_weight.addmm_(grad_PV.t(), hidden_PH)
+        elif grad_weight is not None:
+            grad_weight += grad_PV.t() @ hidden_PH
     return total
 
 
-def _piece(
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    weights: Tensor,
-    first_padding: int,
-    group: torch.distributed.ProcessGroup,
-) -> Tensor:
-    logits = mask_padding(functional.linear(hidden, weight).float(), first_padding)
-    losses = tensor_parallel.vocab_parallel_cross_entropy(logits, labels)
-    return (losses * weights).sum()
+def mask_padding(logits: Tensor, first_padding: int) -> None:
+    """Push the columns from ``first_padding`` on (vocabulary padding of this shard) out of the softmax, in place."""
+    if first_padding < logits.shape[-1]:
+        logits[..., max(first_padding, 0) :] = torch.finfo(logits.dtype).min / 2
 
 
-def mask_padding(logits: Tensor, first_padding: int) -> Tensor:
-    """Push the columns from ``first_padding`` on (vocabulary padding of this shard) out of the softmax."""
-    if first_padding >= logits.shape[-1]:
-        return logits
-    padding = torch.arange(logits.shape[-1], device=logits.device) >= first_padding
-    return logits.masked_fill(padding, torch.finfo(logits.dtype).min / 2)
+def _reduced(values: Tensor, operation: dist.ReduceOp, group: dist.ProcessGroup) -> Tensor:
+    """Over the tensor ranks, in place."""
+    if group.size() > 1:
+        dist.all_reduce(values, operation, group=group)
+    return values

@@ -1,0 +1,132 @@
+"""The loss over the vocabulary, piece by piece, against torch's cross entropy on whole logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mindspeed_ift.config.layout import Layout, LayoutFlags
+from mindspeed_ift.devices.device import current
+from mindspeed_ift.model import head
+from mindspeed_ift.parallel import groups as process_groups
+from mindspeed_ift.parallel.groups import Groups
+from mindspeed_ift.training.optimizer import wrap
+from tests.tolerances import ATTENTION_BF16, GRADIENTS
+
+S, B, H, VOCAB, PADDED = 9, 3, 8, 37, 40
+
+
+@pytest.fixture(scope="module")
+def groups() -> Iterator[Groups]:
+    """A world of one rank."""
+    started = process_groups.start(Layout(), current(), seed=1)
+    yield started
+    process_groups.stop(started)
+
+
+def _inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randn(S, B, H, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(PADDED, H, generator=generator).to(dtype).requires_grad_()
+    labels = torch.randint(0, VOCAB, (B, S), generator=generator)
+    weights = torch.rand(B, S, generator=generator)
+    return hidden, weight, labels, weights.where(weights > 0.4, 0.0)
+
+
+def _loss(groups: Groups, hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, chunk: int | None) -> Tensor:
+    return head.loss_sum(
+        hidden,
+        weight,
+        labels,
+        weights,
+        vocab_size=VOCAB,
+        groups=groups.collection,
+        sequence_parallel=False,
+        chunk_size=chunk,
+    )
+
+
+def _plain(hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    logits = nn.functional.linear(hidden.transpose(0, 1), weight).float()[..., :VOCAB]
+    each = nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+    return (each * weights).sum()
+
+
+@pytest.fixture(params=["kept", "computed again"])
+def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The weight's gradient held from the forward pass, or the logits computed twice."""
+    if request.param != "kept":
+        monkeypatch.setattr(head, "_KEPT_BYTES", 0)
+    return request.param
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 4, 1000])
+@pytest.mark.parametrize("factor", [1.0, 0.25])
+def test_weighted_loss_and_gradients(groups: Groups, kept: str, chunk: int | None, factor: float) -> None:
+    """Weights of positions, padding of the vocabulary and what the sum is multiplied by all count."""
+    ours, theirs = _inputs(), _inputs()
+    loss, expected = _loss(groups, *ours, chunk), _plain(*theirs)
+    (loss * factor).backward()
+    (expected * factor).backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for one, other in zip(ours[:2], theirs[:2], strict=True):
+        assert one.grad is not None and torch.allclose(one.grad, other.grad, **GRADIENTS)
+    assert not ours[1].grad[VOCAB:].any()
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_what_is_frozen_gets_no_gradient(groups: Groups, kept: str, frozen: int) -> None:
+    ours, theirs = _inputs(), _inputs()
+    ours[frozen].requires_grad_(False)
+    _loss(groups, *ours, 4).backward()
+    _plain(*theirs).backward()
+    assert ours[frozen].grad is None
+    assert torch.allclose(ours[1 - frozen].grad, theirs[1 - frozen].grad, **GRADIENTS)
+
+
+def test_bf16_rounds_once(groups: Groups, kept: str) -> None:
+    """Gradients of many pieces are summed in fp32."""
+    ours, theirs = _inputs(torch.bfloat16), _inputs(torch.bfloat16)
+    _loss(groups, *ours, 2).backward()
+    _plain(*theirs).backward()
+    for one, other in zip(ours[:2], theirs[:2], strict=True):
+        assert one.grad.dtype is torch.bfloat16
+        assert torch.allclose(one.grad, other.grad, atol=ATTENTION_BF16, rtol=ATTENTION_BF16)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_computed_again_it_adds_to_megatrons_buffer(
+    groups: Groups, monkeypatch: pytest.MonkeyPatch, tied: bool
+) -> None:
+    """Two micro-batches through a model whose embedding is, or is not, also the output layer."""
+    from mindspeed_ift.config.architecture import Architecture
+    from mindspeed_ift.model.build import ModelOptions, build_model
+
+    architecture = Architecture(
+        num_layers=1,
+        hidden_size=16,
+        ffn_hidden_size=32,
+        num_attention_heads=2,
+        num_query_groups=1,
+        kv_channels=8,
+        vocab_size=VOCAB,
+        tied=tied,
+    )
+    buffers = []
+    for limit in (head._KEPT_BYTES, 0):
+        monkeypatch.setattr(head, "_KEPT_BYTES", limit)
+        process_groups.tensor_parallel.model_parallel_cuda_manual_seed(1)
+        torch.manual_seed(1)
+        model = build_model(architecture, ModelOptions(padded_vocab=PADDED), groups)
+        wrapped = wrap(model, LayoutFlags())
+        wrapped.zero_grad_buffer()
+        labels, mask = _inputs()[2:]
+        for shift in (0, 1):
+            tokens = (labels + shift) % VOCAB
+            wrapped(tokens, torch.arange(S).expand(B, S), None, labels=labels, loss_mask=mask).backward()
+        buffers.append({name: parameter.main_grad.clone() for name, parameter in model.named_parameters()})
+    for name, expected in buffers[0].items():
+        assert expected.any() and torch.allclose(buffers[1][name], expected, **GRADIENTS), name
