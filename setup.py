@@ -1,7 +1,12 @@
 """Packaging: pinned dependencies, extras, and the console script ``mindspeed-ift``."""
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
+PACKAGE = Path(__file__).parent / "mindspeed_ift" / "__init__.py"
+VERSION = re.findall(r'^__version__ = "(.+)"$', PACKAGE.read_text(encoding="utf-8"), re.MULTILINE)[0]
 DEPENDENCIES = [
     "torch==2.13.0",
     "megatron-core==0.16.1",
@@ -26,7 +31,7 @@ DEPENDENCIES = [
 
 setup(
     name="mindspeed-ift",
-    version="0.1.0",
+    version=VERSION,
     description="Instruction fine-tuning of Qwen3 on Ascend NPU, CUDA and CPU",
     packages=find_packages(include=["mindspeed_ift", "mindspeed_ift.*"]),
     package_data={"mindspeed_ift.config": ["presets/*.yaml"], "mindspeed_ift.data.show": ["*.j2"]},

@@ -109,6 +109,9 @@ class PreprocessConfig:
     mask_history: bool = False
     """Learn the last answer only."""
 
+    max_drop_fraction: float = 0.05
+    """Fail if a larger part of the records is malformed and so dropped; those left out for their length do not count."""
+
     workers: int = 1
     """Processes that tokenize; the dataset is the same for any number."""
 
@@ -219,6 +222,11 @@ def _lengths_are_possible(config: PreprocessConfig) -> None:
             raise UserError(f"{flag} {value} is too small; give at least {least}")
 
 
+def _fractions_are_possible(config: PreprocessConfig) -> None:
+    if not 0 <= config.max_drop_fraction <= 1:
+        raise UserError(f"--max-drop-fraction {config.max_drop_fraction:g} must lie between 0 and 1")
+
+
 def _text_is_not_packed(config: PreprocessConfig) -> None:
     if config.handler_name == "GeneralPretrainHandler" and config.pack:
         raise UserError(
@@ -250,6 +258,7 @@ _RULES = (
     _neat_packing_needs_packing,
     _lengths_are_possible,
     _packing_flags_need_packing,
+    _fractions_are_possible,
     _text_is_not_packed,
     _probabilities_need_interleaving,
 )

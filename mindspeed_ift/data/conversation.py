@@ -24,6 +24,26 @@ ANSWER_ROLES = (Role.ASSISTANT, Role.FUNCTION)
 class DropRecord(Exception):
     """This record cannot become a sample; the argument is the reason, a row of the ledger. Users never see it."""
 
+    malformed = True
+    """The record is at fault, so it counts for ``--max-drop-fraction``."""
+    cut_tokens = 0
+    """Tokens that the sample would have had, where that is known."""
+
+
+class LeaveOut(DropRecord):
+    """Nothing is wrong with the record, but a rule leaves it out.
+
+    Args:
+        reason: A row of the ledger.
+        cut_tokens: Tokens that the sample would have had.
+    """
+
+    malformed = False
+
+    def __init__(self, reason: str, cut_tokens: int = 0) -> None:
+        super().__init__(reason)
+        self.cut_tokens = cut_tokens
+
 
 @dataclass(frozen=True)
 class Message:

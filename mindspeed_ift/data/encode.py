@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.data.conversation import Conversation, DropRecord, Message, Role, check_turns
+from mindspeed_ift.data.conversation import Conversation, DropRecord, LeaveOut, Message, Role, check_turns
 from mindspeed_ift.data.cutting import SPLIT, Pair, cut_turn, cut_turns, split_balanced
 from mindspeed_ift.data.pieces import PieceEncoder
 from mindspeed_ift.data.sample import IGNORED_LABEL, Sample
@@ -54,10 +54,12 @@ class Encoded:
     Attributes:
         sample: ``segments`` is None.
         notes: Rows of the ledger: what was cut or left out.
+        cut_tokens: How many tokens were.
     """
 
     sample: Sample
     notes: tuple[str, ...] = ()
+    cut_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -197,18 +199,19 @@ class Encoder:
             ids += source + target
             labels += self._prompt_labels(source, ends_answer=efficient and number != unmarked)
             labels += target if number == last or not options.mask_history else [IGNORED_LABEL] * len(target)
-        cut = len(ids) < whole
         closing = [self.end_id] * (efficient + options.append_eod)
         ids += closing
         labels += closing
+        whole += len(closing)
         if options.limit is not None and len(ids) >= options.limit:
             if not options.cut_to_limit:
-                raise DropRecord(f"{options.limit} tokens or more (--seq-length)")
-            ids, labels, cut = ids[: options.limit - 1], labels[: options.limit - 1], True
+                raise LeaveOut(f"{options.limit} tokens or more (--seq-length)", whole)
+            ids, labels = ids[: options.limit - 1], labels[: options.limit - 1]
+        cut_tokens = whole - len(ids)
         sample = Sample(np.array(ids, np.int32), np.array(labels, np.int32))
         learns = (sample.labels != IGNORED_LABEL).any()
-        notes = (*((CUT_NOTE,) if cut else ()), *written.notes, *(() if learns else (NOTHING_LEARNT_NOTE,)))
-        return Encoded(sample, notes)
+        notes = (*((CUT_NOTE,) if cut_tokens else ()), *written.notes, *(() if learns else (NOTHING_LEARNT_NOTE,)))
+        return Encoded(sample, notes, cut_tokens)
 
     def _prompt_labels(self, source: list[int], ends_answer: bool) -> list[int]:
         if self.options.train_on_prompt:

@@ -13,7 +13,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.data.conversation import Conversation, DropRecord, Message, Role, check_text, check_turns, parse_json
+from mindspeed_ift.data.conversation import (
+    Conversation,
+    DropRecord,
+    LeaveOut,
+    Message,
+    Role,
+    check_text,
+    check_turns,
+    parse_json,
+)
 
 Record = Mapping[str, Any]
 
@@ -281,7 +290,7 @@ class TextFormat:
         for text in texts:
             check_text(text)
         if not all(texts):
-            raise DropRecord("the text is empty")
+            raise LeaveOut("the text is empty")
         return texts
 
 

@@ -31,6 +31,11 @@ class HubDataset:
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def fingerprint(self) -> str | None:
+        """By which `datasets` knows the records; None for a stream, which may hold others another time."""
+        return getattr(self.dataset, "_fingerprint", None)
+
     def read(self, rows: int) -> Iterator[dict[str, Any]]:
         """Its records, ``rows`` of them in memory at a time.
 

@@ -10,27 +10,25 @@ prepares data.
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from mindspeed_ift.config.errors import RunError, UserError
+from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.data.staging import GrowingFile, Mark, Staging, publish, report_write_errors
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
 _HEADER = struct.Struct("<9sQBQQ")
 _DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
 _INT32_CODE = 4
-_WRITE_BLOCK = 1 << 20
+_DOCUMENTS_AT_ONCE = 1 << 18
 
 
 def column_path(prefix: str | Path, column: str, packed_name: bool = True) -> str:
@@ -106,7 +104,8 @@ class IndexedColumn:
                 f"{values} has {values.stat().st_size} bytes where {index.name} says {total}: the two files do"
                 " not belong together or one was cut; prepare or copy the dataset again"
             )
-        self._values = np.memmap(values, dtype=self.dtype, mode="r") if total else np.zeros(0, self.dtype)
+        self.values: np.ndarray = np.memmap(values, self.dtype, "r") if total else np.zeros(0, self.dtype)
+        """The values of all documents, one after the other, in the file's dtype (int32)."""
 
     @staticmethod
     def _read_header(index: Path) -> tuple[np.dtype, int, int]:
@@ -134,36 +133,34 @@ class IndexedColumn:
     def __getitem__(self, document: int) -> np.ndarray:
         """Values of one document: a read-only view ``[n]`` of the mapped file, in the file's dtype (int32)."""
         start = int(self.offsets[document]) // self.dtype.itemsize
-        return self._values[start : start + int(self.lengths[document])]
-
-
-@contextlib.contextmanager
-def report_write_errors(path: str | Path) -> Iterator[None]:
-    """Turn a failed write into one line: a full disk is a RunError, a place one may not write to a UserError."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise RunError(f"no space left to write {path}; free some or choose another --output-prefix") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
-            raise UserError(f"cannot write {path} ({error.strerror}); choose another --output-prefix") from error
-        raise
+        return self.values[start : start + int(self.lengths[document])]
 
 
 class ColumnWriter:
-    """Writes one column aside (``NAME.partial`` beside the final files); `DatasetWriter` renames it.
+    """Writes one column aside; `DatasetWriter` gives it its name.
 
     Args:
         path: Final path without suffix.
+        folder: Where the files grow.
+        marks: Go on from there (see `GrowingFile`); None begins anew.
+
+    Raises:
+        ChangedFile: A file is not as its mark says.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, folder: Path, marks: Mapping[str, Mark] | None = None) -> None:
         self.path = path
-        self.lengths: list[np.ndarray] = []
-        self.digests: dict[str, dict[str, Any]] = {}
-        self._hash = hashlib.sha256()
-        self._bytes = 0
-        self._file = open(f"{path}.bin.partial", "wb", buffering=_WRITE_BLOCK)  # noqa: SIM115 - lives as long as self
+        self.folder = folder
+        self.name = os.path.basename(path)
+        self._values, self._lengths = (
+            GrowingFile(folder / name, None if marks is None else marks.get(name, {}))
+            for name in (f"{self.name}.bin", f"{self.name}.lengths")
+        )
+
+    @property
+    def aside(self) -> Path:
+        """Where the column lies until it has its name, for `IndexedColumn`, once it is finished."""
+        return self.folder / self.name
 
     def append(self, values: np.ndarray, lengths: np.ndarray) -> None:
         """Add documents.
@@ -172,72 +169,79 @@ class ColumnWriter:
             values: int32 ``[sum of lengths]``, the documents one after the other.
             lengths: int32 ``[documents]``.
         """
-        data = np.ascontiguousarray(values, dtype="<i4").data
-        self._file.write(data)
-        self._hash.update(data)
-        self._bytes += data.nbytes
-        self.lengths.append(np.asarray(lengths, dtype="<i4"))
+        self._values.write(np.ascontiguousarray(values, dtype="<i4").data)
+        self._lengths.write(np.ascontiguousarray(lengths, dtype="<i4").data)
 
-    def finish(self) -> None:
-        """Close ``.bin`` and write ``.idx``, both still aside."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        lengths = np.concatenate(self.lengths) if self.lengths else np.zeros(0, "<i4")
-        offsets = np.zeros(len(lengths), "<i8")
-        np.cumsum(lengths[:-1], dtype=np.int64, out=offsets[1:])
-        index = b"".join(
-            (
-                _HEADER.pack(_MAGIC, _VERSION, _INT32_CODE, len(lengths), len(lengths) + 1),
-                lengths.tobytes(),
-                (offsets * 4).tobytes(),
-                np.arange(len(lengths) + 1, dtype="<i8").tobytes(),
-            )
-        )
-        with open(f"{self.path}.idx.partial", "wb") as file:
-            file.write(index)
-            file.flush()
-            os.fsync(file.fileno())
-        name = os.path.basename(self.path)
-        self.digests = {
-            f"{name}.bin": {"bytes": self._bytes, "sha256": self._hash.hexdigest()},
-            f"{name}.idx": {"bytes": len(index), "sha256": hashlib.sha256(index).hexdigest()},
-        }
+    def marks(self) -> dict[str, Mark]:
+        """Of the files as they are now."""
+        return {file.path.name: file.mark() for file in (self._values, self._lengths)}
 
-    def publish(self) -> None:
-        """Give both files their names."""
-        for suffix in (".bin", ".idx"):
-            os.replace(f"{self.path}{suffix}.partial", self.path + suffix)
+    def finish(self) -> dict[str, Mark]:
+        """Close ``.bin`` and write ``.idx``, both still aside; their sizes and checksums."""
+        self._lengths.mark()
+        count = self._lengths.path.stat().st_size // 4
+        lengths = np.memmap(self._lengths.path, "<i4", "r") if count else np.zeros(0, "<i4")
+        index = GrowingFile(self.folder / f"{self.name}.idx")
+        index.write(_HEADER.pack(_MAGIC, _VERSION, _INT32_CODE, count, count + 1))
+        offset = 0
+        blocks = [slice(start, start + _DOCUMENTS_AT_ONCE) for start in range(0, count, _DOCUMENTS_AT_ONCE)]
+        for block in blocks:
+            index.write(lengths[block].data)
+        for block in blocks:
+            ends = offset + np.cumsum(lengths[block], dtype="<i8") * 4
+            index.write(np.concatenate((np.array([offset], "<i8"), ends[:-1])).data)
+            offset = int(ends[-1])
+        for start in range(0, count + 1, _DOCUMENTS_AT_ONCE):
+            index.write(np.arange(start, min(start + _DOCUMENTS_AT_ONCE, count + 1), dtype="<i8").data)
+        found = {file.path.name: file.mark() for file in (self._values, index)}
+        index.close()
+        self.close()
+        return found
 
-    def discard(self) -> None:
-        """Remove what was written aside."""
-        with contextlib.suppress(OSError):
-            self._file.close()
-        for suffix in (".bin", ".idx"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{self.path}{suffix}.partial")
+    def close(self) -> None:
+        """Write no more."""
+        self._values.close()
+        self._lengths.close()
 
 
 class DatasetWriter:
-    """All columns of a dataset, written aside and renamed together at the end; a failure leaves nothing behind.
+    """All columns of a dataset, written aside and named together at the end; a failure leaves no dataset behind.
 
     Args:
         prefix: ``--output-prefix``; its folder is made.
         columns: Names of the columns, see `column_path`.
         packed_name: See `column_path`.
+        staging: Where the files grow, kept by the caller; None takes PREFIX.partial and empties it.
+        marks: Go on from there, of `marks`; None begins anew.
 
     Raises:
         UserError: The folder cannot be written.
         RunError: The disk is full (from any method).
+        ChangedFile: A file is not as its mark says.
     """
 
-    def __init__(self, prefix: str | Path, columns: Sequence[str], packed_name: bool = True) -> None:
+    def __init__(
+        self,
+        prefix: str | Path,
+        columns: Sequence[str],
+        packed_name: bool = True,
+        staging: Staging | None = None,
+        marks: Mapping[str, Mark] | None = None,
+    ) -> None:
         self.prefix = str(prefix)
         self.columns: dict[str, ColumnWriter] = {}
-        with report_write_errors(self.prefix):
-            os.makedirs(os.path.dirname(self.prefix) or ".", exist_ok=True)
-            for column in columns:
-                self.columns[column] = ColumnWriter(column_path(prefix, column, packed_name))
+        self._own = None
+        if staging is None:
+            self._own = staging = Staging(self.prefix)
+            staging.clear()
+        self.folder = staging.folder
+        try:
+            with report_write_errors(self.prefix):
+                for column in columns:
+                    self.columns[column] = ColumnWriter(column_path(prefix, column, packed_name), self.folder, marks)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
 
     def append(self, values: Mapping[str, np.ndarray], lengths: np.ndarray | Mapping[str, np.ndarray]) -> None:
         """Add documents to every column.
@@ -250,32 +254,30 @@ class DatasetWriter:
             for name, writer in self.columns.items():
                 writer.append(values[name], lengths[name] if isinstance(lengths, Mapping) else lengths)
 
-    def commit(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """Finish the files, rename them, write the manifest last, and return it with ``files`` filled in.
-
-        The old manifest goes first: an interruption between the renames leaves files without a manifest, never a
-        manifest that vouches for other files.
-        """
+    def marks(self) -> dict[str, Mark]:
+        """How far each file is, for ``marks`` of a later writer."""
         with report_write_errors(self.prefix):
-            files: dict[str, dict[str, Any]] = {}
-            for writer in self.columns.values():
-                writer.finish()
-                files.update(writer.digests)
-            complete = {**manifest, "files": files}
-            target = manifest_path(self.prefix)
-            aside = Path(f"{target}.partial")
-            aside.write_text(json.dumps(complete, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-            target.unlink(missing_ok=True)
-            for writer in self.columns.values():
-                writer.publish()
-            os.replace(aside, target)
-        return complete
+            return {name: mark for writer in self.columns.values() for name, mark in writer.marks().items()}
 
-    def discard(self) -> None:
-        """Remove everything written aside."""
-        for writer in self.columns.values():
-            writer.discard()
-        Path(f"{manifest_path(self.prefix)}.partial").unlink(missing_ok=True)
+    def finish(self) -> dict[str, Mark]:
+        """Close the files, still aside, where `IndexedColumn` can read them; their sizes and checksums."""
+        with report_write_errors(self.prefix):
+            return {name: mark for writer in self.columns.values() for name, mark in writer.finish().items()}
+
+    def commit(self, manifest: Mapping[str, Any], beside: Mapping[str, Mark] | None = None) -> dict[str, Any]:
+        """Finish the files, give them their names, write the manifest last, and return it with ``files`` filled in.
+
+        Args:
+            manifest: What is to be known of the dataset.
+            beside: Further files that lie in the folder of the growing ones and belong to the dataset.
+        """
+        complete = {**manifest, "files": {**self.finish(), **(beside or {})}}
+        target = manifest_path(self.prefix)
+        with report_write_errors(self.prefix):
+            aside = self.folder / target.name
+            aside.write_text(json.dumps(complete, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            publish(self.folder, target.parent, [*complete["files"], target.name])
+        return complete
 
     def __enter__(self) -> DatasetWriter:
         return self
@@ -283,5 +285,7 @@ class DatasetWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
-            self.discard()
+        for writer in self.columns.values():
+            writer.close()
+        if self._own is not None:
+            self._own.__exit__(kind, error, trace)

@@ -1,38 +1,43 @@
 """Files of records in, an indexed dataset out: the whole offline pipeline, and what it did.
 
-`preprocess` is the place to start reading: look at the first record, encode all of them (workers.py), put them into
-documents as they are or packed, publish the files with their manifest.
+`preprocess` is the place to start reading: look at the first record, encode all of them (workers.py) and take them in
+(intake.py), put them into documents as they are or packed, publish the files with ledger and manifest.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+import mindspeed_ift
 from mindspeed_ift.config.data import PreprocessConfig
-from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.errors import RunError, UserError
 from mindspeed_ift.data.encode import EncodeOptions
 from mindspeed_ift.data.formats import OPTIONAL_COLUMNS, Format, TextFormat, check_handler, make_format
 from mindspeed_ift.data.hub import load_hub_dataset, read_parameters
-from mindspeed_ift.data.indexed import DatasetWriter
+from mindspeed_ift.data.indexed import DatasetWriter, IndexedColumn
+from mindspeed_ift.data.intake import InputMarks, Intake, fingerprint, open_intake
 from mindspeed_ift.data.ledger import Ledger
-from mindspeed_ift.data.mixing import read_datasets
+from mindspeed_ift.data.ledger_file import ledger_path
+from mindspeed_ift.data.mixing import Mixture, read_datasets
 from mindspeed_ift.data.packed_rows import write_packed
 from mindspeed_ift.data.records import Origin, Readable, Record, find_datasets
-from mindspeed_ift.data.sample import IGNORED_LABEL
+from mindspeed_ift.data.staging import Mark, Staging, report_write_errors
 from mindspeed_ift.data.template_choice import definition, find_row, get_template, make_encoder
 from mindspeed_ift.data.template_table import TEMPLATES
 from mindspeed_ift.data.templates import Template
 from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
-from mindspeed_ift.data.workers import EncodedChunk, Job, WorkerPool
+from mindspeed_ift.data.workers import Job, WorkerPool
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
+SAMPLE_COLUMNS = ("input_ids", "labels")
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,25 @@ class Summary:
     seconds: float
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What is to be done, found out before anything is written."""
+
+    inputs: str
+    sources: list[Readable]
+    mixture: Mixture[tuple[Record, Origin]]
+    records: Iterator[tuple[Record, Origin]]
+    template: Template
+    tokenizer: Tokenizer
+    pool: WorkerPool
+    job: Job
+    token_facts: dict[str, Any]
+
+    @property
+    def is_text(self) -> bool:
+        return isinstance(self.job.form, TextFormat)
+
+
 def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print) -> Summary:
     """Make the dataset that ``config`` asks for.
 
@@ -60,10 +84,30 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print) 
         report: Takes progress lines.
 
     Raises:
-        UserError: Input, columns, tokenizer or flags cannot be used, or no record is left; nothing has been written
-        then. RunError: The disk is full or a worker died; what was written is removed.
+        UserError: Input, columns, tokenizer or flags cannot be used, too many records are malformed, or none is left;
+        nothing has been written then. RunError: The disk is full or a worker died; the same command goes on from
+        what was finished, if anything was.
     """
     started = time.monotonic()
+    work = _prepare(config, report)
+    inputs = InputMarks(work.sources)
+    find = functools.cache(lambda: fingerprint(config, inputs, work.token_facts))
+    with contextlib.ExitStack() as stack:
+        place = stack.enter_context(Staging(config.output_prefix))
+        waits = place
+        if config.pack and config.cache_dir:
+            waits = stack.enter_context(Staging(Path(config.cache_dir) / os.path.basename(config.output_prefix)))
+        stack.enter_context(_say_how_to_go_on(waits))
+        intake = open_intake(waits, find, functools.partial(_writer, config, work.job.form, waits), report)
+        stack.callback(intake.close)
+        _take_in(intake, work, config, lambda: find() if inputs.known else None, report)
+        _check(config, work, intake.ledger)
+        intake.save(find())
+        manifest = _publish(intake, place, work, config, inputs, report)
+    return Summary(intake.ledger, manifest, tuple(_notices(config, work, intake.ledger)), time.monotonic() - started)
+
+
+def _prepare(config: PreprocessConfig, report: Callable[[str], None]) -> _Work:
     config.check()
     check_handler(config.handler_name)
     row = find_row(config.prompt_type, config.prompt_type_path)
@@ -76,26 +120,78 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print) 
     first, records = _peek(iter(mixture), inputs)
     form = make_format(config.handler_name, config.mapped_keys(), config.json_keys, first[0], first[1].file)
     job = Job(form, template.name, row, encode_options(config, template))
-    ledger = Ledger()
-    chunks = _counted(pool.encode_all(job, records), ledger, config.log_interval, report)
-    facts = {**_facts(config, datasets), **_token_facts(template, tokenizer, config.tokenizer_name_or_path, job)}
-    is_text = isinstance(form, TextFormat)
-    with DatasetWriter(config.output_prefix, form.json_keys if is_text else COLUMNS, packed_name=not is_text) as writer:
-        if is_text:
-            counts = _write_text(writer, chunks, form.json_keys)
-        elif config.pack:
-            counts = write_packed(writer, chunks, config, tokenizer.pad_id, report)
-        else:
-            counts = _write_samples(writer, chunks)
-        _check_columns(form, ledger)
-        if not ledger.kept:
-            raise UserError(
-                f"no sample is left of the {ledger.read} records of {inputs}: {_reasons(ledger)}; nothing was written"
-            )
-        manifest = writer.commit({**facts, **counts, "columns": list(writer.columns), "ledger": ledger.as_dict()})
-    about_template = () if is_text else _template_notices(template, tokenizer, config.prompt_type_path)
-    notices = (*mixture.notices(), *about_template, *_notices(config, template, form, ledger))
-    return Summary(ledger, manifest, notices, time.monotonic() - started)
+    sources = [source for _, found in datasets for source in found]
+    token_facts = _token_facts(template, tokenizer, config.tokenizer_name_or_path, job)
+    return _Work(inputs, sources, mixture, records, template, tokenizer, pool, job, token_facts)
+
+
+def _take_in(
+    intake: Intake,
+    work: _Work,
+    config: PreprocessConfig,
+    find: Callable[[], dict[str, Any] | None],
+    report: Callable[[str], None],
+) -> None:
+    """Encode the records that an earlier run has not, and tell how far it is."""
+    started, before = time.monotonic(), intake.ledger.read
+    told = before // config.log_interval
+    records = itertools.islice(work.records, before, None)
+    for chunk in work.pool.encode_all(work.job, records):
+        intake.add(chunk)
+        ledger = intake.ledger
+        if ledger.read // config.log_interval > told:
+            told = ledger.read // config.log_interval
+            rate = (ledger.read - before) / max(time.monotonic() - started, 1e-9)
+            report(f"{ledger.read:,} records read, {ledger.kept:,} kept, {rate:,.0f} records/s")
+        if intake.is_due and (found := find()) is not None:
+            intake.save(found)
+
+
+def _publish(
+    intake: Intake,
+    place: Staging,
+    work: _Work,
+    config: PreprocessConfig,
+    inputs: InputMarks,
+    report: Callable[[str], None],
+) -> dict[str, Any]:
+    """Put the samples into documents, as they are or packed, and give the files their names; the manifest."""
+    ledger, writer = intake.ledger, intake.writer
+    counts: dict[str, Any] = {
+        "samples": ledger.kept,
+        "conversations": 0 if work.is_text else ledger.kept,
+        "tokens": ledger.tokens,
+        "learnt_tokens": ledger.learnt_tokens,
+    }
+    if config.pack:
+        writer.finish()
+        stored = {name: IndexedColumn(column.aside) for name, column in writer.columns.items()}
+        writer = DatasetWriter(config.output_prefix, COLUMNS, staging=place)
+        counts |= write_packed(writer, stored, config, work.tokenizer.pad_id, report)
+    ledger_file = place.folder / ledger_path(config.output_prefix).name
+    with report_write_errors(ledger_file):
+        beside = {ledger_file.name: intake.rows.write_parquet(ledger_file)}
+    facts = {**_facts(config), "input": inputs.wait(), **work.token_facts, **counts}
+    return writer.commit({**facts, "columns": list(writer.columns), "ledger": ledger.as_dict()}, beside)
+
+
+def _writer(config: PreprocessConfig, form: Format, waits: Staging, marks: Mapping[str, Mark] | None) -> DatasetWriter:
+    """Of the samples as they are encoded: the dataset itself, or what will be packed."""
+    if isinstance(form, TextFormat):
+        return DatasetWriter(config.output_prefix, form.json_keys, packed_name=False, staging=waits, marks=marks)
+    if config.pack:
+        return DatasetWriter(f"{config.output_prefix}.samples", SAMPLE_COLUMNS, staging=waits, marks=marks)
+    return DatasetWriter(config.output_prefix, COLUMNS, staging=waits, marks=marks)
+
+
+@contextlib.contextmanager
+def _say_how_to_go_on(waits: Staging) -> Iterator[None]:
+    try:
+        yield
+    except RunError as error:
+        if not waits.holds_progress:
+            raise
+        raise RunError(f"{error}; the same command then goes on from what is finished in {waits.folder}") from error
 
 
 def encode_options(config: PreprocessConfig, template: Template) -> EncodeOptions:
@@ -141,44 +237,10 @@ def _peek(
     return first, itertools.chain([first], records)
 
 
-def _counted(
-    chunks: Iterator[EncodedChunk], ledger: Ledger, interval: int, report: Callable[[str], None]
-) -> Iterator[EncodedChunk]:
-    """Pass chunks through, adding to the ledger and telling how far it is."""
-    started, told = time.monotonic(), 0
-    for chunk in chunks:
-        ledger.merge(chunk.ledger)
-        if ledger.read // interval > told:
-            told = ledger.read // interval
-            rate = ledger.read / max(time.monotonic() - started, 1e-9)
-            report(f"{ledger.read:,} records read, {ledger.kept:,} kept, {rate:,.0f} records/s")
-        yield chunk
-
-
-def _write_text(writer: DatasetWriter, chunks: Iterator[EncodedChunk], keys: tuple[str, ...]) -> dict[str, int]:
-    samples = tokens = 0
-    for chunk in chunks:
-        writer.append(chunk.values, chunk.lengths)
-        samples += len(chunk.lengths[keys[0]])
-        tokens += sum(len(values) for values in chunk.values.values())
-    return {"samples": samples, "conversations": 0, "tokens": tokens, "learnt_tokens": tokens}
-
-
-def _write_samples(writer: DatasetWriter, chunks: Iterator[EncodedChunk]) -> dict[str, int]:
-    """One document a sample."""
-    samples = tokens = learnt = 0
-    for chunk in chunks:
-        ids, labels, lengths = chunk.values["input_ids"], chunk.values["labels"], chunk.lengths["input_ids"]
-        writer.append({"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": labels}, lengths)
-        samples += len(lengths)
-        tokens += len(ids)
-        learnt += int(np.count_nonzero(labels != IGNORED_LABEL))
-    return {"samples": samples, "conversations": samples, "tokens": tokens, "learnt_tokens": learnt}
-
-
-def _facts(config: PreprocessConfig, datasets: list[tuple[str, list[Readable]]]) -> dict[str, Any]:
+def _facts(config: PreprocessConfig) -> dict[str, Any]:
     return {
         "format": 1,
+        "version": mindspeed_ift.__version__,
         "seq_length": config.seq_length,
         "pack": config.pack,
         "neat_pack": config.neat_pack,
@@ -186,11 +248,11 @@ def _facts(config: PreprocessConfig, datasets: list[tuple[str, list[Readable]]])
         "handler_name": config.handler_name,
         "prompt_type": config.prompt_type,
         "enable_thinking": config.enable_thinking,
-        "input": [str(file) for _, files in datasets for file in files],
         "mix_strategy": config.mix_strategy,
         "interleave_probs": config.probabilities(),
         "seed": config.seed,
         "max_samples": config.max_samples,
+        "flags": asdict(config),
     }
 
 
@@ -210,17 +272,23 @@ def _token_facts(template: Template, tokenizer: Tokenizer, tokenizer_folder: str
     return {**facts, "eod_id": encoder.end_id, "pad_id": tokenizer.pad_id, "turn_end_ids": encoder.turn_end_ids()}
 
 
-def _check_columns(form: Format, ledger: Ledger) -> None:
-    never = sorted(form.columns() - ledger.columns - {"input"})
+def _check(config: PreprocessConfig, work: _Work, ledger: Ledger) -> None:
+    """Refuse a dataset that cannot be what was meant."""
+    never = sorted(work.job.form.columns() - ledger.columns - {"input"})
     if never:
         raise UserError(
             f"column '{never[0]}' of --map-keys is in no record (they have: {', '.join(sorted(ledger.columns))});"
             " mend --map-keys"
         )
-
-
-def _reasons(ledger: Ledger) -> str:
-    return ", ".join(f"{tally.count} {reason} (first {tally.first[0]})" for reason, tally in ledger.dropped.items())
+    if not ledger.kept:
+        raise UserError(
+            f"no sample is left of the {ledger.read} records of {work.inputs}: {ledger.reasons()}; nothing was written"
+        )
+    if ledger.malformed > config.max_drop_fraction * ledger.read:
+        raise UserError(
+            f"{ledger.malformed:,} of {ledger.read:,} records are malformed, a larger part than --max-drop-fraction"
+            f" {config.max_drop_fraction:g} allows: {ledger.reasons()}; mend them or raise it; nothing was written"
+        )
 
 
 def _template_notices(template: Template, tokenizer: Tokenizer, path: str) -> Iterator[str]:
@@ -235,16 +303,16 @@ def _template_notices(template: Template, tokenizer: Tokenizer, path: str) -> It
         )
 
 
-def _notices(config: PreprocessConfig, template: Template, form: Format, ledger: Ledger) -> Iterator[str]:
-    ignored = (
-        []
-        if isinstance(form, TextFormat)
-        else [column for column in OPTIONAL_COLUMNS if column in ledger.filled and column not in form.columns()]
-    )
-    if ignored:
-        yield (
-            f"columns not used: {', '.join(ignored)} (as MindSpeed-LLM does; name them with --map-keys, or give"
-            " --handler-name auto, to use them)"
-        )
+def _notices(config: PreprocessConfig, work: _Work, ledger: Ledger) -> Iterator[str]:
+    form, template = work.job.form, work.template
+    yield from work.mixture.notices()
+    if not work.is_text:
+        yield from _template_notices(template, work.tokenizer, config.prompt_type_path)
+        ignored = [column for column in OPTIONAL_COLUMNS if column in ledger.filled - form.columns()]
+        if ignored:
+            yield (
+                f"columns not used: {', '.join(ignored)} (as MindSpeed-LLM does; name them with --map-keys, or give"
+                " --handler-name auto, to use them)"
+            )
     if config.enable_thinking != "none" and not template.thinking:
         yield f"--enable-thinking {config.enable_thinking} changes nothing: --prompt-type {template.name} never thinks"

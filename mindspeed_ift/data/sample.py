@@ -27,3 +27,8 @@ class Sample:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def learnt_tokens(self) -> int:
+        """How many labels are learnt."""
+        return int(np.count_nonzero(self.labels != IGNORED_LABEL))

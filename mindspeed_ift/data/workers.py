@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 
 import numpy as np
 
 from mindspeed_ift.config.errors import RunError, UserError
-from mindspeed_ift.data.conversation import Conversation, DropRecord
+from mindspeed_ift.data.conversation import Conversation, DropRecord, LeaveOut
 from mindspeed_ift.data.encode import EncodeOptions, Encoder, TemplateMismatch
 from mindspeed_ift.data.formats import OPTIONAL_COLUMNS, Format, TextFormat
 from mindspeed_ift.data.ledger import Ledger
@@ -90,23 +91,25 @@ class Worker:
         return self._encode_conversations(chunk, ledger, self.encoder)
 
     def _encode_conversations(self, chunk: Chunk, ledger: Ledger, encoder: Encoder) -> EncodedChunk:
-        conversations: list[Conversation] = []
-        origins: list[Origin] = []
-        for record, origin in chunk:
-            try:
-                conversations.append(self.job.form.convert(record))
-                origins.append(origin)
-            except DropRecord as reason:
-                ledger.drop(origin, str(reason))
+        converted = [self._convert(record) for record, _ in chunk]
+        encoded = iter(encoder.encode([one for one in converted if isinstance(one, Conversation)]))
         samples = []
-        for result, origin in zip(encoder.encode(conversations), origins):
+        for one, (_, origin) in zip(converted, chunk):
+            result = next(encoded) if isinstance(one, Conversation) else one
             if isinstance(result, TemplateMismatch):
                 raise UserError(f"{origin}: {result}")
             if isinstance(result, DropRecord):
-                ledger.drop(origin, str(result))
-            else:
-                ledger.keep(origin, result.notes)
-                samples.append(result.sample)
+                _drop(ledger, origin, result)
+                continue
+            sample = result.sample
+            samples.append(sample)
+            ledger.keep(
+                origin,
+                result.notes,
+                tokens=len(sample),
+                learnt_tokens=sample.learnt_tokens,
+                cut_tokens=result.cut_tokens,
+            )
         lengths = np.array([len(sample) for sample in samples], np.int32)
         return EncodedChunk(
             {
@@ -117,6 +120,12 @@ class Worker:
             ledger,
         )
 
+    def _convert(self, record: Record) -> Conversation | DropRecord:
+        try:
+            return self.job.form.convert(record)
+        except DropRecord as reason:
+            return reason
+
     def _encode_text(self, chunk: Chunk, ledger: Ledger) -> EncodedChunk:
         keys, options = self.job.form.json_keys, self.job.options
         found: dict[str, list[np.ndarray]] = {key: [] for key in keys}
@@ -126,11 +135,12 @@ class Worker:
                 texts = self.job.form.texts(record)
                 ids = [np.array(self.tokenizer.encode(text) + end, np.int32) for text in texts]
                 if options.limit is not None and max(map(len, ids)) >= options.limit:
-                    raise DropRecord(f"{options.limit} tokens or more (--seq-length)")
+                    raise LeaveOut(f"{options.limit} tokens or more (--seq-length)", sum(map(len, ids)))
             except DropRecord as reason:
-                ledger.drop(origin, str(reason))
+                _drop(ledger, origin, reason)
                 continue
-            ledger.keep(origin)
+            tokens = sum(map(len, ids))
+            ledger.keep(origin, tokens=tokens, learnt_tokens=tokens)
             for key, tokens in zip(keys, ids):
                 found[key].append(tokens)
         return EncodedChunk(
@@ -210,6 +220,7 @@ def _take(tokenizer: Tokenizer) -> None:
     """Runs once in a process that was forked."""
     global _tokenizer
     _tokenizer = tokenizer
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _load(path: str, trust_remote_code: bool) -> None:
@@ -218,12 +229,24 @@ def _load(path: str, trust_remote_code: bool) -> None:
     _take(load_tokenizer(path, trust_remote_code))
 
 
+def _end_with_parent() -> None:
+    """A killed parent cannot end its workers, and they would wait for chunks forever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _encode(job: Job, chunk: Chunk) -> EncodedChunk:
     global _worker
     assert _tokenizer is not None
     if _worker is None or _worker.job != job:
         _worker = Worker(job, _tokenizer)
     return _worker.encode(chunk)
+
+
+def _drop(ledger: Ledger, origin: Origin, reason: DropRecord) -> None:
+    ledger.drop(origin, str(reason), malformed=reason.malformed, cut_tokens=reason.cut_tokens)
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:

@@ -84,6 +84,8 @@ def run(name: str, folder: Path) -> Summary:
             str(SHARED / "tokenizer" / "qwen3"),
             "--output-prefix",
             str(folder / "data"),
+            "--max-drop-fraction",
+            "1",
             *case["flags"],
         ],
         program="preprocess",
@@ -101,7 +103,7 @@ def test_bytes(name: str, tmp_path: Path) -> None:
     run(name, tmp_path)
     case = load_case(name)
     stored = GOLDEN / (case.get("outputs_stored_in") or name)
-    assert {path.name for path in tmp_path.iterdir()} == {*case["outputs"], "data.manifest.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {*case["outputs"], "data.manifest.json", "data.ledger.parquet"}
     for file, expected in case["outputs"].items():
         ours = (tmp_path / file).read_bytes()
         if hashlib.sha256(ours).hexdigest() == expected["sha256"]:

@@ -31,7 +31,7 @@ def exit_code(arguments: list[str]) -> int:
 
 
 def test_says_what_it_did(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code([*arguments, "--n-subs", "2"]) == 0
+    assert exit_code([*arguments, "--n-subs", "2", "--max-drop-fraction", "0.5"]) == 0
     said = capsys.readouterr().out
     assert "--n-subs changes nothing here" in said and "dropped: 'output' is missing or null" in said
     assert "2 records -> 1 documents" in said and "data_packed_labels_document.bin" in said

@@ -10,18 +10,20 @@ import pytest
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.dataset import InstructionDataset
-from mindspeed_ift.data.indexed import ColumnWriter, column_path
+from mindspeed_ift.data.indexed import DatasetWriter, column_path
 from tests.tiny_dataset import random_sample, sample, write_dataset
 
 ROWS = [sample([1, 2, 3], [-100, 2, 3]), sample([4, 5], [-100, 5])]
 
 
 def replace_column(prefix: Path, column: str, documents: list[list[int]]) -> None:
-    writer = ColumnWriter(column_path(prefix, column))
-    for document in documents:
-        writer.append(np.array(document, np.int32), np.array([len(document)], np.int32))
-    writer.finish()
-    writer.publish()
+    other = prefix.with_name("other column")
+    with DatasetWriter(other, [column]) as writer:
+        for document in documents:
+            writer.append({column: np.array(document, np.int32)}, np.array([len(document)], np.int32))
+        writer.commit({})
+    for suffix in (".bin", ".idx"):
+        shutil.move(column_path(other, column) + suffix, column_path(prefix, column) + suffix)
 
 
 def test_round_trip(tmp_path: Path) -> None:

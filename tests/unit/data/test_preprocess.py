@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pyarrow import parquet
 
+import mindspeed_ift
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import RunError, UserError
 from mindspeed_ift.data import indexed, workers
 from mindspeed_ift.data.indexed import IndexedColumn, column_path, read_manifest
+from mindspeed_ift.data.ledger_file import ledger_path
 from mindspeed_ift.data.preprocess import Summary, preprocess
 from mindspeed_ift.data.sample import IGNORED_LABEL
 from mindspeed_ift.data.tokenizer import load_tokenizer
@@ -79,6 +82,11 @@ def test_manifest_tells_what_is_there(config: PreprocessConfig, tokenizer: Path)
     assert (
         manifest["turn_end_ids"] == loaded.encode("<|im_end|>\n") and manifest["tokenizer_sha256"] == loaded.fingerprint
     )
+    content = Path(config.input).read_bytes()
+    assert manifest["input"] == [
+        {"file": config.input, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    ]
+    assert manifest["flags"]["prompt_type"] == "qwen3" and manifest["version"] == mindspeed_ift.__version__
     for name, file in manifest["files"].items():
         content = (Path(config.output_prefix).parent / name).read_bytes()
         assert file == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -181,13 +189,51 @@ def test_ledger_counts_what_is_cut_and_dropped(config: PreprocessConfig, tmp_pat
             {"instruction": "long", "output": "word " * 200},
         ],
     )
-    ledger = run(replace(config, input=str(file), seq_length=60)).ledger
+    ledger = run(replace(config, input=str(file), seq_length=60, max_drop_fraction=0.5)).ledger
     assert (ledger.read, ledger.kept) == (6, 3)
     dropped = {reason: tally.count for reason, tally in ledger.dropped.items()}
     assert dropped == {"'output' is missing or null": 2, "'output' is not text": 1}
     assert ledger.dropped["'output' is missing or null"].first == [f"{file}:3", f"{file}:5"]
     assert {reason: tally.count for reason, tally in ledger.noted.items()} == {"longer than the length asked for": 1}
     assert ledger.rows()[0] == ("read", 6, "")
+
+
+def test_every_record_has_a_row_in_the_ledger(config: PreprocessConfig, tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "mixed.jsonl",
+        [RECORDS[0], {"instruction": "y", "output": 3}, {"instruction": "long", "output": "word " * 200}],
+    )
+    summary = run(replace(config, input=str(file), seq_length=60, max_drop_fraction=0.5))
+    rows = parquet.read_table(ledger_path(config.output_prefix)).to_pylist()
+    lengths = column(config, "input_ids").lengths.tolist()
+    learnt = [int((column(config, "labels")[number] != IGNORED_LABEL).sum()) for number in range(2)]
+    whole = len(load_tokenizer(config.tokenizer_name_or_path).encode("word " * 200))
+    assert [(row["file"], row["record"], row["outcome"], row["reason"]) for row in rows] == [
+        (str(file), 1, "kept", None),
+        (str(file), 2, "dropped", "'output' is not text"),
+        (str(file), 3, "cut", "longer than the length asked for"),
+    ]
+    assert [row["tokens"] for row in rows] == [lengths[0], 0, lengths[1]] and lengths[1] == 59
+    assert [row["learnt_tokens"] for row in rows] == [learnt[0], 0, learnt[1]]
+    assert [row["samples"] for row in rows] == [1, 0, 1]
+    assert rows[0]["cut_tokens"] == rows[1]["cut_tokens"] == 0 and whole - 60 < rows[2]["cut_tokens"] < whole
+    assert summary.ledger.noted["longer than the length asked for"].cut_tokens == rows[2]["cut_tokens"]
+    assert summary.manifest["files"]["data.ledger.parquet"]["bytes"] == ledger_path(config.output_prefix).stat().st_size
+
+
+def test_too_many_malformed_records_fail_the_run(config: PreprocessConfig, tmp_path: Path) -> None:
+    """Those that are left out for their length are not malformed."""
+    long = [{"instruction": "long", "output": "word " * 200}] * 5
+    file = write(tmp_path / "mixed.jsonl", [*RECORDS[:3], {"instruction": "x", "output": None}, *long])
+    mixed = replace(config, input=str(file), seq_length=60, prompt_type="qwen", max_drop_fraction=0.12)
+    match = r"1 of 9 records are malformed, .*0.1 allows: .*1 'output' is missing or null \(first .*mixed.jsonl:4\)"
+    with pytest.raises(UserError, match=match):
+        run(replace(mixed, max_drop_fraction=0.1))
+    assert not list(Path(config.output_prefix).parent.iterdir())
+    ledger = run(mixed).ledger
+    assert (ledger.read, ledger.kept, ledger.malformed) == (9, 3, 1)
+    with pytest.raises(UserError, match="--max-drop-fraction 1.5 must lie between 0 and 1"):
+        run(replace(mixed, max_drop_fraction=1.5))
 
 
 def test_long_samples_are_dropped_with_the_older_template(config: PreprocessConfig, tmp_path: Path) -> None:
