@@ -13,6 +13,7 @@ COMMANDS = {
     "show-data": "indexed dataset -> coloured tokens, or a page of figures (tools/show_data.py)",
     "repack-dataset": "rows of another length from the same tokens (tools/repack_dataset.py)",
     "merge-datasets": "several indexed datasets -> one (tools/merge_datasets.py)",
+    "verify-dataset": "whether a dataset is whole and what its manifest says (tools/verify_dataset.py)",
     "tune": "indexed dataset -> trained checkpoint (tools/posttrain_gpt.py)",
     "convert": "Hugging Face <-> Megatron checkpoints (tools/convert_ckpt.py)",
     "generate": "answers from a Hugging Face folder or a checkpoint (tools/inference.py)",
@@ -37,3 +38,7 @@ def main(argv: list[str]) -> int:
 def console() -> None:
     """Entry point of the console script."""
     run(main, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    console()

@@ -26,7 +26,7 @@ _SAME = (
 )
 """What the manifests must agree about: how ids are read, and how rows are laid out."""
 _TOTALS = ("samples", "conversations", "tokens", "learnt_tokens")
-_APART = ("files", "ledger", "input", "merged", "columns", *_TOTALS)
+_APART = ("files", "flags", "ledger", "input", "merged", "columns", *_TOTALS)
 """What a merged manifest does not take over from those of its parts."""
 
 

@@ -17,10 +17,11 @@ import numpy as np
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.dataset import InstructionDataset
-from mindspeed_ift.data.indexed import column_path, report_write_errors
+from mindspeed_ift.data.indexed import column_path
 from mindspeed_ift.data.overlong import RowCut, refuse_overlong
 from mindspeed_ift.data.packing import PackRules, pack
 from mindspeed_ift.data.packing_algorithms import Packs
+from mindspeed_ift.data.staging import report_write_errors
 from mindspeed_ift.data.template_choice import get_template
 from mindspeed_ift.data.templates import Rules
 

@@ -1,0 +1,47 @@
+"""``mindspeed-ift verify-dataset PREFIX`` / ``tools/verify_dataset.py``: whether an indexed dataset is whole."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from mindspeed_ift.config.flags import parse
+from mindspeed_ift.config.verify import VerifyDatasetConfig
+
+if TYPE_CHECKING:
+    from mindspeed_ift.verify.dataset import Report
+
+
+def main(argv: list[str]) -> int:
+    """Check, print the table and a line for each problem; 1 if there is one."""
+    if argv and not argv[0].startswith("-"):
+        argv = ["--data-path", *argv]
+    config = parse(VerifyDatasetConfig, argv, program="verify-dataset", description="Check an indexed dataset.")
+    config.check()
+    from mindspeed_ift.verify.dataset import verify_dataset
+
+    vocab_size = None
+    if config.tokenizer_name_or_path:
+        from mindspeed_ift.data.tokenizer import load_tokenizer
+
+        vocab_size = load_tokenizer(config.tokenizer_name_or_path).vocab_size
+    report = verify_dataset(config.data_path, vocab_size)
+    _print(report, config.data_path)
+    return 1 if report.problems else 0
+
+
+def _print(report: Report, prefix: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    table = Table(title=prefix, title_justify="left")
+    for column in ("what", "found", "result"):
+        table.add_column(column)
+    for check in report.checks:
+        table.add_row(check.name, check.examined, f"{len(check.problems)} wrong" if check.problems else "ok")
+    console.print(table)
+    for notice in report.notices:
+        console.print(f"notice: {notice}", markup=False, soft_wrap=True)
+    for problem in report.problems:
+        console.print(f"problem: {problem}", markup=False, soft_wrap=True)

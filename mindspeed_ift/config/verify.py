@@ -1,0 +1,27 @@
+"""Flags of the commands that check what lies on the disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mindspeed_ift.config.errors import UserError
+
+
+@dataclass(frozen=True)
+class VerifyDatasetConfig:
+    """Options of ``verify-dataset``."""
+
+    data_path: str = ""
+    """Prefix of the dataset: the --output-prefix of preprocess_data.py. Can be given as first word, without the flag."""
+
+    tokenizer_name_or_path: str = ""
+    """Tokenizer whose vocabulary the ids must belong to; the manifest's vocabulary unless given."""
+
+    def check(self) -> None:
+        """Refuse a command without a dataset.
+
+        Raises:
+            UserError: With the remedy.
+        """
+        if not self.data_path.strip():
+            raise UserError("--data-path is missing; give the --output-prefix of preprocess_data.py")
