@@ -62,7 +62,7 @@ run_tool() {  # run_tool NAME FLAGS...: one process of tools/NAME.py
 run_training() {  # run_training LOG FLAGS...: tools/posttrain_gpt.py on DEVICES processes of each node
     local name="$1" tool="$ROOT/tools/posttrain_gpt.py"
     shift
-    local command=("$PYTHON" -m torch.distributed.run --nproc_per_node "$DEVICES" --nnodes "${NNODES:-1}"
+    local command=("$PYTHON" -m mindspeed_ift.cli.torchrun --nproc_per_node "$DEVICES" --nnodes "${NNODES:-1}"
         --node_rank "${NODE_RANK:-0}" --master_addr "${MASTER_ADDR:-localhost}" --master_port "${MASTER_PORT:-6000}"
         "$tool" "$@")
     if [ "${DRY_RUN:-0}" = 1 ]; then

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mindspeed_ift.checkpoint import megatron
+from mindspeed_ift.checkpoint.disk import require_folder, require_space
 from mindspeed_ift.checkpoint.huggingface import Folder, refuse_occupied, write_folder
 from mindspeed_ift.checkpoint.names import hugging_face_shapes, stage_entries
 from mindspeed_ift.checkpoint.transforms import from_shards, to_shard
@@ -121,6 +124,7 @@ def convert(config: ConvertConfig) -> str:
     if config.load_dir is None or config.save_dir is None:
         raise UserError("--load-dir and --save-dir are both needed")
     refuse_occupied(config.save_dir)
+    require_folder(config.save_dir, "--save-dir")
     kinds = (config.load_model_type, config.save_model_type)
     if kinds == ("mg", "hf"):
         return _to_hugging_face(config, config.load_dir, config.save_dir)
@@ -130,17 +134,15 @@ def convert(config: ConvertConfig) -> str:
 
 
 def _to_hugging_face(config: ConvertConfig, source: Path, target: Path) -> str:
-    folder = source
-    iteration = megatron.latest_iteration(source)
-    if iteration is not None:
-        folder = megatron.iteration_folder(source, iteration)
-    elif megatron.read_manifest(source) is None:
+    folder = megatron.latest_folder(source) or source
+    if megatron.read_manifest(folder) is None:
         raise UserError(f"--load-dir {source} holds no {megatron.TRACKER} and no manifest.json; give a --save folder")
     architecture, manifest, tensors = hugging_face_tensors(folder)
     if config.hf_cfg_dir is not None and Architecture.from_hugging_face(config.hf_cfg_dir) != architecture:
         raise UserError(f"--hf-cfg-dir {config.hf_cfg_dir} describes another architecture than {folder}")
     tokenizer = config.hf_cfg_dir or (Path(manifest["tokenizer"]) if manifest.get("tokenizer") else None)
     content = architecture.to_hugging_face(manifest["dtype"])
+    require_space(target, _bytes_of_weights(architecture, manifest["dtype"]), "--save-dir")
     write_folder(target, tensors, content, tokenizer)
     return f"{folder} -> {target} (Hugging Face, {manifest['dtype']}, tokenizer from {tokenizer})"
 
@@ -150,12 +152,15 @@ def _to_megatron(config: ConvertConfig, source: Path, target: Path) -> str:
     layout = Layout(config.target_tensor_parallel_size, config.target_pipeline_parallel_size)
     for count in (architecture.num_attention_heads, architecture.num_query_groups, architecture.ffn_hidden_size):
         if count % layout.tensor:
-            raise UserError(f"--target-tensor-parallel-size {layout.tensor} does not divide {count} heads or columns")
+            raise UserError(
+                f"--target-tensor-parallel-size {layout.tensor} does not divide {count} heads or columns; choose a divisor"
+            )
     stages = layout.stage_layers(architecture.num_layers)
     padded = padded_vocab_size(architecture.vocab_size, config.make_vocab_size_divisible_by, layout.tensor)
+    require_space(target, Folder(source).size, "--save-dir")
     staging = megatron.begin_save(target, 0)
     try:
-        dtype = _write_stages(staging, source, architecture, layout, padded)
+        dtype, files = _write_stages(staging, source, architecture, layout, padded)
     except BaseException:
         megatron.abandon_save(staging)
         raise
@@ -172,13 +177,20 @@ def _to_megatron(config: ConvertConfig, source: Path, target: Path) -> str:
         "prompt_type": None,
         "enable_thinking": None,
     }
-    megatron.commit(staging, target, 0, manifest)
+    megatron.commit(staging, target, 0, manifest, files)
     return f"{source} -> {target} (Megatron, TP {layout.tensor}, PP {layout.pipeline}, {dtype})"
 
 
-def _write_stages(staging: Path, source: Path, architecture: Architecture, layout: Layout, padded: int) -> str:
-    """Write every rank's shard; returns the dtype of the weights."""
-    dtype = ""
+def _bytes_of_weights(architecture: Architecture, dtype: str) -> int:
+    sizes = [math.prod(shape) for shape in hugging_face_shapes(architecture).values()]
+    return sum(sizes) * getattr(torch, dtype).itemsize
+
+
+def _write_stages(
+    staging: Path, source: Path, architecture: Architecture, layout: Layout, padded: int
+) -> tuple[str, megatron.Files]:
+    """Write every rank's shard; returns the dtype of the weights, and what is said of the files."""
+    dtype, files = "", {}
     stages = layout.stage_layers(architecture.num_layers)
     for number, layers in enumerate(stages):
         for rank in range(layout.tensor):
@@ -194,5 +206,5 @@ def _write_stages(staging: Path, source: Path, architecture: Architecture, layou
             )
             dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
             state = {"checkpoint_version": 3.0, "iteration": 0, "model": weights}
-            megatron.write_shard(staging, rank, number, len(stages), state)
-    return dtype
+            files |= megatron.write_shard(staging, rank, number, len(stages), state)
+    return dtype, files

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.errors import RunError, UserError
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -47,6 +47,19 @@ class Folder:
     def names(self) -> set[str]:
         """Names of all tensors."""
         return set(self._files)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files.
+
+        Raises:
+            UserError: one is missing.
+        """
+        paths = [self.path / name for name in set(self._files.values())]
+        for path in paths:
+            if not path.is_file():
+                raise UserError(f"{path} is missing; copy the folder again")
+        return sum(path.stat().st_size for path in paths)
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """One tensor, checked.
@@ -104,6 +117,7 @@ def write_folder(
 
     Raises:
         UserError: the folder is not empty.
+        RunError: it cannot be written.
     """
     path = Path(path)
     refuse_occupied(path)
@@ -122,6 +136,9 @@ def write_folder(
         if path.is_dir():
             path.rmdir()
         os.replace(staging, path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise RunError(f"cannot write {path} ({reason}); free some space, or give another --save-dir") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

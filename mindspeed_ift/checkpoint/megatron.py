@@ -12,11 +12,15 @@ from typing import Any
 
 import torch
 
-from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.errors import RunError, UserError
 
 TRACKER = "latest_checkpointed_iteration.txt"
 MODEL_FILE = "model_optim_rng.pt"
 _MANIFEST = "manifest.json"
+_MANIFEST_KEYS = ("architecture", "layout", "stage_layers", "dtype", "distributed_optimizer", "iteration")
+
+Files = dict[str, dict[str, Any]]
+"""Path inside a checkpoint -> its size and checksum."""
 
 
 def iteration_folder(directory: Path, iteration: int) -> Path:
@@ -46,34 +50,57 @@ def abandon_save(staging: Path) -> None:
 
 def write_shard(
     staging: Path, tensor_rank: int, pipeline_rank: int, pipeline_size: int, state: dict, name: str = MODEL_FILE
-) -> None:
-    """Write one rank's file."""
-    path = staging / _rank_folder(tensor_rank, pipeline_rank, pipeline_size) / name
-    path.parent.mkdir(exist_ok=True)
-    torch.save(state, path)
+) -> Files:
+    """Write one rank's file, tensors from the host.
+
+    Returns:
+        What the manifest says of it.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    relative = f"{_rank_folder(tensor_rank, pipeline_rank, pipeline_size)}/{name}"
+    path = staging / relative
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with open(path, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch hides a full disk behind an error of its own
+        reason = _reason_of_failed_write(error)
+        raise RunError(f"cannot write {path} ({reason}); free some space, or give another folder") from error
+    return {relative: {"bytes": path.stat().st_size, "sha256": _sha256(path)}}
 
 
-def commit(staging: Path, directory: Path, iteration: int, manifest: dict[str, Any]) -> None:
-    """Make the checkpoint visible, by one rank after all have written: checksums, rename, and the tracker last."""
-    files = {}
-    for path in sorted(staging.glob("*/*.pt")):
-        files[str(path.relative_to(staging))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-    content = json.dumps({**manifest, "files": files}, indent=1)
+def commit(staging: Path, directory: Path, iteration: int, manifest: dict[str, Any], files: Files) -> None:
+    """Make the checkpoint visible, by one rank after all have written: manifest, rename, and the tracker last.
+
+    Args:
+        staging: what `begin_save` made.
+        directory: the run's folder.
+        iteration: steps done.
+        manifest: what is said of the checkpoint.
+        files: what `write_shard` returned, of all ranks together.
+    """
+    content = json.dumps({**manifest, "files": dict(sorted(files.items()))}, indent=1)
     (staging / _MANIFEST).write_text(content, encoding="utf-8")
-    final = iteration_folder(directory, iteration)
+    final, former = iteration_folder(directory, iteration), Path(f"{staging}.former")
+    shutil.rmtree(former, ignore_errors=True)
     if final.exists():  # the same step, done again after a resume
-        shutil.rmtree(final)
+        os.replace(final, former)
     os.replace(staging, final)
+    shutil.rmtree(former, ignore_errors=True)
     partial = Path(directory) / f".{TRACKER}.partial"
     partial.write_text(f"{iteration}\n", encoding="utf-8")
     os.replace(partial, Path(directory) / TRACKER)
 
 
-def latest_iteration(directory: Path) -> int | None:
-    """The step that the tracker names, or None for a folder without checkpoints.
+def latest_folder(directory: Path) -> Path | None:
+    """The checkpoint that the tracker names, or None for a folder without checkpoints.
 
     Raises:
-        UserError: the tracker holds no number.
+        UserError: the tracker holds no number, or that of a checkpoint that is not there.
     """
     path = Path(directory) / TRACKER
     if not path.is_file():
@@ -83,7 +110,13 @@ def latest_iteration(directory: Path) -> int | None:
         raise UserError(
             f"{path} holds '{text[:40]}', not the number of a step; write the number of an iter_ folder into it"
         )
-    return int(text)
+    folder = iteration_folder(directory, int(text))
+    if not folder.is_dir():
+        there = ", ".join(sorted(one.name for one in Path(directory).glob("iter_*"))) or "none"
+        raise UserError(
+            f"{path} names {folder.name}, which is not there (there: {there}); write another number into it"
+        )
+    return folder
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -96,9 +129,15 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for key in _MANIFEST_KEYS if key not in manifest]
+    except (ValueError, TypeError):
         raise UserError(f"{path} is damaged; take an older checkpoint") from None
+    if missing:
+        raise UserError(
+            f"{path} is not the manifest of a checkpoint ({missing[0]} is missing); take an older checkpoint"
+        )
+    return manifest
 
 
 def read_shard(
@@ -125,6 +164,14 @@ def read_shard(
 
 def _rank_folder(tensor_rank: int, pipeline_rank: int, pipeline_size: int) -> str:
     return f"mp_rank_{tensor_rank:02d}" + (f"_{pipeline_rank:03d}" if pipeline_size > 1 else "")
+
+
+def _reason_of_failed_write(error: BaseException) -> str:
+    """What the system said first."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return str(getattr(cause, "strerror", None) or " ".join(str(error).split())[:160])
 
 
 def _sha256(path: Path) -> str:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from mindspeed_ift.config.errors import RunError, UserError
 
 Main = Callable[[list[str]], int]
 
 
-def run(main: Main, argv: list[str] | None = None) -> None:
+def run(main: Main, argv: list[str] | None = None, *, hands_on: bool = False) -> None:
     """Run ``main(argv)`` and leave the process with its exit code.
 
     ``--debug`` anywhere on the line shows the traceback that is otherwise kept from the user.
+
+    Args:
+        main: the command.
+        argv: its words; None: those of the process.
+        hands_on: it starts another command with these words, ``--debug`` among them.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
-    argv = [word for word in argv if word != "--debug"]
+    argv = [word for word in argv if word != "--debug" or hands_on]
     sys.exit(_guarded(main, argv, debug))
 
 
@@ -44,8 +51,26 @@ def _guarded(main: Main, argv: list[str], debug: bool) -> int:
 
 
 def _report(error: BaseException, message: str, code: int, debug: bool) -> int:
-    if debug:
-        traceback.print_exception(type(error), error, error.__traceback__)
     sys.stdout.flush()
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    if _first_to_fail():
+        if debug:
+            traceback.print_exception(type(error), error, error.__traceback__)
+        print(f"error: {message}", file=sys.stderr, flush=True)
     return code
+
+
+def _first_to_fail() -> bool:
+    """Whether no other process of this start has reported: they fail of the same, or of the first one's end.
+
+    torchrun gives each process a file for its error; the folder above those of all processes is that of this start.
+    """
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not file:
+        return True
+    try:
+        (Path(file).parents[1] / "reported").mkdir()
+    except FileExistsError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -25,18 +25,22 @@ def main(argv: list[str]) -> int:
         print(describe(parsed))
         return 0
     questions = _questions(config)
+    from mindspeed_ift.checkpoint.disk import require_folder
     from mindspeed_ift.data.conversation import Message, Role
     from mindspeed_ift.data.template_choice import find_row, get_template
     from mindspeed_ift.devices.device import current
     from mindspeed_ift.inference.generate import Sampling, generate, model_step
     from mindspeed_ift.inference.load import load
 
+    if config.output is not None:
+        require_folder(config.output.parent, "--output")
     if config.prompt_type:  # before the model is loaded, which takes its time
         get_template(config.prompt_type, find_row(config.prompt_type, config.prompt_type_path), "--prompt-type-path")
     loaded = load(config.load)
     encoder = _encoder(config, loaded.facts)
     tokenizer = encoder.tokenizer
     prompts = [encoder.prompt_ids([Message(Role.USER, q["prompt"])], q.get("system", config.system)) for q in questions]
+    _check_vocabulary(prompts, loaded.model.architecture.vocab_size, config)
     sampling = Sampling(config.max_new_tokens, config.temperature, config.top_k, config.top_p, config.seed)
     step = model_step(loaded.model, current().torch_device)
     answers: list[str] = []
@@ -69,6 +73,15 @@ def _encoder(config: GenerateConfig, facts: dict[str, Any]) -> Encoder:
     return encoder
 
 
+def _check_vocabulary(prompts: list[list[int]], vocab_size: int, config: GenerateConfig) -> None:
+    highest = max(map(max, prompts))
+    if highest >= vocab_size:
+        raise UserError(
+            f"the tokenizer gives the id {highest}, but the model of --load {config.load} has the ids 0 to {vocab_size - 1}; "
+            "give --tokenizer-name-or-path the tokenizer it was trained with"
+        )
+
+
 def _questions(config: GenerateConfig) -> list[dict[str, Any]]:
     questions = [{"prompt": text} for text in config.prompt]
     if config.input is not None:
@@ -87,6 +100,7 @@ def _questions(config: GenerateConfig) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, records: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
     os.replace(partial, path)

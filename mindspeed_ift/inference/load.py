@@ -39,9 +39,7 @@ def load(folder: Path) -> Loaded:
         UserError: nothing of the kind is there, or it is damaged.
     """
     folder = Path(folder)
-    iteration = megatron.latest_iteration(folder)
-    if iteration is not None:
-        folder = megatron.iteration_folder(folder, iteration)
+    folder = megatron.latest_folder(folder) or folder
     groups = process_groups.start(Layout(), current(), seed=0)
     if megatron.read_manifest(folder) is not None:
         architecture, facts, weights = whole_model(folder)
@@ -63,6 +61,7 @@ def load(folder: Path) -> Loaded:
     dtype = next(iter(weights.values())).dtype
     if current().kind == "cpu":
         dtype = torch.float32  # bf16 is emulated there, and slower
-    model = build_model(architecture, ModelOptions(padded_vocab=architecture.vocab_size, dtype=dtype), groups)
+    options = ModelOptions(padded_vocab=architecture.vocab_size, dtype=dtype, fresh=False)
+    model = build_model(architecture, options, groups)
     fill(model, weights, str(folder))
     return Loaded(model.eval(), facts)

@@ -28,6 +28,8 @@ class ModelOptions:
         variable_lengths: micro-batches differ in length, so pipeline stages tell each other their shapes.
         recompute: granularity, method and number of layers as in Megatron's flags, or empty.
         loss_chunk_size: learnt positions whose logits exist at once; None: see `head.loss_sum`.
+        fresh: draw weights; False leaves them undefined for `weights.fill`, which fills every one. Each rank draws whole
+            matrices, minutes for a model of billions.
     """
 
     padded_vocab: int
@@ -35,6 +37,7 @@ class ModelOptions:
     variable_lengths: bool = False
     recompute: tuple[str | None, str | None, int | None] = (None, None, None)
     loss_chunk_size: int | None = None
+    fresh: bool = True
 
 
 class Qwen3Model(GPTModel):
@@ -108,10 +111,17 @@ class Qwen3Model(GPTModel):
 
 
 def build_model(architecture: Architecture, options: ModelOptions, groups: Groups) -> Qwen3Model:
-    """Build this rank's stage with fresh weights on the current device."""
+    """Build this rank's stage on the current device."""
     config = transformer_config(architecture, options, groups)
     model = Qwen3Model(config, architecture, options, groups)
     return model.to(device=current().torch_device, dtype=options.dtype)
+
+
+_INIT_METHODS = ("init_method", "output_layer_init_method", "embedding_init_method")
+
+
+def _undrawn(weight: Tensor) -> Tensor:
+    return weight
 
 
 def transformer_config(architecture: Architecture, options: ModelOptions, groups: Groups) -> TransformerConfig:
@@ -135,8 +145,11 @@ def transformer_config(architecture: Architecture, options: ModelOptions, groups
         hidden_dropout=0.0,
         attention_dropout=0.0,
         init_method_std=architecture.init_method_std,
-        # Drawn whole on the host and then cut: every layout starts from the same weights.
-        use_cpu_initialization=True,
+        # Drawn whole on the host and then cut: every layout starts from the same weights. What is not drawn is made where
+        # it will be. (Megatron's perform_initialization=False would also leave out what marks a weight as sharded, and
+        # gradient norms of tensor parallel ranks would be wrong without a word.)
+        use_cpu_initialization=options.fresh,
+        **({} if options.fresh else dict.fromkeys(_INIT_METHODS, _undrawn)),
         tensor_model_parallel_size=groups.layout.tensor,
         pipeline_model_parallel_size=groups.layout.pipeline,
         context_parallel_size=groups.layout.context,
@@ -154,6 +167,7 @@ def transformer_config(architecture: Architecture, options: ModelOptions, groups
         recompute_granularity=granularity,
         recompute_method=method,
         recompute_num_layers=(num_layers or 1) if full else None,
+        cuda_graph_scope=[],  # the default warns that it is deprecated
         # Fusions that need CUDA extensions; the device's kernels are chosen by the specs instead.
         bias_activation_fusion=False,
         bias_dropout_fusion=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -69,6 +70,12 @@ class Groups:
             dist.broadcast(values, parallel_state.get_pipeline_model_parallel_last_rank(), group=self.collection.pp)
         return values
 
+    def gather(self, value: Any) -> list[Any]:
+        """What every rank gives, in the order of ranks; any object that can be pickled."""
+        values: list[Any] = [None] * self.layout.world
+        dist.all_gather_object(values, value)
+        return values
+
     def barrier(self) -> None:
         """Wait for every rank."""
         dist.barrier()
@@ -79,7 +86,7 @@ def start(
 ) -> Groups:
     """Join the world (``RANK``, ``WORLD_SIZE``, ... as torchrun sets them) and build the groups of ``layout``.
 
-    ``seed`` starts Megatron's random generators, which fresh weights are drawn from.
+    ``seed`` starts the random generators of the host and of Megatron.
     """
     owns_world = not dist.is_initialized()
     if owns_world:
@@ -97,6 +104,7 @@ def start(
         context_parallel_size=layout.context,
         hierarchical_context_parallel_sizes=[layout.ulysses, ring] if 1 < layout.ulysses < layout.context else None,
     )
+    torch.manual_seed(seed)  # the host's generator: fresh weights are drawn there, of every rank the same
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
     return Groups(
         layout=layout,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_ift.checkpoint import megatron
+from mindspeed_ift.checkpoint.disk import require_folder
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.layout import Layout, layout_of
@@ -112,6 +113,8 @@ def plan(config: TuneConfig, world_size: int) -> Plan:
     """
     check_flags(config)
     layout = layout_of(config.layout, world_size)
+    if config.run.save is not None:
+        require_folder(config.run.save, "--save")
     files = InstructionDataset(config.data.data_path[0])
     facts = token_facts(config.data, files)
     dataset = packed_samples(files, config.data, config.optimizer.seed, facts["pad_id"])
@@ -157,14 +160,14 @@ def checkpoint_to_load(config: TuneConfig) -> Path | None:
     folder = config.run.load
     if folder is None or config.run.enable_hf2mg_convert:
         return None
-    iteration = megatron.latest_iteration(folder)
-    if iteration is None:
+    checkpoint = megatron.latest_folder(folder)
+    if checkpoint is None:
         # The first start of a script that resumes itself.
         if folder == config.run.save and not config.run.exit_on_missing_checkpoint:
             return None
         remedy = "add --enable-hf2mg-convert" if (folder / "config.json").is_file() else "give a --save folder"
         raise UserError(f"--load {folder} holds no Megatron checkpoint; {remedy}")
-    return megatron.iteration_folder(folder, iteration)
+    return checkpoint
 
 
 def loaded_architecture(config: TuneConfig, checkpoint: Path | None) -> dict[str, Architecture]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -10,14 +11,13 @@ from typing import Any
 import torch
 
 from mindspeed_ift.checkpoint import megatron
-from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.checkpoint.disk import free_bytes, require_space
+from mindspeed_ift.config.errors import RunError, UserError
 from mindspeed_ift.devices.device import Device
 from mindspeed_ift.mcore import OptimizerParamScheduler
 from mindspeed_ift.model.build import Qwen3Model
 from mindspeed_ift.model.weights import fill
 from mindspeed_ift.parallel.groups import Groups
-
-_MODEL_FILE = "model_optim_rng.pt"
 
 
 def save(
@@ -46,29 +46,70 @@ def save(
         device: whose random state is kept.
         distributed_optimizer: optimizer state is split over the replicas.
         facts: what else the manifest says (data, tokenizer, seed, consumed samples).
+
+    Raises:
+        RunError: on every rank, if one has no room or cannot write; nothing is left behind.
     """
-    staging = (
-        megatron.begin_save(directory, iteration) if groups.rank == 0 else megatron.staging_folder(directory, iteration)
-    )
+    needed = bytes_of_save(model, optimizer, groups, distributed_optimizer)
+    require_space(directory, needed, "--save", free=groups.gather(free_bytes(directory))[0])
+    staging = megatron.staging_folder(directory, iteration)
+    if groups.rank == 0:
+        megatron.begin_save(directory, iteration)
     groups.barrier()
+    failure, files = None, {}
+    try:
+        files = _write_files(staging, iteration, model, optimizer, schedule, groups, device, distributed_optimizer)
+    except RunError as error:
+        failure = str(error)
+    # All have written, or all stop: a peer that waits for one that failed would wait for the time-out.
+    told = groups.gather((failure, files))
+    failures = [one for one, _ in told if one]
+    if failures:
+        if groups.rank == 0:
+            megatron.abandon_save(staging)
+        raise RunError(failures[0])
+    if groups.rank == 0:
+        manifest = _manifest(model, iteration, groups, distributed_optimizer) | facts
+        megatron.commit(staging, directory, iteration, manifest, dict(ChainMap(*(one for _, one in told))))
+    groups.barrier()
+
+
+def _write_files(
+    staging: Path,
+    iteration: int,
+    model: Qwen3Model,
+    optimizer: Any,
+    schedule: OptimizerParamScheduler,
+    groups: Groups,
+    device: Device,
+    distributed_optimizer: bool,
+) -> megatron.Files:
+    """What this rank has to keep."""
     place = (staging, groups.tensor_rank, groups.pipeline_rank, groups.layout.pipeline)
+    files: megatron.Files = {}
     if groups.model_writer:
         weights = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
-        state = {"checkpoint_version": 3.0, "iteration": iteration, "model": weights}
-        megatron.write_shard(*place, state, _MODEL_FILE)
+        state = {"checkpoint_version": 3.0, "iteration": iteration, "model": _on_host(weights)}
+        files |= megatron.write_shard(*place, state, megatron.MODEL_FILE)
     if groups.model_writer or distributed_optimizer:
         state = {
-            "optimizer": _optimizer_state(optimizer),
+            "optimizer": [_on_host(one) for one in _optimizer_state(optimizer)],
             "schedule": schedule.state_dict(),
             "random_state": device.random_state(),
         }
-        megatron.write_shard(*place, state, _optimizer_file(groups, distributed_optimizer))
-    groups.barrier()
-    if groups.rank == 0:
-        megatron.commit(
-            staging, directory, iteration, _manifest(model, iteration, groups, distributed_optimizer) | facts
-        )
-    groups.barrier()
+        files |= megatron.write_shard(*place, state, _optimizer_file(groups, distributed_optimizer))
+    return files
+
+
+def bytes_of_save(model: Qwen3Model, optimizer: Any, groups: Groups, distributed_optimizer: bool) -> int:
+    """What a checkpoint takes on the disk, over all ranks (their own part of it is asked of each)."""
+    own = 0
+    if groups.model_writer:
+        own += sum(parameter.nbytes for parameter in model.parameters())
+    if groups.model_writer or distributed_optimizer:
+        # In fp32: the main weight and two moments, which are there only after the first step.
+        own += sum(12 * parameter.numel() for _, parameter in _parameters(optimizer))
+    return sum(groups.gather(own))
 
 
 def _manifest(model: Qwen3Model, iteration: int, groups: Groups, distributed_optimizer: bool) -> dict[str, Any]:
@@ -102,7 +143,7 @@ def load_model(folder: Path, model: Qwen3Model, groups: Groups) -> None:
             )
         if manifest["architecture"] != asdict(model.architecture):
             raise UserError(f"{folder} holds another architecture than the flags describe; give the same architecture")
-    shard = megatron.read_shard(folder, groups.tensor_rank, groups.pipeline_rank, groups.layout.pipeline, _MODEL_FILE)
+    shard = megatron.read_shard(folder, groups.tensor_rank, groups.pipeline_rank, groups.layout.pipeline)
     fill(model, shard["model"], str(folder))
 
 
@@ -150,6 +191,11 @@ def _parameters(optimizer: Any) -> Iterator[tuple[Any, torch.Tensor]]:
         for group in part.optimizer.param_groups:
             for parameter in group["params"]:
                 yield part.optimizer, parameter
+
+
+def _on_host(state: dict[str, Any]) -> dict[str, Any]:
+    """Copies: a view would be saved with all of the buffer that it looks into, those of other ranks' parameters too."""
+    return {k: v.detach().to("cpu", copy=True) if isinstance(v, torch.Tensor) else v for k, v in state.items()}
 
 
 def _optimizer_state(optimizer: Any) -> list[dict[str, torch.Tensor]]:

@@ -8,7 +8,9 @@ import torch
 
 from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.checkpoint.convert import hugging_face_shard
+from mindspeed_ift.checkpoint.disk import free_bytes, in_gigabytes, require_space
 from mindspeed_ift.config.layout import padded_vocab_size
+from mindspeed_ift.data.batch import Batch
 from mindspeed_ift.devices.device import Device, current
 from mindspeed_ift.model.build import ModelOptions, Qwen3Model, build_model
 from mindspeed_ift.model.weights import fill
@@ -43,6 +45,7 @@ def tune(plan: Plan) -> None:
     optimizer = build_optimizer(model, config.optimizer, config.layout)
     schedule = build_schedule(optimizer, config.optimizer)
     done, consumed = _resume(plan, optimizer, schedule, groups, device)
+    _check_space(plan, done, stage, optimizer, groups)
     _loop(plan, done, consumed, stage, model, optimizer, schedule, groups, device)
     process_groups.stop(groups)
 
@@ -101,17 +104,28 @@ def _loop(
 
 def _evaluate(plan: Plan, iteration: int, model: Any, groups: Groups, device: Device, metrics: Metrics) -> None:
     """Mean loss per learnt token over at most ``--eval-iters`` global batches of the validation range, in its order."""
-    count = plan.config.run.eval_iters
-    per_pass = plan.rows_of_a_step // plan.micro_batches
-    if not len(plan.valid) or not count:
+    batches = _validation_batches(plan, groups.data_rank)
+    if not batches:
         return
-    passes = min(count * plan.micro_batches, max(len(plan.valid) // per_pass, 1))
-    source = plan.samples(plan.valid, groups.data_rank, shuffle=False)
     model.eval()
-    loss, learnt = evaluate_step(model, source.take(0, passes), groups, device)
+    loss, learnt = evaluate_step(model, batches, groups, device)
     model.train()
     if learnt:
         metrics.evaluation(iteration, loss / learnt)
+
+
+def _validation_batches(plan: Plan, data_rank: int) -> list[Batch]:
+    """Each validation sample once: where the last batches are not full, their rows start over and count nothing."""
+    micro = plan.config.optimizer.micro_batch_size
+    per_pass = micro * plan.layout.data
+    passes = min(plan.config.run.eval_iters * plan.micro_batches, -(-len(plan.valid) // per_pass))
+    if not passes:
+        return []
+    batches = plan.samples(plan.valid, data_rank, shuffle=False).take(0, passes)
+    for number, batch in enumerate(batches):
+        rows = torch.arange(micro) + number * per_pass + data_rank * micro
+        batch.loss_mask[rows >= len(plan.valid)] = 0
+    return batches
 
 
 def _model_options(plan: Plan) -> ModelOptions:
@@ -128,6 +142,7 @@ def _model_options(plan: Plan) -> ModelOptions:
         variable_lengths=not plan.config.data.pad_to_seq_lengths,
         recompute=(optimizer.recompute_granularity, optimizer.recompute_method, optimizer.recompute_num_layers),
         loss_chunk_size=optimizer.loss_chunk_size if optimizer.loss_compute_mode == "chunk" else None,
+        fresh=plan.resume_from is None and not plan.config.run.enable_hf2mg_convert,
     )
 
 
@@ -175,6 +190,20 @@ def _resume(plan: Plan, optimizer: Any, schedule: Any, groups: Groups, device: D
     _say(groups, f"resuming after step {done}")
     # From the checkpoint, so that another --global-batch-size goes on where the data stopped.
     return done, int(manifest.get("consumed_samples", done * plan.rows_of_a_step))
+
+
+def _check_space(plan: Plan, done: int, stage: Qwen3Model, optimizer: Any, groups: Groups) -> None:
+    """Refuse a run whose first checkpoint would find no room, before hours are spent on it."""
+    run, total = plan.config.run, plan.config.optimizer.train_iters or 0
+    if run.save is None or done >= total:
+        return
+    each = state.bytes_of_save(stage, optimizer, groups, plan.config.layout.use_distributed_optimizer)
+    free = groups.gather(free_bytes(run.save))[0]
+    require_space(run.save, each, "--save", free)
+    count = -(-total // (run.save_interval or total)) - done // (run.save_interval or total)
+    if count * each > free:
+        needed = f"{count} checkpoints of {in_gigabytes(each)}"
+        _say(groups, f"notice: {needed} will not fit into the {in_gigabytes(free)} that are free at --save {run.save}")
 
 
 def _facts(plan: Plan, consumed: int) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def test_dry_run_prints_the_command_and_the_configuration(script: Path, tmp_path
     assert command.strip().endswith(f"{flag} {value}") and "/tools/" in command
     assert title.startswith("configuration") and f"  {flag} = {value}   (flag)" in configuration
     if script.name.startswith("tune"):
-        assert "-m torch.distributed.run --nproc_per_node 8" in command
+        assert "-m mindspeed_ift.cli.torchrun --nproc_per_node 8" in command
         assert any("num_layers 36" in line and "hidden_size 4096" in line for line in configuration)
         assert any(line.startswith("layout: 8 devices = tensor 8") for line in configuration)
     wrong = _run(script, tmp_path, "--no-such-flag", DRY_RUN="1")

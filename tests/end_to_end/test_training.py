@@ -124,7 +124,9 @@ def test_another_global_batch_goes_on_where_the_data_stopped(made: tuple[Path, d
     ("flags", "message"),
     [
         (["--train-iters", "2", "--tensor-model-parallel-size", "3"], "do not divide by TP 3"),
-        (["--train-iters", "2", "--context-parallel-size", "2"], "not supported yet"),
+        (["--train-iters", "2", "--context-parallel-size", "2"], "do not divide by TP 1 x PP 1 x CP 2"),
+        (["--train-iters", "2", "--expert-model-parallel-size", "2"], "not supported yet"),
+        (["--train-iters", "2", "--num-layers-per-virtual-pipeline-stage", "1"], "not supported yet"),
         (["--train-iters", "2", "--lora-target-modules", "linear_qkv"], "not supported yet"),
         ([], "--train-iters is missing"),
         (["--train-iters", "2", "--global-batch-size", "3"], "must be a multiple"),

@@ -1,0 +1,43 @@
+"""torchrun that ends as its processes end: ``python -m mindspeed_ift.cli.torchrun`` takes torchrun's words.
+
+torchrun itself answers a failed process with a page of its own and exit code 1, whatever the process said and returned.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from mindspeed_ift.cli.command import run
+from mindspeed_ift.config.errors import RunError
+
+
+def main(argv: list[str]) -> int:
+    """Start the processes; the exit code is that of the first that failed.
+
+    Raises:
+        RunError: a process was killed, so that it could not say why.
+    """
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    # Processes say themselves why they end (see cli/command.py).
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
+    try:
+        torchrun.run(torchrun.parse_args(argv))
+    except SignalException as stop:
+        return 128 + stop.sigval
+    except ChildFailedError as error:
+        spoken = [failure.exitcode for failure in error.failures.values() if failure.exitcode > 0]
+        if spoken:
+            return spoken[0]
+        rank, failure = error.get_first_failure()
+        raise RunError(
+            f"process {rank} was killed ({failure.signal_name()}): by the system if memory ran out, else by hand; "
+            "resume from the last checkpoint with --load"
+        ) from None
+    return 0
+
+
+if __name__ == "__main__":
+    run(main, hands_on=True)

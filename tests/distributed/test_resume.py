@@ -1,0 +1,89 @@
+"""Stopped and started again = never stopped, to the bit, on several ranks; and evaluation that no layout changes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tolerances import BF16_STEPS, LAYOUT_LOSS
+from tests.training_runs import MODES, losses, make_datasets, make_hugging_face_model, run
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+TENSOR, PIPELINE, CONTEXT = (f"--{name}-parallel-size 2" for name in ("tensor-model", "pipeline-model", "context"))
+DISTRIBUTED = "--use-distributed-optimizer"
+# Name -> ranks, sequence mode, flags; modes, fp32 and bf16 take turns.
+CASES = {
+    "tp2 sp": (2, "packed", f"{TENSOR} --sequence-parallel --bf16"),
+    "pp2": (2, "dynamic", PIPELINE),
+    "dp2 do overlap": (2, "fixed", f"{DISTRIBUTED} --overlap-grad-reduce --overlap-param-gather --bf16"),
+    "cp2 do": (2, "packed", f"{CONTEXT} {DISTRIBUTED}"),
+    "tp2 sp dp2 do": (4, "dynamic", f"{TENSOR} --sequence-parallel {DISTRIBUTED}"),
+    "pp2 dp2 do": (4, "packed", f"{PIPELINE} {DISTRIBUTED} --bf16"),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For each case: a run without a stop, one that stops between two saves and goes on, and one rank."""
+    folder = tmp_path_factory.mktemp("resume")
+    data = make_datasets(folder)
+    weights = make_hugging_face_model(folder / "hf", tied=True, vocab_size=400)
+
+    def line(mode: str, name: str, flags: str, *more: str) -> list[str]:
+        start = more if "--load" in more else ["--load", str(weights), "--enable-hf2mg-convert", *more]
+        words = [
+            "--data-path",
+            str(data[mode]),
+            *MODES[mode],
+            "--split",
+            "75,25",
+            "--lr",
+            "1e-3",
+            "--lr-warmup-iters",
+            "2",
+        ]
+        words += ["--micro-batch-size", "1", "--global-batch-size", "4", "--train-iters", "5", "--eval-interval", "2"]
+        return [*words, "--save-interval", "2", "--save", str(folder / name), *flags.split(), *start]
+
+    jobs: dict[int, list[list[str]]] = {1: [], 2: [], 4: []}
+    for name, (ranks, mode, flags) in CASES.items():
+        jobs[ranks].append(line(mode, f"{name} whole", flags))
+        jobs[ranks].append(line(mode, f"{name} cut", flags, "--exit-interval", "3"))
+        jobs[ranks].append(line(mode, f"{name} cut", flags, "--load", str(folder / f"{name} cut")))
+        jobs[1].append(line(mode, f"{name} one", "--bf16" if "--bf16" in flags else ""))
+    for ranks, lines in jobs.items():
+        run(lines, ranks, folder / f"jobs {ranks}")
+    return folder
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_resumed_is_uninterrupted_to_the_bit(runs: Path, name: str) -> None:
+    """Losses, gradient norms, learning rates, validation losses, and the weights at the end."""
+    whole, cut = (runs / f"{name} {kind}" for kind in ("whole", "cut"))
+    assert records(cut) == records(whole)
+    assert len(losses(whole)) == 5
+    manifests = [json.loads((folder / "iter_0000005/manifest.json").read_text("utf-8")) for folder in (whole, cut)]
+    files = [{k: v for k, v in one["files"].items() if k.endswith("model_optim_rng.pt")} for one in manifests]
+    assert files[0] == files[1] and files[0]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_training_and_evaluation_are_those_of_one_rank(runs: Path, name: str) -> None:
+    """In bf16 too, where rounding is coarser; the evaluation takes each validation sample once in every layout."""
+    tolerance = BF16_STEPS if "--bf16" in CASES[name][2] else LAYOUT_LOSS
+    one, other = (records(runs / f"{name} {kind}") for kind in ("one", "whole"))
+    assert [record["iteration"] for record in other] == [1, 2, 2, 3, 4, 4, 5, 5]
+    for mine, theirs in zip(other, one, strict=True):
+        assert mine.keys() == theirs.keys()
+        key = "loss" if "loss" in mine else "validation_loss"
+        assert mine[key] == pytest.approx(theirs[key], **tolerance)
+        assert mine.get("learnt_tokens") == theirs.get("learnt_tokens")
+        assert mine.get("gradient_norm") == pytest.approx(theirs.get("gradient_norm"), **tolerance)

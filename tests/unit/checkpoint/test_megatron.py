@@ -1,0 +1,169 @@
+"""Checkpoint folders: whole or absent, what they are checked for, what is said of damage."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mindspeed_ift.checkpoint import megatron
+from mindspeed_ift.config.errors import RunError, UserError
+
+MANIFEST = {
+    "architecture": {},
+    "layout": {"tensor": 2, "pipeline": 1, "data": 1},
+    "stage_layers": [[0, 2]],
+    "dtype": "float32",
+    "distributed_optimizer": False,
+    "iteration": 3,
+}
+
+
+def write(directory: Path, iteration: int = 3, fill: float = 1.0) -> Path:
+    """A checkpoint of two tensor ranks."""
+    staging = megatron.begin_save(directory, iteration)
+    files: megatron.Files = {}
+    for rank in range(2):
+        files |= megatron.write_shard(staging, rank, 0, 1, {"model": {"w": torch.full((4,), fill + rank)}})
+    megatron.commit(staging, directory, iteration, {**MANIFEST, "iteration": iteration}, files)
+    return megatron.iteration_folder(directory, iteration)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    assert folder.name == "iter_0000003" and megatron.latest_folder(tmp_path) == folder
+    assert (tmp_path / megatron.TRACKER).read_text() == "3\n"
+    shard = megatron.read_shard(folder, 1, 0, 1)
+    assert torch.equal(shard["model"]["w"], torch.full((4,), 2.0))
+    manifest = megatron.read_manifest(folder)
+    assert manifest is not None and sorted(manifest["files"]) == [
+        "mp_rank_00/model_optim_rng.pt",
+        "mp_rank_01/model_optim_rng.pt",
+    ]
+    assert {path.name for path in tmp_path.iterdir()} == {folder.name, megatron.TRACKER}
+
+
+@pytest.mark.parametrize(("size", "name"), [(1, "mp_rank_01"), (2, "mp_rank_01_000")])
+def test_stages_are_in_the_name_when_there_are_several(tmp_path: Path, size: int, name: str) -> None:
+    files = megatron.write_shard(megatron.begin_save(tmp_path, 1), 1, 0, size, {}, "other.pt")
+    assert list(files) == [f"{name}/other.pt"]
+
+
+def test_the_same_step_done_again_replaces_the_former(tmp_path: Path) -> None:
+    write(tmp_path)
+    folder = write(tmp_path, fill=5.0)
+    assert float(megatron.read_shard(folder, 0, 0, 1)["model"]["w"][0]) == 5.0
+    assert {path.name for path in tmp_path.iterdir()} == {folder.name, megatron.TRACKER}
+
+
+def test_what_a_killed_save_left_is_no_checkpoint_and_does_not_disturb_the_next(tmp_path: Path) -> None:
+    staging = megatron.begin_save(tmp_path, 3)
+    megatron.write_shard(staging, 0, 0, 1, {"model": {}}, "left.pt")
+    assert megatron.latest_folder(tmp_path) is None and not list(tmp_path.glob("iter_*"))
+    folder = write(tmp_path)
+    assert not list(folder.glob("*/left.pt")) and not staging.exists()
+
+
+def test_abandoned_leaves_nothing(tmp_path: Path) -> None:
+    staging = megatron.begin_save(tmp_path / "run", 3)
+    megatron.write_shard(staging, 0, 0, 1, {"model": {}})
+    megatron.abandon_save(staging)
+    assert not (tmp_path / "run").exists()
+    write(tmp_path / "run")
+    megatron.abandon_save(megatron.begin_save(tmp_path / "run", 4))
+    assert megatron.latest_folder(tmp_path / "run") == tmp_path / "run/iter_0000003"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), "is missing: the checkpoint is not complete, or of another layout"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "not what was written .size or checksum differ."),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"\x80\x3f", b"\x80\x3e", 1)), "size or checksum"),
+    ],
+    ids=["missing", "cut", "one bit"],
+)
+def test_damaged_files_are_named(tmp_path: Path, damage, message: str) -> None:  # noqa: ANN001
+    folder = write(tmp_path)
+    path = folder / "mp_rank_00/model_optim_rng.pt"
+    damage(path)
+    with pytest.raises(UserError, match=f"{path} .*{message}.*; take an older"):
+        megatron.read_shard(folder, 0, 0, 1)
+    megatron.read_shard(folder, 1, 0, 1)
+
+
+def test_a_file_without_checksum_that_is_no_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "mp_rank_00" / megatron.MODEL_FILE
+    path.parent.mkdir()
+    path.write_bytes(b"no archive")
+    with pytest.raises(UserError, match=f"{path} cannot be read .*; take an older"):
+        megatron.read_shard(tmp_path, 0, 0, 1)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "mp_rank_00" / megatron.MODEL_FILE
+    path.parent.mkdir()
+    torch.save({"model": Surprise()}, path)
+    with pytest.raises(UserError, match="cannot be read"):
+        megatron.read_shard(tmp_path, 0, 0, 1)
+
+
+class Surprise:
+    """Runs when it is unpickled, unless only weights are taken."""
+
+    def __reduce__(self) -> tuple:
+        return sys.exit, (3,)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("three", "holds 'three', not the number of a step"),
+        ("", "holds '', not the number"),
+        ("9", "names iter_0000009, which is not there .there: iter_0000003.; write another number"),
+    ],
+)
+def test_a_tracker_that_names_no_checkpoint(tmp_path: Path, text: str, message: str) -> None:
+    write(tmp_path)
+    (tmp_path / megatron.TRACKER).write_text(text)
+    with pytest.raises(UserError, match=message):
+        megatron.latest_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is damaged; take an older"),
+        ("[]", "architecture is missing"),
+        ("3", "is damaged"),
+        ("{}", "architecture"),
+    ],
+)
+def test_a_manifest_that_is_none(tmp_path: Path, text: str, message: str) -> None:
+    folder = write(tmp_path)
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        megatron.read_manifest(folder)
+    (folder / "manifest.json").unlink()
+    assert megatron.read_manifest(folder) is None
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    """In a process that may write no file over 100 kB, which the system answers like a full disk."""
+    program = (
+        "import pathlib, resource, sys, torch\n"
+        "from mindspeed_ift.checkpoint import megatron\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, (100000, {resource.RLIM_INFINITY}))\n"
+        "staging = megatron.begin_save(pathlib.Path(sys.argv[1]), 1)\n"
+        "try:\n    megatron.write_shard(staging, 0, 0, 1, {'w': torch.zeros(100000)})\n"
+        "except Exception as error:\n    print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    name, _, message = done.stdout.strip().partition(" ")
+    assert name == RunError.__name__ and message.endswith("(File too large); free some space, or give another folder")
+    assert "mp_rank_00/model_optim_rng.pt" in message
+    assert not list(tmp_path.glob("iter_*"))

@@ -1,0 +1,61 @@
+"""The name table: every tensor of the Hugging Face model, once, on the stage that holds it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from mindspeed_ift.checkpoint.names import hugging_face_shapes, stage_entries
+from mindspeed_ift.config.architecture import Architecture
+from mindspeed_ift.config.layout import Layout
+
+
+def architecture(tied: bool, layers: int = 4) -> Architecture:
+    return Architecture(
+        num_layers=layers,
+        hidden_size=8,
+        ffn_hidden_size=12,
+        num_attention_heads=4,
+        num_query_groups=2,
+        kv_channels=6,
+        vocab_size=20,
+        tied=tied,
+    )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_names_and_shapes_are_those_of_transformers(tied: bool) -> None:
+    config = Qwen3Config(**architecture(tied).to_hugging_face())
+    with torch.device("meta"):
+        model = Qwen3ForCausalLM(config)
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    assert hugging_face_shapes(architecture(tied)) == expected
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("pipeline", [1, 2, 4])
+def test_every_tensor_has_one_place(tied: bool, pipeline: int) -> None:
+    """Over all stages each tensor once; a tied head on a stage of its own is one copy more of the embedding."""
+    model = architecture(tied)
+    found: list[str] = []
+    stages = Layout(pipeline=pipeline).stage_layers(model.num_layers)
+    for number, layers in enumerate(stages):
+        entries = stage_entries(model, layers, first_stage=number == 0, last_stage=number == pipeline - 1)
+        names = [(name, parts) for name, parts, _ in entries]
+        assert len({name for name, _ in names}) == len(names)
+        found += [part for _, parts in names for part in parts]
+    copies = ["model.embed_tokens.weight"] if tied and pipeline > 1 else []
+    assert sorted(found) == sorted([*hugging_face_shapes(model), *copies])
+
+
+def test_layers_are_counted_inside_the_stage_and_over_the_model() -> None:
+    entries = {
+        name: parts
+        for name, parts, _ in stage_entries(architecture(False), range(2, 4), first_stage=False, last_stage=True)
+    }
+    assert entries["decoder.layers.1.mlp.linear_fc1.weight"] == (
+        "model.layers.3.mlp.gate_proj.weight",
+        "model.layers.3.mlp.up_proj.weight",
+    )
+    assert entries["output_layer.weight"] == ("lm_head.weight",) and "embedding.word_embeddings.weight" not in entries

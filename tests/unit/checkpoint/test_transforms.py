@@ -1,0 +1,85 @@
+"""Fusing and splitting: each transform against a hand-made case, and there and back for every tensor parallel size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mindspeed_ift.checkpoint.transforms import COPY, GATE_UP, QKV, VOCABULARY, Transform, from_shards, to_shard
+from mindspeed_ift.config.architecture import Architecture
+
+# Four heads in two groups of size 2; a vocabulary of 5.
+MODEL = Architecture(
+    num_layers=1,
+    hidden_size=3,
+    ffn_hidden_size=8,
+    num_attention_heads=4,
+    num_query_groups=2,
+    kv_channels=2,
+    vocab_size=5,
+)
+
+
+def rows(start: int, count: int) -> torch.Tensor:
+    """``count`` rows that say their number, three columns each."""
+    return torch.arange(start, start + count).float()[:, None].repeat(1, 3)
+
+
+def numbers(tensor: torch.Tensor) -> list[int]:
+    return tensor[:, 0].int().tolist()
+
+
+def shard(transform: Transform, tensors: list[torch.Tensor], size: int, rank: int, padded: int = 8) -> torch.Tensor:
+    return to_shard(transform, tensors, MODEL, tensor_size=size, tensor_rank=rank, padded_vocab=padded)
+
+
+def test_every_group_has_its_queries_its_key_and_its_value() -> None:
+    query, key, value = rows(0, 8), rows(100, 4), rows(200, 4)
+    whole = [0, 1, 2, 3, 100, 101, 200, 201, 4, 5, 6, 7, 102, 103, 202, 203]
+    assert numbers(shard(QKV, [query, key, value], 1, 0)) == whole
+    assert numbers(shard(QKV, [query, key, value], 2, 1)) == whole[8:]
+
+
+def test_each_rank_has_its_part_of_gate_and_up() -> None:
+    gate, up = rows(0, 8), rows(100, 8)
+    assert numbers(shard(GATE_UP, [gate, up], 2, 1)) == [4, 5, 6, 7, 104, 105, 106, 107]
+
+
+def test_the_vocabulary_is_padded_with_zeros() -> None:
+    words = rows(1, 5)
+    assert numbers(shard(VOCABULARY, [words], 2, 0)) == [1, 2, 3, 4]
+    assert numbers(shard(VOCABULARY, [words], 2, 1)) == [5, 0, 0, 0]
+
+
+def test_columns_are_split_and_norms_are_not() -> None:
+    matrix, norm = torch.arange(8.0).view(2, 4), torch.arange(3.0)
+    assert shard(Transform("copy", 1), [matrix], 2, 1).tolist() == [[2, 3], [6, 7]]
+    assert torch.equal(shard(COPY, [norm], 2, 1), norm)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize(
+    ("transform", "shapes"),
+    [
+        (QKV, [(8, 3), (4, 3), (4, 3)]),
+        (GATE_UP, [(8, 3), (8, 3)]),
+        (VOCABULARY, [(5, 3)]),
+        (COPY, [(3,)]),
+        (Transform("copy", 1), [(3, 8)]),
+    ],
+    ids=["qkv", "gate_up", "vocabulary", "norm", "columns"],
+)
+def test_there_and_back(transform: Transform, shapes: list[tuple[int, ...]], size: int) -> None:
+    tensors = [torch.randn(shape, generator=torch.Generator().manual_seed(3)) for shape in shapes]
+    shards = [shard(transform, tensors, size, rank) for rank in range(size)]
+    back = from_shards(transform, shards, MODEL)
+    assert len(back) == len(tensors) and all(map(torch.equal, back, tensors))
+
+
+def test_a_shard_has_memory_of_its_own() -> None:
+    """A view would be saved with the whole matrix behind it."""
+    matrix = torch.zeros(4, 8)
+    for transform in (COPY, Transform("copy", 1), VOCABULARY):
+        part = to_shard(transform, [matrix], MODEL, tensor_size=1, tensor_rank=0, padded_vocab=4)
+        assert part.data_ptr() != matrix.data_ptr()
+        assert part.untyped_storage().nbytes() == part.nbytes

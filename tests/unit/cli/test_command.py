@@ -1,0 +1,112 @@
+"""How a command ends: one line and an exit code; the traceback only for --debug; one voice among several processes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mindspeed_ift.cli.command import run
+from mindspeed_ift.config.errors import RunError, UserError
+
+ROOT = Path(__file__).resolve().parents[3]
+FULL = OSError(errno.ENOSPC, "No space left on device", "/data/x")
+
+
+def ending(error: BaseException | None, *argv: str) -> int:
+    def main(words: list[str]) -> int:
+        assert "--debug" not in words
+        if error is not None:
+            raise error
+        return 0
+
+    with pytest.raises(SystemExit) as stop:
+        run(main, list(argv))
+    return stop.value.code
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (None, 0, ""),
+        (UserError("--lr is wrong"), 2, "error: --lr is wrong"),
+        (RunError("the loss is nan"), 1, "error: the loss is nan"),
+        (FULL, 1, "error: no space left on the disk (/data/x); free some and run again"),
+        (PermissionError(13, "Permission denied", "/x"), 1, "error: [Errno 13] Permission denied: '/x'"),
+        (KeyboardInterrupt(), 130, "error: interrupted"),
+        (KeyError("a\nb"), 1, "error: KeyError: 'a\\nb' (run again with --debug for the traceback)"),
+    ],
+)
+def test_every_error_is_one_line(
+    error: BaseException | None, code: int, line: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert ending(error) == code
+    assert capsys.readouterr().err.strip() == line
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture) -> None:
+    assert ending(UserError("bad"), "--lr", "--debug") == 2
+    printed = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in printed and printed.strip().endswith("error: bad")
+
+
+def test_of_several_processes_the_first_to_fail_speaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for rank in (1, 0):
+        (tmp_path / str(rank)).mkdir()
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / str(rank) / "error.json"))
+        assert ending(UserError(f"of rank {rank}"), "--debug") == 2
+    printed = capsys.readouterr().err
+    assert "of rank 1" in printed and "of rank 0" not in printed and printed.count("Traceback") == 1
+
+
+def launched(tmp_path: Path, program: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Two processes of a small program under our torchrun."""
+    script = tmp_path / "program.py"
+    head = "import os, signal, sys, time\nfrom mindspeed_ift.cli.command import run\n"
+    head += "from mindspeed_ift.config.errors import *\nrank = int(os.environ['RANK'])\n"
+    script.write_text(head + program)
+    words = ["--standalone", "--nproc_per_node", "2", str(script), *flags]
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    command = [sys.executable, "-m", "mindspeed_ift.cli.torchrun", *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+FAILS = "def main(words):\n    raise {}\nrun(main)\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("program", "flags", "code", "last"),
+    [
+        (FAILS.format("UserError('both')"), (), 2, "error: both"),
+        (FAILS.format("UserError('one') if rank == 1 else SystemExit(time.sleep(60))"), (), 2, "error: one"),
+        (FAILS.format("RunError('both')"), ("--debug",), 1, "error: both"),
+        (
+            "if rank == 1:\n    os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(60)",
+            (),
+            1,
+            "error: process 1 was killed",
+        ),
+    ],
+    ids=["user", "one of them", "debug", "killed"],
+)
+def test_our_torchrun_ends_as_its_processes_end(
+    tmp_path: Path, program: str, flags: tuple[str, ...], code: int, last: str
+) -> None:
+    done = launched(tmp_path, program, *flags)
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == code, done.stderr
+    assert lines[-1].startswith(last) and sum(line.startswith("error: ") for line in lines) == 1, done.stderr
+    assert ("Traceback" in done.stderr) == bool(flags) and "FAILED" not in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+def test_our_torchrun_ends_well(tmp_path: Path) -> None:
+    done = launched(tmp_path, "print('here', rank, flush=True)")
+    assert done.returncode == 0 and done.stderr == "" and {"here 0", "here 1"} == set(done.stdout.split("\n")) - {""}

@@ -1,0 +1,82 @@
+"""What a run says: its lines, metrics.jsonl, the curve."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mindspeed_ift.devices.device import current
+from mindspeed_ift.training.metrics import Metrics
+from mindspeed_ift.training.step import StepReport
+
+
+def metrics(folder: Path | None, first: int = 0, interval: int = 2, active: bool = True) -> Metrics:
+    return Metrics(folder, current(), world=2, total=5, first=first, interval=interval, active=active)
+
+
+def report(loss: float) -> StepReport:
+    return StepReport(loss=loss, gradient_norm=0.5, learning_rate=1e-3, learnt_tokens=30, tokens=120)
+
+
+def iterations(folder: Path) -> list[int]:
+    return [json.loads(line)["iteration"] for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_lines_and_records(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    shown = metrics(tmp_path / "run")
+    for step in range(1, 6):
+        shown.step(step, report(1.0 / step))
+    shown.evaluation(5, 0.25)
+    shown.close()
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["step 2/5", "step 4/5", "step 5/5", "step 5/5"]
+    assert "loss 0.5000  lr 1.000e-03  grad norm 0.500  learnt 25 % of 240 tokens" in lines[0]
+    assert "of 120 tokens" in lines[2] and "left 0:00:00" in lines[2] and "tokens/s/device" in lines[0]
+    assert lines[3] == "step 5/5  validation loss 0.2500"
+    first, *_, last = (tmp_path / "run/metrics.jsonl").read_text("utf-8").splitlines()
+    assert json.loads(first) == {
+        "iteration": 1,
+        "loss": 1.0,
+        "gradient_norm": 0.5,
+        "learning_rate": 1e-3,
+        "learnt_tokens": 30,
+        "tokens": 120,
+    }
+    assert json.loads(last) == {"iteration": 5, "validation_loss": 0.25}
+    assert (tmp_path / "run/loss.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"metrics.jsonl", "loss.png"}
+
+
+def test_steps_that_are_done_again_are_written_once(tmp_path: Path) -> None:
+    """Also a line that a killed process left half."""
+    shown = metrics(tmp_path)
+    for step in range(1, 5):
+        shown.step(step, report(1.0))
+    with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"iteration": 5, "lo')
+    resumed = metrics(tmp_path, first=2)
+    assert iterations(tmp_path) == [1, 2]
+    resumed.step(3, report(2.0))
+    assert iterations(tmp_path) == [1, 2, 3]
+
+
+def test_other_ranks_and_runs_without_a_folder_write_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = metrics(tmp_path / "run", active=False)
+    silent.step(2, report(1.0))
+    silent.evaluation(2, 1.0)
+    silent.close()
+    assert capsys.readouterr().out == "" and not list(tmp_path.iterdir())
+    monkeypatch.chdir(tmp_path)
+    spoken = metrics(None)
+    spoken.step(2, report(1.0))
+    spoken.close()
+    assert "step 2/5" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+def test_a_run_that_did_nothing_has_a_curve_too(tmp_path: Path) -> None:
+    metrics(tmp_path).close()
+    assert (tmp_path / "loss.png").is_file() and iterations(tmp_path) == []
