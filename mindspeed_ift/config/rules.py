@@ -212,6 +212,12 @@ def _packs(config: TuneConfig) -> None:
     ):
         if given and not data.pack:
             raise UserError(f"{flag} is about rows that are made now; give --pack with it, or leave it out")
+    if data.balance_packs and not data.reset_attention_mask:
+        raise UserError(
+            "--balance-packs is about packed rows whose samples do not see each other: it needs --reset-attention-mask"
+        )
+    if data.balance_packs and not data.shuffle:
+        raise UserError("--balance-packs and --no-shuffle exclude each other: it chooses the order of the rows")
     if data.max_segments < 2:
         raise UserError(f"--max-segments {data.max_segments} must be at least 2: a sample and the pads")
 

@@ -81,6 +81,8 @@ class TrainingDataFlags:
     """With --pack: which samples share a row; see preprocess_data.py."""
     max_segments: int = 1024
     """With --pack: most segments of a row, its pads being one; see preprocess_data.py."""
+    balance_packs: bool = False
+    """Deal packed rows of like attention cost to the data parallel ranks, so that none waits for another."""
     cut_max_seqlen: bool = False
     """Cut an over-long sample at the end, instead of in proportion per turn."""
     cut_token: bool = True

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.batch import Batch, SequenceMode
 from mindspeed_ift.data.dataset import Samples
-from mindspeed_ift.data.order import SampleOrder
+from mindspeed_ift.data.order import BalancedOrder, SampleOrder
 from mindspeed_ift.data.overlong import Overlong, cut_sample, refuse_overlong
 from mindspeed_ift.data.sample import Sample
 
@@ -33,7 +33,7 @@ class MicroBatches:
 
     dataset: Samples
     sample_range: range
-    order: SampleOrder
+    order: SampleOrder | BalancedOrder
     mode: SequenceMode
     micro_batch_size: int
     data_rank: int = 0

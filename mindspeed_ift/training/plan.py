@@ -17,10 +17,11 @@ from mindspeed_ift.config.rules import check_flags, check_layout, num_micro_batc
 from mindspeed_ift.config.tuning import TrainingDataFlags, TuneConfig
 from mindspeed_ift.data.batch import DynamicLength, FixedLength, Packed, SequenceMode
 from mindspeed_ift.data.boundaries import choose_boundaries
+from mindspeed_ift.data.costs import attention_costs
 from mindspeed_ift.data.dataset import InstructionDataset, Samples, is_dataset
 from mindspeed_ift.data.encode import EncodeOptions
 from mindspeed_ift.data.micro_batches import MicroBatches
-from mindspeed_ift.data.order import SampleOrder, split_ranges
+from mindspeed_ift.data.order import BalancedOrder, SampleOrder, split_ranges
 from mindspeed_ift.data.overlong import Overlong, count_overlong
 from mindspeed_ift.data.packed_view import PackedView, packed_samples
 from mindspeed_ift.data.template_choice import check_definition, definition, find_row, get_template, make_encoder
@@ -70,13 +71,21 @@ class Plan:
         return MicroBatches(
             dataset=self.dataset,
             sample_range=sample_range,
-            order=SampleOrder(len(sample_range), self.config.optimizer.seed, shuffle),
+            order=self._order(sample_range, shuffle),
             mode=self.mode,
             micro_batch_size=self.config.optimizer.micro_batch_size,
             data_rank=data_rank,
             data_size=self.layout.data,
             overlong=overlong if data.cut_token else Overlong.REFUSE,
         )
+
+    def _order(self, sample_range: range, shuffle: bool) -> SampleOrder | BalancedOrder:
+        seed = self.config.optimizer.seed
+        if not (shuffle and self.config.data.balance_packs and isinstance(self.mode, Packed)):
+            return SampleOrder(len(sample_range), seed, shuffle)
+        costs = attention_costs(self.dataset, self.mode.boundaries, sample_range)
+        rows = self.config.optimizer.micro_batch_size
+        return BalancedOrder(costs, seed, self.layout.data, rows, self.micro_batches)
 
     def describe(self) -> str:
         """The lines a run begins with."""

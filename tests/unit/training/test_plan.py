@@ -15,6 +15,8 @@ from mindspeed_ift.config.flags import parse
 from mindspeed_ift.config.tuning import TuneConfig
 from mindspeed_ift.data.batch import Packed
 from mindspeed_ift.data.boundaries import EndOfDocument
+from mindspeed_ift.data.costs import attention_costs
+from mindspeed_ift.data.order import BalancedOrder
 from mindspeed_ift.training.plan import Plan, plan, preview
 from tests.tiny_tokenizer import make_tiny_tokenizer
 
@@ -108,6 +110,25 @@ def test_packing_at_the_start_is_packing_beforehand(data: Path, capsys: pytest.C
             assert batch.position_ids.equal(other.position_ids) and batch.boundaries.equal(other.boundaries)
     with pytest.raises(UserError, match="at least the --seq-length"):
         planned(plain, "--seq-length", "64", "--reset-attention-mask", "--pack-index", str(index))
+
+
+def test_balanced_ranks_take_each_row_once_an_epoch(data: Path) -> None:
+    """Two ranks, each pass two rows of the nearest costs; validation keeps the order of the rows."""
+    plain = prepare(data, "balanced")
+    flags = ["--seq-length", "80", "--reset-attention-mask", "--pack", "--balance-packs", "--split", "50,50,0"]
+    plan = planned(plain, *flags, world=2)
+    costs = attention_costs(plan.dataset, plan.mode.boundaries, plan.train)
+    rows = {plan.dataset[row].input_ids.tobytes(): row for row in plan.train}
+    taken = [
+        [rows[batch.tokens[0].numpy().astype("int32").tobytes()] for batch in ranks.take(0, len(plan.train) // 2)]
+        for ranks in (plan.samples(plan.train, rank, shuffle=True) for rank in range(2))
+    ]
+    together = sum(taken, [])
+    assert len(set(together)) == len(together) == len(plan.train) // 2 * 2
+    expected = BalancedOrder(costs, plan.config.optimizer.seed, 2)
+    assert taken == [[expected.index(2 * number + rank) for number in range(len(taken[0]))] for rank in range(2)]
+    valid = plan.samples(plan.valid, 0, shuffle=False).take(0, 1)[0]
+    assert valid.tokens[0].tolist() == plan.dataset[plan.valid.start].input_ids.tolist()
 
 
 def test_rows_divide_by_what_flag_and_layout_need(data: Path) -> None:
