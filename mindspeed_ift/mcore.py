@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import sys
 import warnings
 
 from mindspeed_ift.config.errors import RunError
@@ -40,6 +41,10 @@ with warnings.catch_warnings():
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.transformer import TransformerConfig
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+
+if not sys.warnoptions:  # python -W shows them: what the libraries have to say to each other is nothing a user can mend
+    warnings.filterwarnings("ignore", module=r"megatron\.core\.")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
 
 __all__ = [
     "DistributedDataParallel",

@@ -62,9 +62,12 @@ run_tool() {  # run_tool NAME FLAGS...: one process of tools/NAME.py
 run_training() {  # run_training LOG FLAGS...: tools/posttrain_gpt.py on DEVICES processes of each node
     local name="$1" tool="$ROOT/tools/posttrain_gpt.py"
     shift
-    local command=("$PYTHON" -m mindspeed_ift.cli.torchrun --nproc_per_node "$DEVICES" --nnodes "${NNODES:-1}"
-        --node_rank "${NODE_RANK:-0}" --master_addr "${MASTER_ADDR:-localhost}" --master_port "${MASTER_PORT:-6000}"
-        "$tool" "$@")
+    local meeting=(--standalone)  # one machine finds a free port by itself, so that two runs do not collide
+    if [ "${NNODES:-1}" != 1 ] || [ -n "${MASTER_PORT:-}" ]; then
+        meeting=(--nnodes "${NNODES:-1}" --node_rank "${NODE_RANK:-0}" --master_addr "${MASTER_ADDR:-localhost}"
+            --master_port "${MASTER_PORT:-6000}")
+    fi
+    local command=("$PYTHON" -m mindspeed_ift.cli.torchrun --nproc_per_node "$DEVICES" "${meeting[@]}" "$tool" "$@")
     if [ "${DRY_RUN:-0}" = 1 ]; then
         WORLD_SIZE="$((DEVICES * ${NNODES:-1}))" dry_run "$tool" "${command[@]}"
     else
