@@ -10,7 +10,7 @@ OUT="${OUT:-$ROOT/output/quickstart}"
 RECORDS="$ROOT/examples/data/demo.jsonl"
 export INPUT="$RECORDS" TOKENIZER="$OUT/tokenizer" OUTPUT_PREFIX="$OUT/dataset/demo" DATA_PATH="$OUT/dataset/demo"
 export SAVE="$OUT/run" LOAD="$OUT/run" HF_OUTPUT="$OUT/hf" LOG_DIR="$OUT/logs" SMOKE=1 DEVICES=1 TP=1 PP=1
-export SEQ_LENGTH=512 MBS=19 GBS=19 TRAIN_ITERS="${TRAIN_ITERS:-200}" LR=5e-3 MIN_LR=0 WARMUP=0.03
+export SEQ_LENGTH=512 MBS=8 GBS=8 TRAIN_ITERS="${TRAIN_ITERS:-800}" LR=6e-3 MIN_LR=0 WARMUP=0.03
 unset DRY_RUN HF_MODEL
 
 key=""
@@ -37,8 +37,7 @@ stage 1 "tokenizer: Qwen3's vocabulary as a Hugging Face folder" "$TOKENIZER" "$
 stage 2 "data: examples/data/demo.jsonl -> indexed dataset" "$OUT/dataset" "$RECORDS" \
     bash "$HERE/data_convert_qwen3_instruction.sh"
 stage 3 "tuning: a small model of Qwen3's shape, from fresh weights" "$SAVE" "$HERE/tune_qwen3_8b.sh" \
-    env "TRAIN_ITERS=$TRAIN_ITERS" bash "$HERE/tune_qwen3_8b.sh" \
-    --hidden-size 128 --ffn-hidden-size 256 --kv-channels 32 --tokenizer-name-or-path "$TOKENIZER"
+    env "TRAIN_ITERS=$TRAIN_ITERS" bash "$HERE/tune_qwen3_8b.sh" --ffn-hidden-size 256 --tokenizer-name-or-path "$TOKENIZER"
 stage 4 "checkpoint -> Hugging Face folder" "$HF_OUTPUT" "$HERE/ckpt_convert_qwen3_mcore2hf.sh" \
     bash "$HERE/ckpt_convert_qwen3_mcore2hf.sh"
 printf '\n== 5/5 answers of the tuned model, from the Hugging Face folder\n'
@@ -48,7 +47,8 @@ LOAD="$HF_OUTPUT" bash "$HERE/generate_qwen3_8b.sh" --max-new-tokens 64 --output
 import json, sys
 answers = {r["prompt"]: r["answer"] for r in map(json.loads, open(sys.argv[1], encoding="utf-8"))}
 trained = {r["conversations"][0]["value"]: r["conversations"][1]["value"] for r in map(json.loads, open(sys.argv[2], encoding="utf-8"))}
-wrong = [prompt for prompt, answer in answers.items() if prompt in trained and answer.strip() != trained[prompt]]
+asked = ("What is 7 times 8?", "中国的首都是哪里？", "What is a pack?")
+wrong = [prompt for prompt in asked if answers[prompt].strip() != trained[prompt]]
 sys.exit(f"error: not the trained answer to: {wrong}" if wrong else None)
 PY
 echo "the answers are the trained ones; loss curve: $SAVE/loss.png"

@@ -1,0 +1,45 @@
+"""The front door, as a stranger opens it: one command to trained answers, and what a second run does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = 4
+SKIPPED = "done before and unchanged"
+
+pytestmark = pytest.mark.slow
+
+
+def _quickstart(out: Path) -> str:
+    environment = dict(os.environ, PYTHON=sys.executable, OUT=str(out), MINDSPEED_IFT_DEVICE="cpu")
+    command = ["bash", str(ROOT / "examples/qwen3/quickstart.sh")]
+    done = subprocess.run(command, env=environment, cwd=out.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_quickstart_answers_as_trained_and_skips_what_is_done(tmp_path: Path) -> None:
+    """The first run trains; the second skips all of it; what was damaged in between is made anew, and no more."""
+    out = tmp_path / "quickstart"
+    printed = _quickstart(out)
+    assert SKIPPED not in printed
+    assert printed.count("\nstep ") == 800 and "the answers are the trained ones" in printed
+    assert "> What is 7 times 8?\n7 times 8 is 56.\n" in printed
+    assert (out / "run/loss.png").read_bytes().startswith(b"\x89PNG")
+    answers = [json.loads(line) for line in (out / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(answers) == 3
+
+    assert _quickstart(out).count(SKIPPED) == STAGES
+
+    weights = out / "hf/model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    assert _quickstart(out).count(SKIPPED) == STAGES - 1
+    assert weights.read_bytes() == whole
