@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from mindspeed_ift.config.errors import UserError
 
+_LEAST_ROOM = 8
 _ROUNDING = 1e-8
 """By which probabilities may miss 1; what numpy's ``choice`` allows."""
 PackingAlgorithm = Literal["greedy-knapsack", "best-fit", "sequential"]
@@ -99,6 +100,10 @@ class PreprocessConfig:
 
     append_eod: bool = False
     """End each sample with one more end-of-document token, learnt."""
+
+    overlong: Literal["truncate", "drop", "split", "error"] | None = None
+    """What becomes of samples of --seq-length tokens or more (more than --cutoff-len): cut turn by turn, left out, split
+    at the user's questions, or an error. Unless given, what MindSpeed-LLM does in that mode with that template."""
 
     cutoff_len: int | None = None
     """Cut each conversation to this many tokens, turn by turn, prompt and answer in proportion."""
@@ -235,6 +240,21 @@ def _text_is_not_packed(config: PreprocessConfig) -> None:
         )
 
 
+def _overlong_needs_a_length(config: PreprocessConfig) -> None:
+    if config.overlong is None:
+        return
+    if config.seq_length is None and config.cutoff_len is None:
+        raise UserError(f"--overlong {config.overlong} needs a length; give --seq-length or --cutoff-len")
+    for flag, length in (("--seq-length", config.seq_length), ("--cutoff-len", config.cutoff_len)):
+        if length is not None and length < _LEAST_ROOM:
+            raise UserError(f"{flag} {length} leaves no room for a conversation; give --overlong a larger one")
+    if config.overlong == "split" and config.mask_history:
+        raise UserError(
+            "--overlong split does not go with --mask-history, which learns the last answer of a conversation only;"
+            " give --overlong truncate"
+        )
+
+
 def _probabilities_need_interleaving(config: PreprocessConfig) -> None:
     if config.probabilities() is not None and config.mix_strategy == "concat":
         raise UserError(
@@ -261,6 +281,7 @@ _RULES = (
     _fractions_are_possible,
     _text_is_not_packed,
     _probabilities_need_interleaving,
+    _overlong_needs_a_length,
 )
 
 _STREAMED = "records are streamed, and all of them packed together"

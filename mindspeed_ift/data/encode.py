@@ -9,7 +9,7 @@ import numpy as np
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.conversation import Conversation, DropRecord, LeaveOut, Message, Role, check_turns
-from mindspeed_ift.data.cutting import SPLIT, Pair, cut_turn, cut_turns, split_balanced
+from mindspeed_ift.data.cutting import SPLIT, Pair, cut_turn, cut_turns, split_at_questions, split_balanced
 from mindspeed_ift.data.pieces import PieceEncoder
 from mindspeed_ift.data.sample import IGNORED_LABEL, Sample
 from mindspeed_ift.data.template_fingerprint import fingerprint
@@ -33,6 +33,8 @@ class EncodeOptions:
         turn_limit: Cut each turn to this many tokens by itself (neat-pack), whatever the other turns take.
         limit: Samples of this many tokens or more are dropped ...
         cut_to_limit: ... or cut to one token less (neat-pack).
+        overlong: What becomes of a conversation of more than ``room`` tokens: "truncate", "drop", "split", "error".
+        room: Most tokens of a sample, if ``overlong`` is said; the other lengths are None then.
     """
 
     enable_thinking: str = "none"
@@ -45,6 +47,8 @@ class EncodeOptions:
     turn_limit: int | None = None
     limit: int | None = None
     cut_to_limit: bool = False
+    overlong: str | None = None
+    room: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,18 @@ class Encoded:
         sample: ``segments`` is None.
         notes: Rows of the ledger: what was cut or left out.
         cut_tokens: How many tokens were.
+        rest: Further samples of a conversation that was split.
     """
 
     sample: Sample
     notes: tuple[str, ...] = ()
     cut_tokens: int = 0
+    rest: tuple[Sample, ...] = ()
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """All of the conversation, in order."""
+        return self.sample, *self.rest
 
 
 @dataclass(frozen=True)
@@ -75,14 +86,39 @@ class Written:
     notes: tuple[str, ...] = ()
 
 
-class TemplateMismatch(DropRecord):
-    """The template cannot do what the options ask: not a matter of this record, so the run should stop."""
+class StopRun(DropRecord):
+    """The run should stop at this record; the argument tells the user why."""
+
+
+class TemplateMismatch(StopRun):
+    """The template cannot do what the options ask: not a matter of this record."""
 
 
 CUT_NOTE = "longer than the length asked for"
+SPLIT_NOTE = "longer than the length asked for, split into several samples"
 NOTHING_LEARNT_NOTE = "no token is learnt"
 SPECIAL_NOTE = "special tokens in its text, read as such (see --escape-special-tokens)"
 ESCAPED_NOTE = "special tokens in its text, read as plain text"
+
+
+def refuse_overlong(options: EncodeOptions, length: int, whole: int) -> None:
+    """Do nothing if what is too long may be cut or split.
+
+    Args:
+        options: Say what becomes of it.
+        length: Tokens of what is too long.
+        whole: Tokens of all of the record.
+
+    Raises:
+        DropRecord: It is left out, or stops the run.
+    """
+    if options.overlong == "drop":
+        raise LeaveOut(f"more than {options.room} tokens (--overlong drop)", whole)
+    if options.overlong == "error":
+        raise StopRun(
+            f"{length} tokens, more than the {options.room} that fit; give a larger --seq-length (or --cutoff-len), or"
+            " --overlong truncate, drop or split"
+        )
 
 
 class Encoder:
@@ -107,6 +143,7 @@ class Encoder:
         """Closes a turn, and a document with ``append_eod``."""
         self.stop_ids = self.pieces.stop_ids
         """At which generation stops."""
+        self._closing = [self.end_id] * (template.efficient_eos + options.append_eod)
         if options.train_on_prompt and template.efficient_eos and template.rules is Rules.LLAMA_FACTORY_0_9:
             raise UserError(
                 f"--train-on-prompt does not go with --prompt-type {template.name}: the first position of a prompt"
@@ -115,13 +152,8 @@ class Encoder:
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Encoded | DropRecord]:
         """One result a conversation, in order: its sample, or why it has none."""
-        results: list[Encoded | DropRecord] = []
-        for found in self._written(conversations):
-            try:
-                results.append(found if isinstance(found, DropRecord) else self._assemble(found))
-            except DropRecord as reason:
-                results.append(reason)
-        return results
+        written = self._written(conversations)
+        return [self._fitted(conversation, found) for conversation, found in zip(conversations, written)]
 
     def turn_ids(self, conversation: Conversation) -> list[Pair]:
         """Ids of the prompt and the answer of each turn, nothing cut.
@@ -129,10 +161,7 @@ class Encoder:
         Raises:
             DropRecord: A call or a tool cannot be written.
         """
-        found = self._written([conversation])[0]
-        if isinstance(found, DropRecord):
-            raise found
-        return found.turns
+        return self._written_whole(conversation).turns
 
     def prompt_ids(self, messages: Sequence[Message], system: str = "", tools: str = "") -> list[int]:
         """Ids of a conversation up to where the model answers: what training showed it before such an answer.
@@ -184,10 +213,52 @@ class Encoder:
     def _special_note(self, seen: bool) -> tuple[str, ...]:
         return (ESCAPED_NOTE if self.options.escape_special_tokens else SPECIAL_NOTE,) if seen else ()
 
+    def _fitted(self, conversation: Conversation, written: Written | DropRecord) -> Encoded | DropRecord:
+        """The samples of a conversation, whatever its length."""
+        try:
+            if isinstance(written, DropRecord):
+                raise written
+            room, length = self.options.room, self._length(written)
+            if room is None or length <= room or self.options.overlong == "truncate":
+                return self._assemble(written)
+            refuse_overlong(self.options, length, length)
+            return self._split(conversation, written, room)
+        except DropRecord as reason:
+            return reason
+
+    def _length(self, written: Written) -> int:
+        return sum(len(source) + len(target) for source, target in written.turns) + len(self._closing)
+
+    def _split(self, conversation: Conversation, whole: Written, room: int) -> Encoded:
+        """Samples that fit, each with the system prompt; a question whose answer does not fit is cut."""
+
+        def fits(part: Conversation) -> bool:
+            return self._length(self._written_whole(part)) <= room
+
+        lengths = [len(source) + len(target) for source, target in whole.turns]
+        parts = split_at_questions(conversation, lengths, room, fits)
+        encoded = [self._assemble(self._written_whole(part)) for part in parts]
+        if len(encoded) == 1:
+            return encoded[0]
+        notes = dict.fromkeys((*(note for one in encoded for note in one.notes), SPLIT_NOTE))
+        return Encoded(
+            encoded[0].sample,
+            # The reason of a loss comes first.
+            tuple(sorted(notes, key=CUT_NOTE.__ne__)),
+            sum(one.cut_tokens for one in encoded),
+            tuple(one.sample for one in encoded[1:]),
+        )
+
+    def _written_whole(self, conversation: Conversation) -> Written:
+        (written,) = self._written([conversation])
+        if isinstance(written, DropRecord):
+            raise written
+        return written
+
     def _assemble(self, written: Written) -> Encoded:
         options, pairs = self.options, written.turns
         efficient = self.template.efficient_eos
-        whole = sum(len(source) + len(target) for source, target in pairs)
+        whole = self._length(written)
         pairs = self._cut(pairs)
         last = len(pairs) - 1
         # LLaMA-Factory counts turns from the one that takes its room first: with only the last answer learnt, its
@@ -199,10 +270,8 @@ class Encoder:
             ids += source + target
             labels += self._prompt_labels(source, ends_answer=efficient and number != unmarked)
             labels += target if number == last or not options.mask_history else [IGNORED_LABEL] * len(target)
-        closing = [self.end_id] * (efficient + options.append_eod)
-        ids += closing
-        labels += closing
-        whole += len(closing)
+        ids += self._closing
+        labels += self._closing
         if options.limit is not None and len(ids) >= options.limit:
             if not options.cut_to_limit:
                 raise LeaveOut(f"{options.limit} tokens or more (--seq-length)", whole)
@@ -230,6 +299,8 @@ class Encoder:
         if options.cutoff is not None:
             keeps_room = self.template.efficient_eos and rules is Rules.LLAMA_FACTORY_0_9
             pairs = cut_turns(pairs, options.cutoff - keeps_room, SPLIT[rules])
+        if options.room is not None:
+            pairs = cut_turns(pairs, options.room - len(self._closing), SPLIT[rules])
         if options.turn_limit is not None:
             pairs = [cut_turn(pair, split_balanced(len(pair[0]), len(pair[1]), options.turn_limit)) for pair in pairs]
         return pairs[::direction]

@@ -12,7 +12,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -199,19 +199,26 @@ def encode_options(config: PreprocessConfig, template: Template) -> EncodeOption
 
     With --seq-length S, the template first cuts a conversation to S tokens (older templates) or S - 1 (later ones);
     then samples of S or more are dropped. So a sample that is too long is dropped with the older and kept, cut, with
-    the later. Neat-pack cuts each turn by itself to S - 1 and the whole to S - 1, and drops nothing.
+    the later. Neat-pack cuts each turn by itself to S - 1 and the whole to S - 1, and drops nothing. With --overlong
+    the longest sample has S - 1 tokens in every mode, and the flag says what becomes of longer ones.
     """
     length = config.seq_length
     cutoffs = [] if config.cutoff_len is None else [config.cutoff_len]
-    if length is not None:
-        cutoffs.append(length - 1 if template.keeps_room_for_eod else length)
-    return EncodeOptions(
+    options = EncodeOptions(
         enable_thinking=config.enable_thinking,
         train_on_prompt=config.train_on_prompt,
         mask_history=config.mask_history,
         drop_thinking=config.drop_thinking,
         escape_special_tokens=config.escape_special_tokens,
         append_eod=config.append_eod,
+    )
+    if config.overlong is not None:
+        cutoffs += [] if length is None else [length - 1]
+        return replace(options, overlong=config.overlong, room=min(cutoffs))
+    if length is not None:
+        cutoffs.append(length - 1 if template.keeps_room_for_eod else length)
+    return replace(
+        options,
         cutoff=min(cutoffs, default=None),
         turn_limit=length - 1 if length is not None and config.neat_pack else None,
         limit=length,

@@ -22,7 +22,8 @@ import numpy as np
 
 from mindspeed_ift.config.errors import RunError, UserError
 from mindspeed_ift.data.conversation import Conversation, DropRecord, LeaveOut
-from mindspeed_ift.data.encode import EncodeOptions, Encoder, TemplateMismatch
+from mindspeed_ift.data.cutting import fit_text
+from mindspeed_ift.data.encode import CUT_NOTE, SPLIT_NOTE, EncodeOptions, Encoder, StopRun, refuse_overlong
 from mindspeed_ift.data.formats import OPTIONAL_COLUMNS, Format, TextFormat
 from mindspeed_ift.data.ledger import Ledger
 from mindspeed_ift.data.records import Origin, Record
@@ -96,18 +97,18 @@ class Worker:
         samples = []
         for one, (_, origin) in zip(converted, chunk):
             result = next(encoded) if isinstance(one, Conversation) else one
-            if isinstance(result, TemplateMismatch):
+            if isinstance(result, StopRun):
                 raise UserError(f"{origin}: {result}")
             if isinstance(result, DropRecord):
                 _drop(ledger, origin, result)
                 continue
-            sample = result.sample
-            samples.append(sample)
+            samples += result.samples
             ledger.keep(
                 origin,
                 result.notes,
-                tokens=len(sample),
-                learnt_tokens=sample.learnt_tokens,
+                samples=len(result.samples),
+                tokens=sum(map(len, result.samples)),
+                learnt_tokens=sum(sample.learnt_tokens for sample in result.samples),
                 cut_tokens=result.cut_tokens,
             )
         lengths = np.array([len(sample) for sample in samples], np.int32)
@@ -127,27 +128,45 @@ class Worker:
             return reason
 
     def _encode_text(self, chunk: Chunk, ledger: Ledger) -> EncodedChunk:
-        keys, options = self.job.form.json_keys, self.job.options
+        keys = self.job.form.json_keys
         found: dict[str, list[np.ndarray]] = {key: [] for key in keys}
-        end = [self.tokenizer.eod_id] if options.append_eod else []
         for record, origin in chunk:
             try:
-                texts = self.job.form.texts(record)
-                ids = [np.array(self.tokenizer.encode(text) + end, np.int32) for text in texts]
-                if options.limit is not None and max(map(len, ids)) >= options.limit:
-                    raise LeaveOut(f"{options.limit} tokens or more (--seq-length)", sum(map(len, ids)))
+                pieces = self._pieces_of_text(record, origin, ledger)
+            except StopRun as reason:
+                raise UserError(f"{origin}: {reason}") from None
             except DropRecord as reason:
                 _drop(ledger, origin, reason)
                 continue
-            tokens = sum(map(len, ids))
-            ledger.keep(origin, tokens=tokens, learnt_tokens=tokens)
-            for key, tokens in zip(keys, ids):
-                found[key].append(tokens)
+            for key, column in zip(keys, pieces):
+                found[key] += column
         return EncodedChunk(
             {key: _joined(found[key]) for key in keys},
             {key: np.array([len(tokens) for tokens in found[key]], np.int32) for key in keys},
             ledger,
         )
+
+    def _pieces_of_text(self, record: Record, origin: Origin, ledger: Ledger) -> list[list[np.ndarray]]:
+        """The documents of each column that a record becomes: one, or several where it is split; counted.
+
+        Raises:
+            DropRecord: There are none.
+        """
+        options = self.job.options
+        end = [self.tokenizer.eod_id] if options.append_eod else []
+        columns = [np.array(self.tokenizer.encode(text) + end, np.int32) for text in self.job.form.texts(record)]
+        whole, longest = sum(map(len, columns)), max(map(len, columns))
+        if options.limit is not None and longest >= options.limit:
+            raise LeaveOut(f"{options.limit} tokens or more (--seq-length)", whole)
+        pieces, notes = [[ids] for ids in columns], []
+        if options.room is not None and longest > options.room:
+            refuse_overlong(options, longest, whole)
+            pieces = [fit_text(ids, options.overlong == "split", options.room) for ids in columns]
+            notes = [SPLIT_NOTE if options.overlong == "split" else CUT_NOTE]
+        tokens = sum(len(piece) for column in pieces for piece in column)
+        samples = max(map(len, pieces))
+        ledger.keep(origin, notes, samples=samples, tokens=tokens, learnt_tokens=tokens, cut_tokens=whole - tokens)
+        return pieces
 
 
 class WorkerPool:

@@ -29,6 +29,9 @@ BROKEN = [
         f"{PATHS} --pack --neat-pack --seq-length 60 --pad-to-multiple-of 8",
         "--seq-length 60 is no multiple of --pad-to-multiple-of 8; give 64",
     ),
+    (f"{PATHS} --overlong drop", "--overlong drop needs a length; give --seq-length or --cutoff-len"),
+    (f"{PATHS} --overlong truncate --seq-length 4", "--seq-length 4 leaves no room"),
+    (f"{PATHS} --overlong split --seq-length 64 --mask-history", "--overlong split does not go with --mask-history"),
     (f"{PATHS} --max-samples 0", "--max-samples 0 is too small"),
     (f"{PATHS} --interleave-probs 0.5,0.5", "--interleave-probs changes nothing with --mix-strategy concat"),
     (f"{PATHS} --interleave-probs 0.5;0.5", "is not numbers with commas between"),
@@ -57,6 +60,7 @@ def test_what_does_not_go_together_is_refused(flags: str, expected: str) -> None
         "--pack --neat-pack --seq-length 64 --append-eod",
         "--pack --neat-pack --seq-length 64 --pad-to-multiple-of 8 --packing-algorithm best-fit --max-segments 2",
         "--mix-strategy interleave_under --interleave-probs 0.1,0.2,0.7",
+        "--overlong split --cutoff-len 64",
     ],
 )
 def test_what_goes_together_is_taken(flags: str) -> None:
