@@ -120,6 +120,16 @@ class PreprocessConfig:
     workers: int = 1
     """Processes that tokenize; the dataset is the same for any number."""
 
+    num_shards: int = 1
+    """Split the work over so many runs, on one machine or several, each with its --shard-index; the last step is the
+    same command with --merge-shards. The dataset is that of a single run."""
+
+    shard_index: int | None = None
+    """Which of --num-shards this run encodes, from 0."""
+
+    merge_shards: bool = False
+    """Join the shards that are beside --output-prefix, and pack them with --pack."""
+
     log_interval: int = 100_000
     """Records between two progress lines."""
 
@@ -217,6 +227,7 @@ def _lengths_are_possible(config: PreprocessConfig) -> None:
         ("--seq-length", config.seq_length, 2),
         ("--cutoff-len", config.cutoff_len, 2),
         ("--workers", config.workers, 1),
+        ("--num-shards", config.num_shards, 1),
         ("--log-interval", config.log_interval, 1),
         ("--max-samples", config.max_samples, 1),
         ("--seed", config.seed, 0),
@@ -238,6 +249,21 @@ def _text_is_not_packed(config: PreprocessConfig) -> None:
             "--pack is for instruction data; plain text (GeneralPretrainHandler) is cut into rows by the trainer:"
             " leave --pack out"
         )
+
+
+def _shards_are_of_one_set(config: PreprocessConfig) -> None:
+    if config.num_shards > 1 and config.shard_index is None and not config.merge_shards:
+        raise UserError(
+            "--num-shards needs --shard-index, which of them this run encodes, or --merge-shards at the end"
+        )
+    if config.shard_index is None and not config.merge_shards:
+        return
+    if config.num_shards < 2:
+        raise UserError("--shard-index and --merge-shards need --num-shards, how many there are; give at least 2")
+    if config.shard_index is not None and config.merge_shards:
+        raise UserError("--shard-index encodes a shard, --merge-shards joins all; give one of them")
+    if config.shard_index is not None and not 0 <= config.shard_index < config.num_shards:
+        raise UserError(f"--shard-index {config.shard_index}: give 0 to {config.num_shards - 1}, one for each run")
 
 
 def _overlong_needs_a_length(config: PreprocessConfig) -> None:
@@ -282,9 +308,10 @@ _RULES = (
     _text_is_not_packed,
     _probabilities_need_interleaving,
     _overlong_needs_a_length,
+    _shards_are_of_one_set,
 )
 
-_STREAMED = "records are streamed, and all of them packed together"
+_STREAMED = "records are streamed, and all of them packed together; --workers encodes in parallel"
 ACCEPTED: dict[str, tuple[int, str]] = {
     "--n-subs": (1, _STREAMED),
     "--streaming": (0, _STREAMED),

@@ -28,7 +28,10 @@ from mindspeed_ift.data.staging import ChangedFile, Mark, Staging, mark_of
 from mindspeed_ift.data.workers import EncodedChunk
 
 SECONDS_BETWEEN_MARKS = 2.0
-_NOT_OF_THE_BYTES = ("output_prefix", "workers", "log_interval", "cache_dir", "max_drop_fraction", "dry_run")
+_NOT_OF_THE_BYTES = (
+    *("output_prefix", "workers", "log_interval", "cache_dir", "max_drop_fraction", "dry_run"),
+    *("num_shards", "shard_index", "merge_shards"),
+)
 """Flags that may differ between a run and the one that goes on with it."""
 
 MakeWriter = Callable[[Mapping[str, Mark] | None], DatasetWriter]

@@ -29,6 +29,7 @@ from mindspeed_ift.data.ledger_file import ledger_path
 from mindspeed_ift.data.mixing import Mixture, read_datasets
 from mindspeed_ift.data.packed_rows import write_packed
 from mindspeed_ift.data.records import Origin, Readable, Record, find_datasets
+from mindspeed_ift.data.shards import Share, Shares, ShareWriter
 from mindspeed_ift.data.staging import Mark, Staging, report_write_errors
 from mindspeed_ift.data.template_choice import definition, find_row, get_template, make_encoder
 from mindspeed_ift.data.template_table import TEMPLATES
@@ -92,6 +93,9 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print) 
     work = _prepare(config, report)
     inputs = InputMarks(work.sources)
     find = functools.cache(lambda: fingerprint(config, inputs, work.token_facts))
+    if config.shard_index is not None:
+        return _encode_share(config, work, find, report)
+    shares = Shares(config.output_prefix, config.num_shards, find()) if config.merge_shards else None
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(Staging(config.output_prefix))
         waits = place
@@ -100,11 +104,13 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print) 
         stack.enter_context(_say_how_to_go_on(waits))
         intake = open_intake(waits, find, functools.partial(_writer, config, work.job.form, waits), report)
         stack.callback(intake.close)
-        _take_in(intake, work, config, lambda: find() if inputs.known else None, report)
+        _take_in(intake, work, config, shares, lambda: find() if inputs.known else None, report)
         _check(config, work, intake.ledger)
         intake.save(find())
         manifest = _publish(intake, place, work, config, inputs, report)
-    return Summary(intake.ledger, manifest, tuple(_notices(config, work, intake.ledger)), time.monotonic() - started)
+    return Summary(
+        intake.ledger, manifest, tuple(_notices(config, work, shares, intake.ledger)), time.monotonic() - started
+    )
 
 
 def _prepare(config: PreprocessConfig, report: Callable[[str], None]) -> _Work:
@@ -116,7 +122,7 @@ def _prepare(config: PreprocessConfig, report: Callable[[str], None]) -> _Work:
     inputs = ", ".join(name for name, _ in datasets)
     mixture = read_datasets(datasets, config)
     tokenizer = load_tokenizer(config.tokenizer_name_or_path, config.trust_remote_code)
-    pool = WorkerPool(tokenizer, config.workers)
+    pool = WorkerPool(tokenizer, 1 if config.merge_shards else config.workers)
     first, records = _peek(iter(mixture), inputs)
     form = make_format(config.handler_name, config.mapped_keys(), config.json_keys, first[0], first[1].file)
     job = Job(form, template.name, row, encode_options(config, template))
@@ -129,22 +135,65 @@ def _take_in(
     intake: Intake,
     work: _Work,
     config: PreprocessConfig,
+    shares: Shares | None,
     find: Callable[[], dict[str, Any] | None],
     report: Callable[[str], None],
 ) -> None:
-    """Encode the records that an earlier run has not, and tell how far it is."""
-    started, before = time.monotonic(), intake.ledger.read
-    told = before // config.log_interval
+    """Encode the records that an earlier run has not, or take them from the shares, and tell how far it is."""
+    tell = _Progress(intake.ledger, config.log_interval, report)
+    before = intake.ledger.read
     records = itertools.islice(work.records, before, None)
-    for chunk in work.pool.encode_all(work.job, records):
+    for chunk in work.pool.encode_all(work.job, records) if shares is None else shares.chunks(before):
         intake.add(chunk)
-        ledger = intake.ledger
-        if ledger.read // config.log_interval > told:
-            told = ledger.read // config.log_interval
-            rate = (ledger.read - before) / max(time.monotonic() - started, 1e-9)
-            report(f"{ledger.read:,} records read, {ledger.kept:,} kept, {rate:,.0f} records/s")
+        tell()
         if intake.is_due and (found := find()) is not None:
             intake.save(found)
+
+
+class _Progress:
+    """A line after every so many records."""
+
+    def __init__(self, ledger: Ledger, interval: int, report: Callable[[str], None]) -> None:
+        self.ledger, self.interval, self.report = ledger, interval, report
+        self.started, self.before = time.monotonic(), ledger.read
+        self.told = ledger.read // interval
+
+    def __call__(self) -> None:
+        read = self.ledger.read
+        if read // self.interval > self.told:
+            self.told = read // self.interval
+            rate = (read - self.before) / max(time.monotonic() - self.started, 1e-9)
+            self.report(f"{read:,} records read, {self.ledger.kept:,} kept, {rate:,.0f} records/s")
+
+
+def _encode_share(
+    config: PreprocessConfig, work: _Work, find: Callable[[], dict[str, Any]], report: Callable[[str], None]
+) -> Summary:
+    """Encode one of --num-shards and leave it beside the dataset that will be."""
+    assert config.shard_index is not None
+    started = time.monotonic()
+    share = Share(config.shard_index, config.num_shards)
+    prefix = share.prefix(config.output_prefix)
+    with contextlib.ExitStack() as stack:
+        place = stack.enter_context(Staging(prefix))
+        stack.enter_context(_say_how_to_go_on(place))
+        writer = ShareWriter(prefix, place, find, report)
+        stack.callback(writer.close)
+        tell = _Progress(writer.ledger, config.log_interval, report)
+        records = share.deal_out(work.records, writer.done)
+        for chunk in work.pool.encode_all(work.job, records):
+            writer.add(chunk)
+            tell()
+            if writer.is_due:
+                writer.save()
+        files = writer.commit(list(work.mixture.notices()))
+    ledger = writer.ledger
+    counts = {"samples": ledger.kept, "tokens": ledger.tokens, "learnt_tokens": ledger.learnt_tokens}
+    notice = (
+        f"shard {share.index} of {share.count} is encoded; when all are, run the same command with --merge-shards instead"
+        f" of --shard-index {share.index}"
+    )
+    return Summary(ledger, {**counts, "files": files}, (notice,), time.monotonic() - started)
 
 
 def _publish(
@@ -310,9 +359,9 @@ def _template_notices(template: Template, tokenizer: Tokenizer, path: str) -> It
         )
 
 
-def _notices(config: PreprocessConfig, work: _Work, ledger: Ledger) -> Iterator[str]:
+def _notices(config: PreprocessConfig, work: _Work, shares: Shares | None, ledger: Ledger) -> Iterator[str]:
     form, template = work.job.form, work.template
-    yield from work.mixture.notices()
+    yield from shares.notices if shares is not None else work.mixture.notices()
     if not work.is_text:
         yield from _template_notices(template, work.tokenizer, config.prompt_type_path)
         ignored = [column for column in OPTIONAL_COLUMNS if column in ledger.filled - form.columns()]

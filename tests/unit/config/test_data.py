@@ -29,6 +29,16 @@ BROKEN = [
         f"{PATHS} --pack --neat-pack --seq-length 60 --pad-to-multiple-of 8",
         "--seq-length 60 is no multiple of --pad-to-multiple-of 8; give 64",
     ),
+    (f"{PATHS} --max-drop-fraction 1.5", "--max-drop-fraction 1.5"),
+    (f"{PATHS} --num-shards 4", "--num-shards needs --shard-index"),
+    (f"{PATHS} --num-shards 4 --shard-index 4", "--shard-index 4: give 0 to 3"),
+    (f"{PATHS} --num-shards 4 --shard-index -1", "--shard-index -1: give 0 to 3"),
+    (f"{PATHS} --shard-index 0", "--shard-index and --merge-shards need --num-shards"),
+    (
+        f"{PATHS} --num-shards 4 --shard-index 0 --merge-shards",
+        "--shard-index encodes a shard, --merge-shards joins all",
+    ),
+    (f"{PATHS} --num-shards 0", "--num-shards 0 is too small"),
     (f"{PATHS} --overlong drop", "--overlong drop needs a length; give --seq-length or --cutoff-len"),
     (f"{PATHS} --overlong truncate --seq-length 4", "--seq-length 4 leaves no room"),
     (f"{PATHS} --overlong split --seq-length 64 --mask-history", "--overlong split does not go with --mask-history"),
@@ -61,6 +71,8 @@ def test_what_does_not_go_together_is_refused(flags: str, expected: str) -> None
         "--pack --neat-pack --seq-length 64 --pad-to-multiple-of 8 --packing-algorithm best-fit --max-segments 2",
         "--mix-strategy interleave_under --interleave-probs 0.1,0.2,0.7",
         "--overlong split --cutoff-len 64",
+        "--num-shards 4 --shard-index 3",
+        "--num-shards 4 --merge-shards",
     ],
 )
 def test_what_goes_together_is_taken(flags: str) -> None:
