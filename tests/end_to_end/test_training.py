@@ -3,44 +3,101 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from tests.tolerances import TWENTY_STEPS_LOSS, TWENTY_STEPS_WEIGHTS
-from tests.training_runs import MODES, losses, make_datasets, make_hugging_face_model, run
+from mindspeed_ift.data.dataset import InstructionDataset
+from mindspeed_ift.data.order import SampleOrder, split_ranges
+from mindspeed_ift.data.sample import Sample
+from tests.tolerances import BF16_STEPS, TWENTY_STEPS_LOSS, TWENTY_STEPS_WEIGHTS
+from tests.training_runs import MODES, ROOT, losses, make_datasets, make_hugging_face_model, run
 
 pytestmark = pytest.mark.slow
 
 
+Made = tuple[Path, dict[str, Path], Path]
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path], Path]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """(folder, dataset prefixes, Hugging Face model)."""
     folder = tmp_path_factory.mktemp("training")
+    make_hugging_face_model(folder / "untied", tied=False, vocab_size=400)
     return folder, make_datasets(folder), make_hugging_face_model(folder / "hf", tied=True, vocab_size=400)
 
 
-def _line(made: tuple[Path, dict[str, Path], Path], mode: str, name: str, *flags: str) -> list[str]:
+def _line(made: Made, mode: str, name: str, *flags: str) -> list[str]:
     folder, data, weights = made
     line = ["--data-path", str(data[mode]), *MODES[mode], "--global-batch-size", "4", "--micro-batch-size", "2"]
     line += ["--lr", "1e-3", "--weight-decay", "0.1", "--save", str(folder / name), *flags]
     return line if "--load" in flags else [*line, "--load", str(weights), "--enable-hf2mg-convert"]
 
 
-def test_twenty_steps_equal_plain_torch_on_the_samples_alone(made: tuple[Path, dict[str, Path], Path]) -> None:
-    """Packed training against transformers and torch's AdamW that see every sample of a row by itself."""
+def _loss_of_samples(model: torch.nn.Module, rows: list[Sample]) -> tuple[torch.Tensor, int]:
+    """(loss sum, learnt tokens) of Hugging Face's model, which sees every sample of every row by itself."""
+    total, learnt = torch.zeros(()), 0
+    for row in rows:
+        segments = np.ones(len(row), np.int32) if row.segments is None else row.segments
+        for number in range(1, int(segments.max()) + 1):
+            inside = segments == number
+            ids = torch.tensor(row.input_ids[inside]).long()[None]
+            labels = torch.tensor(row.labels[inside]).long()[None, 1:]
+            logits = model(input_ids=ids).logits[:, :-1].transpose(1, 2)
+            total = total + torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
+            learnt += int((labels != -100).sum())
+    return total, learnt
+
+
+def _cosine(step: int) -> float:
+    return 1e-3 * step / 4 if step < 4 else 1e-4 + 9e-4 * (1 + math.cos(math.pi * (step - 4) / 16)) / 2
+
+
+FULL = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
+CHUNK = "--recompute-granularity selective --loss-compute-mode chunk --loss-chunk-size 8"
+# Folder of the weights, flags, learning rate of a step, largest gradient norm.
+TWENTY_STEPS = {
+    "constant": ("hf", "--lr-decay-style constant", lambda step: 1e-3, 1.0),
+    "cosine, recompute, hard clip": (
+        "untied",
+        f"--lr-decay-style cosine --min-lr 1e-4 --lr-warmup-iters 4 --clip-grad 0.05 {FULL}",
+        _cosine,
+        0.05,
+    ),
+    "linear, no clip, chunks": (
+        "hf",
+        f"--lr-decay-style linear --clip-grad 0 {CHUNK}",
+        lambda step: 1e-3 * (20 - step) / 20,
+        1e9,
+    ),
+    "bf16": ("untied", f"--lr-decay-style constant --bf16 {FULL}", lambda step: 1e-3, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", TWENTY_STEPS)
+def test_twenty_steps_equal_plain_torch_on_the_samples_alone(made: Made, name: str) -> None:
+    """Packed training against transformers and torch's AdamW in fp32, one sample at a time."""
     from transformers import Qwen3ForCausalLM
 
     from mindspeed_ift.checkpoint.convert import hugging_face_tensors
-    from mindspeed_ift.data.dataset import InstructionDataset
-    from mindspeed_ift.data.order import SampleOrder
 
-    folder, data, weights = made
-    constant = ["--lr-decay-style", "constant", "--adam-beta2", "0.95", "--train-iters", "20", "--seed", "11"]
-    run([_line(made, "packed", "twenty", *constant)], 1, folder / "jobs_twenty")
+    folder, data, _ = made
+    source, flags, rate, clip = TWENTY_STEPS[name]
+    weights = ["--load", str(folder / source), "--enable-hf2mg-convert"]
+    line = _line(
+        made, "packed", name, *flags.split(), "--adam-beta2", "0.95", "--train-iters", "20", "--seed", "11", *weights
+    )
+    run([line], 1, folder / f"jobs {name}")
 
-    model = Qwen3ForCausalLM.from_pretrained(weights, dtype=torch.float32, attn_implementation="sdpa")
+    model = Qwen3ForCausalLM.from_pretrained(folder / source, dtype=torch.float32, attn_implementation="sdpa")
     decayed = [p for p in model.parameters() if p.dim() > 1]
     spared = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": spared, "weight_decay": 0.0}]
@@ -49,33 +106,75 @@ def test_twenty_steps_equal_plain_torch_on_the_samples_alone(made: tuple[Path, d
     order, expected = SampleOrder(len(dataset), 11, True), []
     for step in range(20):
         optimizer.zero_grad()
-        total, learnt = torch.zeros(()), 0
-        for place in range(4):
-            row = dataset[order.index(step * 4 + place)]
-            for number in range(1, int(row.segments.max()) + 1):
-                inside = row.segments == number
-                ids = torch.tensor(row.input_ids[inside]).long()[None]
-                labels = torch.tensor(row.labels[inside]).long()[None, 1:]
-                logits = model(input_ids=ids).logits[:, :-1].transpose(1, 2)
-                total = total + torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
-                learnt += int((labels != -100).sum())
+        rows = [dataset[order.index(step * 4 + place)] for place in range(4)]
+        total, learnt = _loss_of_samples(model, rows)
         (total / learnt).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step)
         optimizer.step()
         expected.append(float(total.detach() / learnt))
-    assert losses(folder / "twenty") == pytest.approx(expected, **TWENTY_STEPS_LOSS)
-    _, _, tensors = hugging_face_tensors(folder / "twenty/iter_0000020")
+    tolerance = BF16_STEPS if "--bf16" in flags else TWENTY_STEPS_LOSS
+    assert losses(folder / name) == pytest.approx(expected, **tolerance)
+    if "--bf16" in flags:
+        return
+    _, _, tensors = hugging_face_tensors(folder / name / "iter_0000020")
     theirs = dict(model.named_parameters())
-    for name, tensor in tensors:
-        worst = (tensor - theirs[name]).abs().max()
-        assert torch.allclose(tensor, theirs[name], **TWENTY_STEPS_WEIGHTS), f"{name}: {worst}"
+    for key, tensor in tensors:
+        worst = (tensor - theirs[key]).abs().max()
+        assert torch.allclose(tensor, theirs[key], **TWENTY_STEPS_WEIGHTS), f"{key}: {worst}"
+
+
+@pytest.mark.parametrize("mode", ["fixed", "packed"])
+def test_evaluation_is_the_loss_over_the_validation_samples(made: Made, mode: str) -> None:
+    """Each once, with weights that do not move; or as many as --eval-iters asks for."""
+    from transformers import Qwen3ForCausalLM
+
+    folder, data, weights = made
+    dataset = InstructionDataset(data[mode])
+    split = "69,31"  # an odd number of samples, that no batch divides
+    _, valid, _ = split_ranges(len(dataset), split)
+    assert len(valid) % 2 == 1
+    still = ["--train-iters", "3", "--lr", "1e-30", "--split", split, "--eval-interval", "2", "--eval-iters"]
+    names = {count: f"evaluated {mode} {count}" for count in (100, 1, 0)}
+    run([_line(made, mode, name, *still, str(count)) for count, name in names.items()], 1, folder / f"jobs {mode}")
+    model = Qwen3ForCausalLM.from_pretrained(weights, dtype=torch.float32, attn_implementation="sdpa")
+    for count, name in names.items():
+        lines = (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        found = [record for record in map(json.loads, lines) if "validation_loss" in record]
+        assert [record["iteration"] for record in found] == ([2, 3] if count else [])
+        with torch.no_grad():
+            total, learnt = _loss_of_samples(model, [dataset[number] for number in valid][: count * 4])
+        assert [record["validation_loss"] for record in found] == pytest.approx(
+            [float(total) / max(learnt, 1)] * len(found), **TWENTY_STEPS_LOSS
+        )
+
+
+def test_killed_in_the_middle_and_started_again_by_the_same_line(made: Made) -> None:
+    """SIGKILL at any moment, in a save too: the losses of a run that nothing has killed, to the bit."""
+    folder = made[0]
+    common = ["--train-iters", "24", "--save-interval", "2", "--load"]
+    model = "--num-layers 2 --hidden-size 64 --ffn-hidden-size 128 --num-attention-heads 4 --num-query-groups 2".split()
+    whole, killed = (
+        [*_line(made, "packed", name, *common, str(folder / name)), *model] for name in ("never", "killed")
+    )
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", MINDSPEED_IFT_DEVICE="cpu")
+    process = subprocess.Popen([sys.executable, str(ROOT / "tools/posttrain_gpt.py"), *killed], env=environment)
+    metrics, until = folder / "killed/metrics.jsonl", time.monotonic() + 300
+    while time.monotonic() < until and (not metrics.is_file() or len(metrics.read_text().splitlines()) < 7):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert len(metrics.read_text().splitlines()) < 24
+    run([whole, killed], 1, folder / "jobs killed")
+    assert losses(folder / "killed") == losses(folder / "never") and len(losses(folder / "never")) == 24
+    assert not list((folder / "killed").glob(".*"))
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("precision", [[], ["--bf16"]], ids=["fp32", "bf16"])
-def test_resumed_is_uninterrupted_to_the_bit(
-    made: tuple[Path, dict[str, Path], Path], mode: str, precision: list[str]
-) -> None:
+def test_resumed_is_uninterrupted_to_the_bit(made: Made, mode: str, precision: list[str]) -> None:
     """A run that stops between two saves and is started again has the losses of one that never stopped."""
     folder = made[0]
     name = f"{mode}_{len(precision)}"
@@ -98,7 +197,7 @@ def test_resumed_is_uninterrupted_to_the_bit(
     assert checksums[0][model_file] == checksums[1][model_file]
 
 
-def test_another_global_batch_goes_on_where_the_data_stopped(made: tuple[Path, dict[str, Path], Path]) -> None:
+def test_another_global_batch_goes_on_where_the_data_stopped(made: Made) -> None:
     """A run resumed with twice the batch sees every sample of the epoch once."""
     folder, data, _ = made
     own = str(folder / "regrouped")
@@ -139,9 +238,7 @@ def test_another_global_batch_goes_on_where_the_data_stopped(made: tuple[Path, d
         (["--train-iters", "2", "--seq-length", "8", "--no-cut-token"], "--seq-length 8"),
     ],
 )
-def test_bad_input_is_one_line(
-    made: tuple[Path, dict[str, Path], Path], flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_input_is_one_line(made: Made, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 2, the flag named, nothing written."""
     from mindspeed_ift.cli.command import run as command
     from mindspeed_ift.cli.tune import main
