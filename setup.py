@@ -41,6 +41,7 @@ setup(
         "npu": ["torch-npu==2.13.0"],
         "track": ["tensorboard", "wandb"],
         "dev": [
+            "peft==0.21.2",
             "pytest>=9,<10",
             "pytest-xdist>=3.8,<4",
             "import-linter>=2.1,<3",

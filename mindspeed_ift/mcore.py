@@ -39,7 +39,9 @@ with warnings.catch_warnings():
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
     from megatron.core.pipeline_parallel import get_forward_backward_func
     from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
     from megatron.core.transformer import TransformerConfig
+    from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
 if not sys.warnoptions:  # python -W shows them: what the libraries have to say to each other is nothing a user can mend
@@ -47,12 +49,15 @@ if not sys.warnoptions:  # python -W shows them: what the libraries have to say 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
 
 __all__ = [
+    "ColumnParallelLinear",
     "DistributedDataParallel",
     "DistributedDataParallelConfig",
     "GPTModel",
+    "ModuleSpec",
     "OptimizerConfig",
     "OptimizerParamScheduler",
     "ProcessGroupCollection",
+    "RowParallelLinear",
     "TransformerBlockSubmodules",
     "TransformerConfig",
     "finalize_model_grads",

@@ -31,3 +31,9 @@ TWENTY_STEPS_LOSS = {"rel": 1e-5, "abs": 0.0}
 
 TWENTY_STEPS_WEIGHTS = {"atol": 1e-4, "rtol": 1e-4}
 """fp32 weights after twenty AdamW steps: Adam divides by small second moments, which magnifies rounding."""
+
+LORA_STEPS_LOSS = {"rel": 1e-5, "abs": 0.0}
+"""fp32 losses of ten AdamW steps of adapters against PEFT, packed against one by one."""
+
+LORA_STEPS_WEIGHTS = {"atol": 1e-4, "rtol": 1e-4}
+"""fp32 weights with the adapters of these steps merged: as `TWENTY_STEPS_WEIGHTS`."""

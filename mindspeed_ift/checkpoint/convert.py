@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mindspeed_ift.checkpoint import megatron
+from mindspeed_ift.checkpoint.adapters import flags_of, merge_adapters
 from mindspeed_ift.checkpoint.disk import require_folder, require_space
 from mindspeed_ift.checkpoint.huggingface import Folder, refuse_occupied, write_folder
 from mindspeed_ift.checkpoint.names import hugging_face_shapes, stage_entries
@@ -55,7 +56,7 @@ def hugging_face_shard(
 
 
 def hugging_face_tensors(folder: Path) -> tuple[Architecture, dict[str, Any], Iterator[tuple[str, Tensor]]]:
-    """The tensors of a Megatron checkpoint under their Hugging Face names, a stage at a time.
+    """The tensors of a Megatron checkpoint under their Hugging Face names, a stage at a time, adapters merged.
 
     Args:
         folder: an ``iter_`` folder with our manifest.
@@ -69,14 +70,69 @@ def hugging_face_tensors(folder: Path) -> tuple[Architecture, dict[str, Any], It
     manifest = megatron.read_manifest(folder)
     if manifest is None:
         raise UserError(f"{folder} has no manifest.json; only checkpoints of this toolkit can be converted yet")
+    if (manifest.get("lora") or {}).get("filtered"):
+        raise UserError(f"{folder} holds adapters only; give the folder with the weights, and this one as --lora-load")
     architecture = Architecture(**manifest["architecture"])
     return architecture, manifest, _merged(folder, architecture, manifest)
 
 
-def _merged(folder: Path, architecture: Architecture, manifest: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    tensor_size, stages = manifest["layout"]["tensor"], manifest["stage_layers"]
+def adapted_tensors(adapters: Path, base: Path) -> tuple[Architecture, dict[str, Any], Iterator[tuple[str, Tensor]]]:
+    """As `hugging_face_tensors`, of a checkpoint that holds adapters only and the weights they were trained on.
+
+    Args:
+        adapters: an ``iter_`` folder.
+        base: a Hugging Face folder, or an ``iter_`` folder of the same layout.
+
+    Raises:
+        UserError: they do not go together, or a file is damaged.
+    """
+    manifest = megatron.read_manifest(adapters)
+    if manifest is None or not manifest.get("lora"):
+        raise UserError(f"--lora-load {adapters} has no adapters; give the --save folder of a run with adapters")
+    architecture, of_base = Architecture(**manifest["architecture"]), megatron.read_manifest(base)
+    found = Architecture(**of_base["architecture"]) if of_base else Architecture.from_hugging_face(base)
+    if found != architecture:
+        raise UserError(f"{adapters} was trained on another architecture than that of {base}")
+    if of_base and any(of_base[key] != manifest[key] for key in ("stage_layers", "padded_vocab_size")):
+        raise UserError(f"{base} has another layout than {adapters}; give its Hugging Face folder instead")
+    return architecture, manifest, _merged(adapters, architecture, manifest, base)
+
+
+def _shards(
+    folder: Path, architecture: Architecture, manifest: dict[str, Any], number: int, base: Path | None
+) -> list[dict[str, Tensor]]:
+    """State dicts of a stage, one a tensor rank; those of ``base`` with the adapters of ``folder``."""
+    size, stages = manifest["layout"]["tensor"], manifest["stage_layers"]
+    shards = [megatron.read_shard(folder, rank, number, len(stages))["model"] for rank in range(size)]
+    if base is None:
+        return shards
+    if megatron.read_manifest(base) is not None:
+        return [
+            megatron.read_shard(base, rank, number, len(stages))["model"] | shard for rank, shard in enumerate(shards)
+        ]
+    return [
+        hugging_face_shard(
+            base,
+            architecture,
+            layers=range(*stages[number]),
+            first_stage=number == 0,
+            last_stage=number == len(stages) - 1,
+            tensor_size=size,
+            tensor_rank=rank,
+            padded_vocab=manifest["padded_vocab_size"],
+        )
+        | shard
+        for rank, shard in enumerate(shards)
+    ]
+
+
+def _merged(
+    folder: Path, architecture: Architecture, manifest: dict[str, Any], base: Path | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    stages = manifest["stage_layers"]
+    lora = flags_of(manifest["lora"]) if manifest.get("lora") else None
     for number, (start, stop) in enumerate(stages):
-        shards = [megatron.read_shard(folder, rank, number, len(stages))["model"] for rank in range(tensor_size)]
+        shards = _shards(folder, architecture, manifest, number, base)
         first, last = number == 0, number == len(stages) - 1
         for name, parts, transform in stage_entries(
             architecture, range(start, stop), first_stage=first, last_stage=last
@@ -85,7 +141,10 @@ def _merged(folder: Path, architecture: Architecture, manifest: dict[str, Any]) 
                 continue  # a copy of the embedding
             if name not in shards[0]:
                 raise UserError(f"{folder}: the tensor {name} is missing from stage {number}")
-            yield from zip(parts, from_shards(transform, [shard[name] for shard in shards], architecture), strict=True)
+            weights = [shard[name] for shard in shards]
+            if lora is not None:
+                weights = merge_adapters(name, weights, shards, lora)
+            yield from zip(parts, from_shards(transform, weights, architecture), strict=True)
 
 
 def whole_model(folder: Path) -> tuple[Architecture, dict[str, Any], dict[str, Tensor]]:
@@ -126,7 +185,7 @@ def convert(config: ConvertConfig) -> str:
     refuse_occupied(config.save_dir)
     require_folder(config.save_dir, "--save-dir")
     kinds = (config.load_model_type, config.save_model_type)
-    if kinds == ("mg", "hf"):
+    if kinds == ("mg", "hf") or config.lora_load is not None:
         return _to_hugging_face(config, config.load_dir, config.save_dir)
     if kinds == ("hf", "mg"):
         return _to_megatron(config, config.load_dir, config.save_dir)
@@ -134,10 +193,16 @@ def convert(config: ConvertConfig) -> str:
 
 
 def _to_hugging_face(config: ConvertConfig, source: Path, target: Path) -> str:
-    folder = megatron.latest_folder(source) or source
-    if megatron.read_manifest(folder) is None:
-        raise UserError(f"--load-dir {source} holds no {megatron.TRACKER} and no manifest.json; give a --save folder")
-    architecture, manifest, tensors = hugging_face_tensors(folder)
+    folder = _newest("--load-dir", source) if config.load_model_type == "mg" else source
+    if config.lora_load is None:
+        architecture, manifest, tensors = hugging_face_tensors(folder)
+    else:
+        adapters = _newest("--lora-load", config.lora_load)
+        architecture, manifest, tensors = adapted_tensors(adapters, folder)
+        for name in ("lora_r", "lora_alpha", "lora_target_modules"):
+            given = getattr(config, name)
+            if given and given != getattr(flags_of(manifest["lora"]), name):
+                raise UserError(f"--{name.replace('_', '-')} {given} is not what {adapters} was trained with")
     if config.hf_cfg_dir is not None and Architecture.from_hugging_face(config.hf_cfg_dir) != architecture:
         raise UserError(f"--hf-cfg-dir {config.hf_cfg_dir} describes another architecture than {folder}")
     tokenizer = config.hf_cfg_dir or (Path(manifest["tokenizer"]) if manifest.get("tokenizer") else None)
@@ -145,6 +210,13 @@ def _to_hugging_face(config: ConvertConfig, source: Path, target: Path) -> str:
     require_space(target, _bytes_of_weights(architecture, manifest["dtype"]), "--save-dir")
     write_folder(target, tensors, content, tokenizer)
     return f"{folder} -> {target} (Hugging Face, {manifest['dtype']}, tokenizer from {tokenizer})"
+
+
+def _newest(flag: str, source: Path) -> Path:
+    folder = megatron.latest_folder(source) or source
+    if megatron.read_manifest(folder) is None:
+        raise UserError(f"{flag} {source} holds no {megatron.TRACKER} and no manifest.json; give a --save folder")
+    return folder
 
 
 def _to_megatron(config: ConvertConfig, source: Path, target: Path) -> str:

@@ -25,6 +25,14 @@ class ConvertConfig:
     """Hugging Face folder to compare with and to take the tokenizer from."""
     model_type_hf: Literal["qwen3"] = "qwen3"
     """Family of the model; only qwen3."""
+    lora_load: Path | None = None
+    """--save folder of a run with adapters only (--lora-ckpt-filter), to merge into the weights of --load-dir."""
+    lora_r: int | None = None
+    """Rank of these adapters; their checkpoint says it anyway."""
+    lora_alpha: int | None = None
+    """Their alpha; their checkpoint says it anyway."""
+    lora_target_modules: tuple[str, ...] = ()
+    """Modules that have them; their checkpoint says it anyway."""
     target_tensor_parallel_size: int = 1
     """Tensor parallel size to write."""
     target_pipeline_parallel_size: int = 1
@@ -44,7 +52,9 @@ class ConvertConfig:
             raise UserError("--load-dir and --save-dir are both needed: the folder to read and the folder to write")
         if self.load_dir == self.save_dir:
             raise UserError(f"--save-dir {self.save_dir} is also --load-dir; give another folder")
-        if self.load_model_type == self.save_model_type:
+        if self.lora_load is not None and self.save_model_type != "hf":
+            raise UserError("--lora-load merges adapters into a Hugging Face folder: give --save-model-type hf")
+        if self.load_model_type == self.save_model_type and self.lora_load is None:
             kinds = f"--load-model-type {self.load_model_type} --save-model-type {self.save_model_type}"
             raise UserError(f"{kinds} is not supported yet; give hf and mg")
         for flag, value in (

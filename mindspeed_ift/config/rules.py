@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.layout import Layout
+from mindspeed_ift.config.lora import LORA_TARGETS, LoraFlags
 from mindspeed_ift.config.tuning import TuneConfig
 
 
@@ -82,7 +84,6 @@ def _not_yet(config: TuneConfig) -> None:
     for flag, given in (
         ("--expert-model-parallel-size over 1", layout.expert_model_parallel_size > 1),
         ("--num-layers-per-virtual-pipeline-stage", layout.num_layers_per_virtual_pipeline_stage is not None),
-        ("--lora-target-modules (LoRA)", bool(config.run.lora_target_modules)),
     ):
         if given:
             raise UserError(f"{flag} is not supported yet; leave it out")
@@ -232,6 +233,21 @@ def _recompute(config: TuneConfig) -> None:
         raise UserError("--recompute-num-layers needs --recompute-granularity full")
 
 
+def _lora(config: TuneConfig) -> None:
+    lora = config.lora
+    for module in lora.lora_target_modules:
+        if module not in LORA_TARGETS:
+            raise UserError(f"--lora-target-modules {module} is no module; give some of: {' '.join(LORA_TARGETS)}")
+    if lora.lora_r < 1 or lora.lora_alpha < 1:
+        raise UserError(f"--lora-r {lora.lora_r} and --lora-alpha {lora.lora_alpha} must be at least 1")
+    if not 0 <= lora.lora_dropout < 1:
+        raise UserError(f"--lora-dropout {lora.lora_dropout} must be at least 0 and less than 1")
+    for option in dataclasses.fields(LoraFlags):
+        if not lora.active and getattr(lora, option.name) != option.default:
+            flag = "--" + option.name.replace("_", "-")
+            raise UserError(f"{flag} needs --lora-target-modules: {' '.join(LORA_TARGETS)}, or some of them")
+
+
 def _load(config: TuneConfig) -> None:
     if config.run.enable_hf2mg_convert and config.run.load is None:
         raise UserError("--enable-hf2mg-convert needs --load with a Hugging Face folder")
@@ -256,5 +272,6 @@ _FLAG_RULES: tuple[Callable[[TuneConfig], None], ...] = (
     _sequence_modes,
     _packs,
     _recompute,
+    _lora,
     _load,
 )

@@ -8,6 +8,7 @@ from typing import Literal
 
 from mindspeed_ift.config.data import PackingAlgorithm
 from mindspeed_ift.config.layout import LayoutFlags
+from mindspeed_ift.config.lora import LoraFlags
 
 
 @dataclass(frozen=True)
@@ -189,8 +190,6 @@ class RunFlags:
     """How long a collective may wait for its peers."""
     dry_run: bool = False
     """Print the resolved configuration and stop."""
-    lora_target_modules: tuple[str, ...] = ()
-    """Modules that get LoRA adapters. Not yet: leave it out."""
 
     @property
     def collective_backend(self) -> str | None:
@@ -208,4 +207,5 @@ class TuneConfig:
     layout: LayoutFlags = field(default_factory=LayoutFlags)
     data: TrainingDataFlags = field(default_factory=TrainingDataFlags)
     optimizer: OptimizerFlags = field(default_factory=OptimizerFlags)
+    lora: LoraFlags = field(default_factory=LoraFlags)
     run: RunFlags = field(default_factory=RunFlags)

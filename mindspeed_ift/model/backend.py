@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mindspeed_ift.config.lora import LoraFlags
 from mindspeed_ift.devices.device import current
 from mindspeed_ift.mcore import TransformerBlockSubmodules, TransformerConfig, get_gpt_layer_local_spec
 from mindspeed_ift.model.attention import BoundaryAttention
+from mindspeed_ift.model.lora import add_adapters
 
 
 class RMSNorm(nn.Module):
@@ -34,8 +36,10 @@ class RMSNorm(nn.Module):
         return self.kernel(hidden, self.weight, self.eps)
 
 
-def block_spec(config: TransformerConfig, num_layers: int, qk_layernorm: bool) -> TransformerBlockSubmodules:
-    """The spec of one stage's layers: Megatron's local layers with our norm and attention."""
+def block_spec(
+    config: TransformerConfig, num_layers: int, qk_layernorm: bool, lora: LoraFlags | None = None
+) -> TransformerBlockSubmodules:
+    """The spec of one stage's layers: Megatron's local layers with our norm and attention, and adapters if asked for."""
     layer = get_gpt_layer_local_spec(qk_layernorm=qk_layernorm, normalization="RMSNorm")
     parts = layer.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
@@ -43,4 +47,6 @@ def block_spec(config: TransformerConfig, num_layers: int, qk_layernorm: bool) -
     attention.core_attention = BoundaryAttention
     if qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
+    if lora is not None:
+        add_adapters(layer, lora)
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)

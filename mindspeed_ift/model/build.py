@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from mindspeed_ift.config.architecture import Architecture
+from mindspeed_ift.config.lora import LoraFlags
 from mindspeed_ift.devices.device import current
 from mindspeed_ift.mcore import GPTModel, TransformerConfig
 from mindspeed_ift.model import head
 from mindspeed_ift.model.backend import block_spec
+from mindspeed_ift.model.lora import freeze
 from mindspeed_ift.model.rotary import PositionRotary
 from mindspeed_ift.parallel.context.attention import communication_type
 from mindspeed_ift.parallel.groups import Groups
@@ -30,6 +32,7 @@ class ModelOptions:
         loss_chunk_size: learnt positions whose logits exist at once; None: see `head.loss_sum`.
         fresh: draw weights; False leaves them undefined for `weights.fill`, which fills every one. Each rank draws whole
             matrices, minutes for a model of billions.
+        lora: adapters to train instead of all weights, or None.
     """
 
     padded_vocab: int
@@ -38,6 +41,7 @@ class ModelOptions:
     recompute: tuple[str | None, str | None, int | None] = (None, None, None)
     loss_chunk_size: int | None = None
     fresh: bool = True
+    lora: LoraFlags | None = None
 
 
 class Qwen3Model(GPTModel):
@@ -52,7 +56,7 @@ class Qwen3Model(GPTModel):
         layers = groups.layout.stage_layers(architecture.num_layers)[groups.pipeline_rank]
         super().__init__(
             config,
-            block_spec(config, len(layers), architecture.qk_layernorm),
+            block_spec(config, len(layers), architecture.qk_layernorm, options.lora),
             vocab_size=options.padded_vocab,
             max_sequence_length=architecture.max_position_embeddings,
             pre_process=groups.first_stage,
@@ -111,9 +115,11 @@ class Qwen3Model(GPTModel):
 
 
 def build_model(architecture: Architecture, options: ModelOptions, groups: Groups) -> Qwen3Model:
-    """Build this rank's stage on the current device."""
+    """Build this rank's stage on the current device; with adapters, all else frozen."""
     config = transformer_config(architecture, options, groups)
     model = Qwen3Model(config, architecture, options, groups)
+    if options.lora is not None:
+        freeze(model, options.lora)
     return model.to(device=current().torch_device, dtype=options.dtype)
 
 

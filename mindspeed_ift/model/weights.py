@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from mindspeed_ift.config.errors import UserError
 
 
-def fill(model: nn.Module, weights: dict[str, torch.Tensor], origin: str) -> None:
-    """Copy ``weights`` into the model; every parameter must be there in its shape.
+def without_adapters(name: str) -> bool:
+    """Whether a parameter is one that the model has without LoRA, by its name."""
+    return not name.rpartition(".")[2].startswith("lora_")
+
+
+def fill(
+    model: nn.Module,
+    weights: dict[str, torch.Tensor],
+    origin: str,
+    wanted: Callable[[str], bool] = lambda name: True,
+) -> None:
+    """Copy ``weights`` into the model; every wanted parameter must be there in its shape, others are left as they are.
+
+    Args:
+        model: to fill.
+        weights: name -> tensor.
+        origin: of the weights, for messages.
+        wanted: whether a name is.
 
     Raises:
         UserError: naming the first tensor that is missing, unexpected or of another shape.
     """
-    parameters = dict(model.named_parameters())
+    parameters = {name: parameter for name, parameter in model.named_parameters() if wanted(name)}
+    weights = {name: weight for name, weight in weights.items() if wanted(name)}
     for name in sorted(parameters.keys() | weights.keys()):
         if name not in weights:
             raise UserError(f"{origin}: the tensor {name} is missing; is it a checkpoint of this architecture?")

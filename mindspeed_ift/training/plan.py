@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.checkpoint.disk import require_folder
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.errors import UserError
@@ -26,6 +25,7 @@ from mindspeed_ift.data.overlong import Overlong, count_overlong
 from mindspeed_ift.data.packed_view import PackedView, packed_samples
 from mindspeed_ift.data.template_choice import check_definition, definition, find_row, get_template, make_encoder
 from mindspeed_ift.data.tokenizer import load_tokenizer
+from mindspeed_ift.training.sources import Sources, find_sources, loaded_architecture
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Plan:
         valid: range of validation samples.
         cut_samples: training samples that are longer than ``--seq-length`` and will be cut.
         micro_batches: of one step and replica.
-        resume_from: checkpoint to continue or to take weights from, or None.
+        sources: whose weights are taken, and whose training is continued.
         token_facts: vocabulary, pad and eod of the dataset's tokenizer, its template.
     """
 
@@ -57,7 +57,7 @@ class Plan:
     valid: range
     cut_samples: int
     micro_batches: int
-    resume_from: Path | None
+    sources: Sources
     token_facts: dict[str, Any]
 
     def samples(self, sample_range: range, data_rank: int, shuffle: bool) -> MicroBatches:
@@ -127,10 +127,8 @@ def plan(config: TuneConfig, world_size: int) -> Plan:
     files = InstructionDataset(config.data.data_path[0])
     facts = token_facts(config.data, files)
     dataset = packed_samples(files, config.data, config.optimizer.seed, facts["pad_id"])
-    resume_from = checkpoint_to_load(config)
-    architecture, origin = resolve_architecture(
-        config.model, loaded_architecture(config, resume_from), facts["vocab_size"]
-    )
+    sources = find_sources(config)
+    architecture, origin = resolve_architecture(config.model, loaded_architecture(config, sources), facts["vocab_size"])
     check_layout(config, architecture, layout)
     dataset.check_fits(architecture.vocab_size)
     train, valid, _ = split_ranges(len(dataset), config.data.split)
@@ -150,42 +148,13 @@ def plan(config: TuneConfig, world_size: int) -> Plan:
         valid=valid,
         cut_samples=count_overlong(dataset, train, config.data.seq_length),
         micro_batches=num_micro_batches(config, layout),
-        resume_from=resume_from,
+        sources=sources,
         token_facts=facts,
     )
     for samples in (train, valid):
         if len(samples):  # refuses samples that neither fit nor may be cut
             planned.samples(samples, data_rank=0, shuffle=False)
     return planned
-
-
-def checkpoint_to_load(config: TuneConfig) -> Path | None:
-    """The newest checkpoint of ``--load``, or None for fresh and for Hugging Face weights.
-
-    Raises:
-        UserError: there is none, and ``--load`` is not where this run is going to save (or
-            ``--exit-on-missing-checkpoint`` is given).
-    """
-    folder = config.run.load
-    if folder is None or config.run.enable_hf2mg_convert:
-        return None
-    checkpoint = megatron.latest_folder(folder)
-    if checkpoint is None:
-        # The first start of a script that resumes itself.
-        if folder == config.run.save and not config.run.exit_on_missing_checkpoint:
-            return None
-        remedy = "add --enable-hf2mg-convert" if (folder / "config.json").is_file() else "give a --save folder"
-        raise UserError(f"--load {folder} holds no Megatron checkpoint; {remedy}")
-    return checkpoint
-
-
-def loaded_architecture(config: TuneConfig, checkpoint: Path | None) -> dict[str, Architecture]:
-    """What --load says of the model: config.json of a Hugging Face folder, or the manifest of a checkpoint."""
-    folder = config.run.load
-    if config.run.enable_hf2mg_convert and folder is not None:
-        return {f"--load {folder}": Architecture.from_hugging_face(folder)}
-    manifest = megatron.read_manifest(checkpoint) if checkpoint is not None else None
-    return {f"--load {folder}": Architecture(**manifest["architecture"])} if manifest is not None else {}
 
 
 def token_facts(data: TrainingDataFlags, dataset: InstructionDataset) -> dict[str, Any]:
@@ -272,7 +241,9 @@ def preview(config: TuneConfig, world_size: int) -> str:
     check_flags(config)
     layout = layout_of(config.layout, world_size)
     lines = [f"{flag} {path} is not here: it is not checked, nor what depends on it" for flag, path in missing.items()]
-    lines += _preview_architecture(config, layout, weights_missing="--load" in missing or "--hf-cfg-dir" in missing)
+    lines += _preview_architecture(
+        config, layout, weights_missing=bool({"--load", "--lora-load", "--hf-cfg-dir"} & missing.keys())
+    )
     lines.append(_describe_layout(layout, num_micro_batches(config, layout)))
     return "\n".join(lines)
 
@@ -285,7 +256,7 @@ def _preview_architecture(config: TuneConfig, layout: Layout, weights_missing: b
             return []
         model = replace(model, hf_cfg_dir=None)
     else:
-        loaded = loaded_architecture(config, checkpoint_to_load(config))
+        loaded = loaded_architecture(config, find_sources(config))
     known = loaded or model.preset or model.hf_cfg_dir or model.vocab_size or model.padded_vocab_size
     architecture, origin = resolve_architecture(model, loaded, tokenizer_vocab=1)
     check_layout(config, architecture, layout)
@@ -296,6 +267,7 @@ def _missing_paths(config: TuneConfig) -> dict[str, str]:
     """Flag -> the path it gives, for what is not here."""
     paths = {
         "--load": config.run.load if config.run.load != config.run.save else None,
+        "--lora-load": config.lora.lora_load if config.lora.lora_load != config.run.save else None,
         "--hf-cfg-dir": config.model.hf_cfg_dir,
         "--pack-index": config.data.pack_index,
         "--tokenizer-name-or-path": config.data.tokenizer_name_or_path,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from mindspeed_ift.checkpoint import megatron
+from mindspeed_ift.checkpoint.adapters import describe_adapters
 from mindspeed_ift.checkpoint.disk import free_bytes, require_space
 from mindspeed_ift.config.errors import RunError, UserError
 from mindspeed_ift.devices.device import Device
-from mindspeed_ift.mcore import OptimizerParamScheduler
+from mindspeed_ift.mcore import OptimizerParamScheduler, tensor_parallel
 from mindspeed_ift.model.build import Qwen3Model
 from mindspeed_ift.model.weights import fill
 from mindspeed_ift.parallel.groups import Groups
@@ -88,7 +89,7 @@ def _write_files(
     place = (staging, groups.tensor_rank, groups.pipeline_rank, groups.layout.pipeline)
     files: megatron.Files = {}
     if groups.model_writer:
-        weights = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+        weights = {name: value for name, value in model.state_dict().items() if _is_saved(model, name, value)}
         state = {"checkpoint_version": 3.0, "iteration": iteration, "model": _on_host(weights)}
         files |= megatron.write_shard(*place, state, megatron.MODEL_FILE)
     if groups.model_writer or distributed_optimizer:
@@ -96,6 +97,8 @@ def _write_files(
             "optimizer": [_on_host(one) for one in _optimizer_state(optimizer)],
             "schedule": schedule.state_dict(),
             "random_state": device.random_state(),
+            # Of what tensor ranks draw apart: dropout of inputs that are split among them.
+            "random_tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
         }
         files |= megatron.write_shard(*place, state, _optimizer_file(groups, distributed_optimizer))
     return files
@@ -105,11 +108,17 @@ def bytes_of_save(model: Qwen3Model, optimizer: Any, groups: Groups, distributed
     """What a checkpoint takes on the disk, over all ranks (their own part of it is asked of each)."""
     own = 0
     if groups.model_writer:
-        own += sum(parameter.nbytes for parameter in model.parameters())
+        own += sum(value.nbytes for name, value in model.named_parameters() if _is_saved(model, name, value))
     if groups.model_writer or distributed_optimizer:
         # In fp32: the main weight and two moments, which are there only after the first step.
         own += sum(12 * parameter.numel() for _, parameter in _parameters(optimizer))
     return sum(groups.gather(own))
+
+
+def _is_saved(model: Qwen3Model, name: str, value: Any) -> bool:
+    lora = model.options.lora
+    wanted = lora is None or not lora.lora_ckpt_filter or lora.is_trained(name)
+    return wanted and isinstance(value, torch.Tensor)
 
 
 def _manifest(model: Qwen3Model, iteration: int, groups: Groups, distributed_optimizer: bool) -> dict[str, Any]:
@@ -122,12 +131,13 @@ def _manifest(model: Qwen3Model, iteration: int, groups: Groups, distributed_opt
         "padded_vocab_size": model.options.padded_vocab,
         "dtype": str(model.options.dtype).removeprefix("torch."),
         "distributed_optimizer": distributed_optimizer,
+        "lora": describe_adapters(model.options.lora),
         "iteration": iteration,
     }
 
 
-def load_model(folder: Path, model: Qwen3Model, groups: Groups) -> None:
-    """Fill this rank's stage from a checkpoint of the same tensor and pipeline layout.
+def load_model(folder: Path, model: Qwen3Model, groups: Groups, wanted: Callable[[str], bool]) -> None:
+    """Fill the ``wanted`` parameters of this rank's stage from a checkpoint of the same tensor and pipeline layout.
 
     Raises:
         UserError: another layout or architecture, a missing or damaged file.
@@ -144,7 +154,7 @@ def load_model(folder: Path, model: Qwen3Model, groups: Groups) -> None:
         if manifest["architecture"] != asdict(model.architecture):
             raise UserError(f"{folder} holds another architecture than the flags describe; give the same architecture")
     shard = megatron.read_shard(folder, groups.tensor_rank, groups.pipeline_rank, groups.layout.pipeline)
-    fill(model, shard["model"], str(folder))
+    fill(model, shard["model"], str(folder), wanted)
 
 
 def load_training(
@@ -179,6 +189,7 @@ def load_training(
     schedule.step(increment=0)
     if load_random:
         device.set_random_state(saved["random_state"])
+        tensor_parallel.get_cuda_rng_tracker().set_states(saved["random_tracker"])
 
 
 def _optimizer_file(groups: Groups, distributed_optimizer: bool) -> str:

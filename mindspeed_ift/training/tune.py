@@ -13,7 +13,8 @@ from mindspeed_ift.config.layout import padded_vocab_size
 from mindspeed_ift.data.batch import Batch
 from mindspeed_ift.devices.device import Device, current
 from mindspeed_ift.model.build import ModelOptions, Qwen3Model, build_model
-from mindspeed_ift.model.weights import fill
+from mindspeed_ift.model.lora import start_adapters
+from mindspeed_ift.model.weights import fill, without_adapters
 from mindspeed_ift.parallel import groups as process_groups
 from mindspeed_ift.parallel.groups import Groups
 from mindspeed_ift.training import state
@@ -142,13 +143,15 @@ def _model_options(plan: Plan) -> ModelOptions:
         variable_lengths=not plan.config.data.pad_to_seq_lengths,
         recompute=(optimizer.recompute_granularity, optimizer.recompute_method, optimizer.recompute_num_layers),
         loss_chunk_size=optimizer.loss_chunk_size if optimizer.loss_compute_mode == "chunk" else None,
-        fresh=plan.resume_from is None and not plan.config.run.enable_hf2mg_convert,
+        fresh=plan.sources.hugging_face is None and plan.sources.weights is None,
+        lora=config.lora if config.lora.active else None,
     )
 
 
 def _load_weights(plan: Plan, stage: Qwen3Model, groups: Groups) -> None:
-    folder = plan.config.run.load
-    if plan.config.run.enable_hf2mg_convert and folder is not None:
+    sources = plan.sources
+    if sources.hugging_face is not None:
+        folder = sources.hugging_face
         weights = hugging_face_shard(
             folder,
             plan.architecture,
@@ -159,25 +162,31 @@ def _load_weights(plan: Plan, stage: Qwen3Model, groups: Groups) -> None:
             tensor_rank=groups.tensor_rank,
             padded_vocab=stage.options.padded_vocab,
         )
-        fill(stage, weights, str(folder))
+        fill(stage, weights, str(folder), without_adapters)
         _say(groups, f"weights: {folder} (Hugging Face)")
-    elif plan.resume_from is not None:
-        state.load_model(plan.resume_from, stage, groups)
-        _say(groups, f"weights: {plan.resume_from}")
+    elif sources.weights is not None:
+        state.load_model(sources.weights, stage, groups, without_adapters)
+        _say(groups, f"weights: {sources.weights}")
     else:
         _say(groups, "weights: fresh (no --load)")
+    if sources.adapters is not None:
+        state.load_model(sources.adapters, stage, groups, plan.config.lora.is_trained)
+        _say(groups, f"adapters: {sources.adapters}")
+    elif plan.config.lora.active:
+        start_adapters(stage, stage.layer_numbers, plan.config.optimizer.seed)
+        _say(groups, f"adapters: fresh, on {' '.join(plan.config.lora.lora_target_modules)}")
 
 
 def _resume(plan: Plan, optimizer: Any, schedule: Any, groups: Groups, device: Device) -> tuple[int, int]:
-    """Steps already done and samples already consumed: none for fresh weights and for ``--finetune``."""
+    """Steps already done and samples already consumed: none where no training is continued."""
     run = plan.config.run
-    if plan.resume_from is None or run.finetune:
+    if plan.sources.resume is None:
         return 0, 0
-    manifest = megatron.read_manifest(plan.resume_from) or {}
+    manifest = megatron.read_manifest(plan.sources.resume) or {}
     done = int(manifest.get("iteration", 0))
     if run.load_optim:
         state.load_training(
-            plan.resume_from,
+            plan.sources.resume,
             optimizer,
             schedule,
             groups,

@@ -220,7 +220,9 @@ def test_what_the_line_leaves_out_has_megatrons_default() -> None:
         ("--add-qkv-bias", "--add-qkv-bias is not supported: Qwen3 has no biases"),
         ("--multi-latent-attention", "--multi-latent-attention is not supported"),
         ("--mtp-num-layers 1", "--mtp-num-layers is not supported"),
-        ("--lora-r 8 --lora-alpha 16", "--lora-r is not supported: LoRA is not there yet"),
+        ("--lora-r 8 --lora-alpha 16", "--lora-r needs --lora-target-modules"),
+        ("--lu-lora-lr 1e-6", "--lu-lora-lr is not supported: all adapters have one learning rate"),
+        ("--qlora", "--qlora is not supported: frozen weights are not quantized"),
         ("--rope-scaling-type yarn", "--rope-scaling-type is not supported: positions are not scaled"),
         ("--use-rope-scaling", "--use-rope-scaling is not supported"),
         ("--rotary-percent 0.5", "--rotary-percent 0.5 is not supported: only 1.0"),
@@ -252,7 +254,6 @@ def test_what_means_something_else_is_refused_not_ignored(added: str, expected: 
     "added",
     [
         "--num-layers-per-virtual-pipeline-stage 16",
-        "--lora-target-modules linear_qkv linear_proj linear_fc1 linear_fc2",
     ],
 )
 def test_what_is_to_come_says_so(added: str) -> None:
@@ -314,7 +315,6 @@ def test_a_pasted_line_of_conversion_is_taken(line: str) -> None:
     [
         ("--moe-grouped-gemm", "--moe-grouped-gemm is not supported"),
         ("--target-expert-parallel-size 8", "--target-expert-parallel-size 8 is not supported: only 1"),
-        ("--lora-load adapters --lora-r 8", "--lora-load is not supported: LoRA is not there yet"),
         ("--model-type-hf qwen3-moe", "invalid choice 'qwen3-moe'"),
         ("--params-dtype fp16", "--params-dtype is not supported"),
         ("--noop-layers 94", "--noop-layers is not supported"),

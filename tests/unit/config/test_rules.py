@@ -20,7 +20,12 @@ GOOD = "--data-path data --train-iters 100"
 BROKEN = [
     ("--expert-model-parallel-size 2", "--expert-model-parallel-size over 1 is not supported yet"),
     ("--num-layers-per-virtual-pipeline-stage 2", "--num-layers-per-virtual-pipeline-stage is not supported yet"),
-    ("--lora-target-modules linear_qkv linear_proj", "LoRA) is not supported yet"),
+    ("--lora-target-modules q_proj", "--lora-target-modules q_proj is no module; give some of: linear_qkv"),
+    ("--lora-target-modules linear_qkv --lora-r 0", "--lora-r 0 and --lora-alpha 32 must be at least 1"),
+    ("--lora-target-modules linear_qkv --lora-dropout 1", "--lora-dropout 1.0 must be at least 0 and less than 1"),
+    ("--lora-ckpt-filter", "--lora-ckpt-filter needs --lora-target-modules"),
+    ("--use-dora", "--use-dora needs --lora-target-modules"),
+    ("--lora-load x", "--lora-load needs --lora-target-modules"),
     ("--no-is-instruction-dataset", "--no-is-instruction-dataset is not supported"),
     ("--no-qk-layernorm", "--no-qk-layernorm is not supported"),
     ("--group-query-attention", "--group-query-attention needs --num-query-groups"),

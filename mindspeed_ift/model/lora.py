@@ -1,0 +1,186 @@
+"""LoRA on Megatron's parallel linear layers: a frozen weight, and a trained one of low rank beside it.
+
+The adapters are parameters of the layer itself (``linear_qkv.lora_A``), so that every other name stays as it is. They
+are split as the weight is: a column-parallel layer splits ``lora_B`` along its rows, a row-parallel one ``lora_A`` along
+its columns; the other factor is whole on every tensor rank. What travels between tensor ranks is ``rank`` channels wide.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from mindspeed_ift.config.lora import LoraFlags
+from mindspeed_ift.mcore import ColumnParallelLinear, ModuleSpec, RowParallelLinear, tensor_parallel
+
+# Shapes: S positions, B rows, I inputs and O outputs of the layer on this tensor rank, R rank of the adapter.
+
+
+class LoraColumnLinear(ColumnParallelLinear):
+    """``W x + scale * B (A x)`` with the outputs split over the tensor ranks.
+
+    Args:
+        lora: rank, scale, dropout, kind.
+        arguments, options: of Megatron's ColumnParallelLinear.
+    """
+
+    def __init__(self, *arguments: Any, lora: LoraFlags, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.lora = lora
+        self.lora_A = _factor(self.weight, lora.lora_r, self.input_size)
+        self.lora_B = _factor(self.weight, self.output_size_per_partition, lora.lora_r, sharded=0)
+        # Under sequence parallelism each tensor rank sees its own positions here; Megatron sums these gradients.
+        self.lora_A.sequence_parallel = self.sequence_parallel
+        if lora.use_dora:
+            self.lora_magnitude = _factor(self.weight, self.output_size_per_partition, sharded=0)
+
+    def forward(self, input_: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
+        """``[S (or S / TP), B, I]`` to ``[S, B, O]``, as Megatron's."""
+        output, bias = super().forward(input_, *arguments, **options)
+        hidden = functional.linear(_dropped(self, input_, split=self.sequence_parallel), self.lora_A)
+        if self.sequence_parallel:
+            hidden = tensor_parallel.gather_from_sequence_parallel_region(hidden, group=self.tp_group)
+        else:
+            hidden = tensor_parallel.copy_to_tensor_model_parallel_region(hidden, group=self.tp_group)
+        output = output + functional.linear(hidden, self.lora_B) * self.lora.scale
+        return (output * self._lengths() if self.lora.use_dora else output), bias
+
+    def _lengths(self) -> Tensor:
+        return self.lora_magnitude / directions(self.weight, self.lora_A, self.lora_B, self.lora.scale, None)
+
+
+class LoraRowLinear(RowParallelLinear):
+    """``W x + scale * B (A x)`` with the inputs split over the tensor ranks.
+
+    Args:
+        lora: rank, scale, dropout, kind.
+        arguments, options: of Megatron's RowParallelLinear.
+    """
+
+    def __init__(self, *arguments: Any, lora: LoraFlags, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.lora = lora
+        self.lora_A = _factor(self.weight, lora.lora_r, self.input_size_per_partition, sharded=1)
+        self.lora_B = _factor(self.weight, self.output_size, lora.lora_r)
+        self.lora_B.sequence_parallel = self.sequence_parallel
+        if lora.use_dora:
+            self.lora_magnitude = _factor(self.weight, self.output_size)
+            self.lora_magnitude.sequence_parallel = self.sequence_parallel
+
+    def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
+        """``[S, B, I]`` to ``[S (or S / TP), B, O]``, as Megatron's."""
+        output, bias = super().forward(input_)
+        hidden = functional.linear(_dropped(self, input_, split=True), self.lora_A)
+        if self.sequence_parallel:
+            hidden = tensor_parallel.reduce_scatter_to_sequence_parallel_region(hidden, group=self.tp_group)
+        else:
+            hidden = tensor_parallel.reduce_from_tensor_model_parallel_region(hidden, group=self.tp_group)
+        output = output + functional.linear(hidden, self.lora_B) * self.lora.scale
+        return (output * self._lengths() if self.lora.use_dora else output), bias
+
+    def _lengths(self) -> Tensor:
+        return self.lora_magnitude / directions(self.weight, self.lora_A, self.lora_B, self.lora.scale, self.tp_group)
+
+
+def add_adapters(layer: ModuleSpec, lora: LoraFlags) -> None:
+    """Replace the targeted linear layers in the spec of a transformer layer."""
+    attention, mlp = layer.submodules.self_attention.submodules, layer.submodules.mlp.submodules
+    for owner, name, kind in (
+        (attention, "linear_qkv", LoraColumnLinear),
+        (attention, "linear_proj", LoraRowLinear),
+        (mlp, "linear_fc1", LoraColumnLinear),
+        (mlp, "linear_fc2", LoraRowLinear),
+    ):
+        if name in lora.lora_target_modules:
+            setattr(owner, name, ModuleSpec(module=kind, params={"lora": lora}))
+
+
+def freeze(model: nn.Module, lora: LoraFlags) -> None:
+    """Leave a gradient to adapters and modules to save only.
+
+    Raises:
+        ValueError: a module to save is not there.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(lora.is_trained(name))
+    embedding = getattr(model, "embedding", None)
+    if embedding is not None:
+        # Recompute gives no gradient to what follows an input without one.
+        embedding.register_forward_hook(lambda _module, _inputs, output: output.requires_grad_())
+
+
+def start_adapters(model: nn.Module, layer_numbers: range, seed: int) -> None:
+    """Fresh adapters that change nothing yet: A random, B zero, lengths those of the frozen rows.
+
+    Every layout starts from the same ones: A is drawn whole, by seed, layer and module, and then cut.
+
+    Args:
+        model: with its frozen weights filled in.
+        layer_numbers: global numbers of this stage's layers.
+        seed: ``--seed``.
+
+    Source: Kaiming's uniform distribution with a = sqrt(5), as PEFT's LoraLayer.
+    """
+    for name, module in model.named_modules():
+        if not isinstance(module, (LoraColumnLinear, LoraRowLinear)):
+            continue
+        parts = name.split(".")
+        layer = layer_numbers[int(parts[parts.index("layers") + 1])]
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {layer} {parts[-1]}".encode()))
+        bound = 1 / math.sqrt(module.input_size)
+        whole = torch.empty(module.lora.lora_r, module.input_size).uniform_(-bound, bound, generator=generator)
+        by_column = isinstance(module, LoraRowLinear)
+        part = whole.chunk(module.tp_group.size(), 1)[module.tp_group.rank()] if by_column else whole
+        with torch.no_grad():
+            module.lora_A.copy_(part)
+            module.lora_B.zero_()
+            if module.lora.use_dora:
+                group = module.tp_group if by_column else None
+                module.lora_magnitude.copy_(directions(module.weight, module.lora_A, module.lora_B, 0.0, group))
+
+
+@torch.no_grad()
+def directions(
+    weight_OI: Tensor,
+    lora_A_RI: Tensor,
+    lora_B_OR: Tensor,
+    scale: float,
+    group: torch.distributed.ProcessGroup | None,
+) -> Tensor:
+    """Length of each row of ``W + scale * B A``, ``[O]`` in the dtype of the weight, without a gradient (DoRA, 4.3).
+
+    Args:
+        weight_OI: this rank's part of the weight.
+        lora_A_RI: its part of A.
+        lora_B_OR: its part of B.
+        scale: of the adapter.
+        group: the ranks among which the inputs are split, or None.
+    """
+    squares = (weight_OI.float() + scale * lora_B_OR.float() @ lora_A_RI.float()).pow(2).sum(1)
+    if group is not None:
+        torch.distributed.all_reduce(squares, group=group)
+    return squares.sqrt().to(weight_OI.dtype)
+
+
+def _factor(like: Tensor, *shape: int, sharded: int | None = None) -> nn.Parameter:
+    """An adapter's parameter beside a weight; the attributes tell Megatron how to count its gradient norm."""
+    parameter = nn.Parameter(torch.zeros(*shape, dtype=like.dtype, device=like.device))
+    tensor_parallel.set_tensor_model_parallel_attributes(parameter, sharded is not None, sharded or 0, 1)
+    parameter.allreduce = True
+    return parameter
+
+
+def _dropped(module: LoraColumnLinear | LoraRowLinear, hidden: Tensor, split: bool) -> Tensor:
+    """Dropout of an adapter's input; tensor ranks draw apart where each holds a part of it, alike where all hold it."""
+    chance = module.lora.lora_dropout
+    if not chance or not module.training:
+        return hidden
+    if not split:
+        return functional.dropout(hidden, chance)
+    with tensor_parallel.get_cuda_rng_tracker().fork():
+        return functional.dropout(hidden, chance)

@@ -1,0 +1,54 @@
+"""Adapters in any layout = one rank: losses and gradient norms; adapters start the same however they are split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.tolerances import LAYOUT_LOSS
+from tests.training_runs import MODES, gradient_norms, losses, make_datasets, make_hugging_face_model, run
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+STEPS = 4
+RECOMPUTE = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
+LAYOUTS = {
+    (2, "tp2"): "--tensor-model-parallel-size 2",
+    (2, "tp2 sp recompute"): f"--tensor-model-parallel-size 2 --sequence-parallel {RECOMPUTE}",
+    (2, "pp2 recompute"): f"--pipeline-model-parallel-size 2 {RECOMPUTE}",
+    (2, "dp2 do"): "--use-distributed-optimizer",
+    (4, "tp2 sp pp2"): "--tensor-model-parallel-size 2 --sequence-parallel --pipeline-model-parallel-size 2",
+    (4, "tp2 cp2"): "--tensor-model-parallel-size 2 --context-parallel-size 2",
+}
+KINDS = {"lora": "", "dora": "--use-dora"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All runs: one process first, then each layout in a torchrun of its size."""
+    folder = tmp_path_factory.mktemp("lora_layouts")
+    data = make_datasets(folder)["packed"]
+    model = make_hugging_face_model(folder / "hf", tied=True, vocab_size=400)
+
+    def command_line(kind: str, name: str, flags: str) -> list[str]:
+        line = ["--data-path", str(data), *MODES["packed"], "--load", str(model), "--enable-hf2mg-convert"]
+        line += ["--micro-batch-size", "2", "--global-batch-size", "8", "--train-iters", str(STEPS), "--lr", "1e-2"]
+        line += ["--lora-target-modules", "linear_qkv", "linear_proj", "linear_fc1", "linear_fc2", "--lora-r", "4"]
+        return [*line, "--save", str(folder / kind / name), *KINDS[kind].split(), *flags.split()]
+
+    run([command_line(kind, "one", "") for kind in KINDS], 1, folder / "1")
+    for size in (2, 4):
+        chosen = [(name, flags) for (ranks, name), flags in LAYOUTS.items() if ranks == size]
+        run([command_line(kind, name, flags) for name, flags in chosen for kind in KINDS], size, folder / str(size))
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", [name for _, name in LAYOUTS])
+def test_losses_and_gradient_norms_are_those_of_one_rank(runs: Path, kind: str, name: str) -> None:
+    one, other = runs / kind / "one", runs / kind / name
+    expected = losses(one)
+    assert len(expected) == STEPS and expected[-1] < expected[0]
+    assert losses(other) == pytest.approx(expected, **LAYOUT_LOSS)
+    assert gradient_norms(other) == pytest.approx(gradient_norms(one), **LAYOUT_LOSS)
