@@ -36,26 +36,34 @@ def find_sources(config: TuneConfig) -> Sources:
     Raises:
         UserError: there is no checkpoint, or its adapters are not those that the flags describe.
     """
-    run, lora = config.run, config.lora
+    run = config.run
     hugging_face = run.load if run.enable_hf2mg_convert else None
     weights = _newest(config, "--load", run.load) if hugging_face is None and run.load is not None else None
-    if not lora.active:
-        if weights is not None and adapters_of(weights) is not None:
-            raise UserError(
-                f"{weights} was trained with adapters; give its --lora-target-modules, or merge them with"
-                " tools/convert_ckpt.py"
-            )
-        return Sources(hugging_face, weights, None, None if run.finetune else weights)
-    adapters = _newest(config, "--lora-load", lora.lora_load) if lora.lora_load is not None else None
-    if lora.lora_load is None and weights is not None and adapters_of(weights) is not None:
-        adapters = weights
-    if adapters is not None:
-        check_adapters(lora, adapters)
+    if config.lora.active:
+        adapters = _find_adapters(config, weights)
         if hugging_face is None and weights is None:
             weights = adapters
-    if weights is not None and (adapters_of(weights) or {}).get("filtered"):
-        raise UserError(f"{weights} holds adapters only; give --load with the weights that they were trained on")
-    return Sources(hugging_face, weights, adapters, None if run.finetune else adapters)
+        if weights is not None and (adapters_of(weights) or {}).get("filtered"):
+            raise UserError(f"{weights} holds adapters only; give --load with the weights that they were trained on")
+        return Sources(hugging_face, weights, adapters, None if run.finetune else adapters)
+    if weights is not None and adapters_of(weights) is not None:
+        raise UserError(
+            f"{weights} was trained with adapters; give its --lora-target-modules, or merge them with"
+            " tools/convert_ckpt.py"
+        )
+    return Sources(hugging_face, weights, None, None if run.finetune else weights)
+
+
+def _find_adapters(config: TuneConfig, weights: Path | None) -> Path | None:
+    """The checkpoint whose adapters are taken: of ``--lora-load``, else of ``--load`` if it has some."""
+    folder = config.lora.lora_load
+    if folder is not None:
+        adapters = _newest(config, "--lora-load", folder)
+    else:
+        adapters = weights if weights is not None and adapters_of(weights) is not None else None
+    if adapters is not None:
+        check_adapters(config.lora, adapters)
+    return adapters
 
 
 def check_adapters(lora: LoraFlags, checkpoint: Path) -> None:

@@ -18,6 +18,7 @@ from mindspeed_ift.data.boundaries import EndOfDocument
 from mindspeed_ift.data.costs import attention_costs
 from mindspeed_ift.data.order import BalancedOrder
 from mindspeed_ift.training.plan import Plan, plan, preview
+from mindspeed_ift.training.sources import Sources
 from tests.tiny_tokenizer import make_tiny_tokenizer
 
 MODEL = "--num-layers 2 --hidden-size 64 --ffn-hidden-size 128 --num-attention-heads 4 --num-query-groups 2".split()
@@ -187,7 +188,7 @@ def test_a_preview_of_what_is_there_is_the_plan(data: Path) -> None:
 def test_an_empty_save_folder_is_a_first_start_unless_a_checkpoint_is_insisted_on(data: Path, tmp_path: Path) -> None:
     prefix = prepare(data, "first")
     both = ["--load", str(tmp_path), "--save", str(tmp_path)]
-    assert planned(prefix, *both).resume_from is None
+    assert planned(prefix, *both).sources == Sources()
     with pytest.raises(UserError, match="holds no Megatron checkpoint"):
         planned(prefix, *both, "--exit-on-missing-checkpoint")
 

@@ -1,0 +1,81 @@
+"""Where a run starts from: weights, adapters, training to continue; and what does not go together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mindspeed_ift.checkpoint.adapters import describe_adapters
+from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.flags import parse
+from mindspeed_ift.config.lora import LoraFlags
+from mindspeed_ift.config.tuning import TuneConfig
+from mindspeed_ift.training.sources import Sources, find_sources
+
+LORA = "--lora-target-modules linear_qkv linear_fc2"
+
+
+def checkpoint(folder: Path, lora: LoraFlags | None = None) -> Path:
+    """A checkpoint as far as its manifest; returns its ``iter_`` folder."""
+    inner = folder / "iter_0000007"
+    inner.mkdir(parents=True)
+    (folder / "latest_checkpointed_iteration.txt").write_text("7\n", encoding="utf-8")
+    (inner / "manifest.json").write_text(json.dumps({"lora": describe_adapters(lora)}), encoding="utf-8")
+    return inner
+
+
+def sources(flags: str) -> Sources:
+    return find_sources(parse(TuneConfig, flags.split(), program="test"))
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> dict[str, Path]:
+    """Checkpoints: without adapters, with adapters and weights, with adapters alone."""
+    lora = LoraFlags(("linear_fc2", "linear_qkv"))
+    alone = LoraFlags(("linear_fc2", "linear_qkv"), lora_ckpt_filter=True)
+    kinds = {"plain": None, "whole": lora, "alone": alone}
+    return {name: checkpoint(tmp_path / name, flags) for name, flags in kinds.items()}
+
+
+def test_without_adapters(kept: dict[str, Path]) -> None:
+    plain = kept["plain"]
+    assert sources("") == Sources()
+    assert sources(f"--load {plain.parent}") == Sources(None, plain, None, plain)
+    assert sources(f"--load {plain.parent} --finetune") == Sources(None, plain, None, None)
+    assert sources("--load hf --enable-hf2mg-convert") == Sources(Path("hf"))
+    with pytest.raises(UserError, match="was trained with adapters; give its --lora-target-modules, or merge them"):
+        sources(f"--load {kept['whole'].parent}")
+
+
+def test_with_adapters(kept: dict[str, Path], tmp_path: Path) -> None:
+    """Fresh ones on any weights; those of a checkpoint with its training; those alone need the weights."""
+    plain, whole, alone = kept["plain"], kept["whole"], kept["alone"]
+    assert sources(f"{LORA} --load hf --enable-hf2mg-convert") == Sources(Path("hf"))
+    assert sources(f"{LORA} --load {plain.parent}") == Sources(None, plain)
+    assert sources(f"{LORA} --load {whole.parent}") == Sources(None, whole, whole, whole)
+    assert sources(f"{LORA} --lora-load {whole.parent}") == Sources(None, whole, whole, whole)
+    of_both = f"{LORA} --load {plain.parent} --lora-load {alone.parent}"
+    assert sources(of_both) == Sources(None, plain, alone, alone)
+    assert sources(f"{of_both} --finetune") == Sources(None, plain, alone, None)
+    first = f"{LORA} --load {plain.parent} --lora-load {tmp_path / 'new'} --save {tmp_path / 'new'}"
+    assert sources(first) == Sources(None, plain), "the first start of a script that resumes what it saves"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (f"{LORA} --lora-load {{alone}}", "holds adapters only; give --load with the weights"),
+        (f"{LORA} --load {{alone}}", "holds adapters only; give --load with the weights"),
+        (f"{LORA} --lora-load {{plain}}", "has no adapters; give the --save folder of a run with adapters"),
+        (f"{LORA} --lora-r 8 --load {{whole}}", "was trained with --lora-r 16, not 8"),
+        (f"{LORA} --use-dora --load {{whole}}", "was trained with --use-dora False, not True"),
+        ("--lora-target-modules linear_qkv --load {whole}", "was trained with --lora-target-modules"),
+        (f"{LORA} --lora-load nowhere", "--lora-load nowhere holds no Megatron checkpoint"),
+    ],
+)
+def test_what_does_not_go_together(kept: dict[str, Path], flags: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        sources(flags.format(**{name: path.parent for name, path in kept.items()}))
+    assert message in str(caught.value)
