@@ -94,10 +94,8 @@ def loaded_architecture(config: TuneConfig, sources: Sources) -> dict[str, Archi
 
 def _newest(config: TuneConfig, flag: str, folder: Path) -> Path | None:
     """The newest checkpoint of a folder; None at the first start of a script that resumes what it saves."""
-    iteration = megatron.latest_iteration(folder)
-    if iteration is None:
-        if folder == config.run.save and not config.run.exit_on_missing_checkpoint:
-            return None
+    checkpoint = megatron.latest_folder(folder)
+    if checkpoint is None and (folder != config.run.save or config.run.exit_on_missing_checkpoint):
         remedy = "add --enable-hf2mg-convert" if (folder / "config.json").is_file() else "give a --save folder"
         raise UserError(f"{flag} {folder} holds no Megatron checkpoint; {remedy}")
-    return megatron.iteration_folder(folder, iteration)
+    return checkpoint

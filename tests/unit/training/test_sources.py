@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.checkpoint.adapters import describe_adapters
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.flags import parse
@@ -22,7 +23,8 @@ def checkpoint(folder: Path, lora: LoraFlags | None = None) -> Path:
     inner = folder / "iter_0000007"
     inner.mkdir(parents=True)
     (folder / "latest_checkpointed_iteration.txt").write_text("7\n", encoding="utf-8")
-    (inner / "manifest.json").write_text(json.dumps({"lora": describe_adapters(lora)}), encoding="utf-8")
+    manifest = dict.fromkeys(megatron._MANIFEST_KEYS) | {"lora": describe_adapters(lora)}
+    (inner / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return inner
 
 
