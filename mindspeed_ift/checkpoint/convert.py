@@ -14,13 +14,16 @@ from torch import Tensor
 from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.checkpoint.adapters import flags_of, merge_adapters
 from mindspeed_ift.checkpoint.disk import require_folder, require_space
-from mindspeed_ift.checkpoint.huggingface import Folder, refuse_occupied, write_folder
+from mindspeed_ift.checkpoint.huggingface import Folder, read_training, refuse_occupied, write_folder
 from mindspeed_ift.checkpoint.names import hugging_face_shapes, stage_entries
 from mindspeed_ift.checkpoint.transforms import from_shards, to_shard
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.convert import ConvertConfig
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.layout import Layout, padded_vocab_size
+
+TRAINING_FACTS = ("prompt_type", "template_row", "template_sha256", "template_certificate", "enable_thinking")
+"""What of a checkpoint's manifest says how its model was trained to be asked."""
 
 
 def hugging_face_shard(
@@ -208,7 +211,7 @@ def _to_hugging_face(config: ConvertConfig, source: Path, target: Path) -> str:
     tokenizer = config.hf_cfg_dir or (Path(manifest["tokenizer"]) if manifest.get("tokenizer") else None)
     content = architecture.to_hugging_face(manifest["dtype"])
     require_space(target, _bytes_of_weights(architecture, manifest["dtype"]), "--save-dir")
-    write_folder(target, tensors, content, tokenizer)
+    write_folder(target, tensors, content, tokenizer, {key: manifest[key] for key in TRAINING_FACTS if key in manifest})
     return f"{folder} -> {target} (Hugging Face, {manifest['dtype']}, tokenizer from {tokenizer})"
 
 
@@ -246,8 +249,8 @@ def _to_megatron(config: ConvertConfig, source: Path, target: Path) -> str:
         "iteration": 0,
         "consumed_samples": 0,
         "tokenizer": str(source.resolve()),
-        "prompt_type": None,
-        "enable_thinking": None,
+        **dict.fromkeys(TRAINING_FACTS),
+        **read_training(source),
     }
     megatron.commit(staging, target, 0, manifest, files)
     return f"{source} -> {target} (Megatron, TP {layout.tensor}, PP {layout.pipeline}, {dtype})"

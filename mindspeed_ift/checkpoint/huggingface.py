@@ -17,6 +17,8 @@ from mindspeed_ift.config.errors import RunError, UserError
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_TRAINING = "mindspeed_ift.json"
+"""How the model was trained to be asked; others overlook the file."""
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -104,6 +106,7 @@ def write_folder(
     tensors: Iterable[tuple[str, Tensor]],
     config: dict[str, Any],
     tokenizer_folder: Path | None,
+    training: dict[str, Any] | None = None,
     max_shard_bytes: int = 5 * 2**30,
 ) -> None:
     """Write a folder that transformers loads; it appears whole or not at all.
@@ -113,6 +116,7 @@ def write_folder(
         tensors: name and value, taken one by one.
         config: content of ``config.json``.
         tokenizer_folder: its tokenizer files are copied.
+        training: what `read_training` shall find.
         max_shard_bytes: largest safetensors file.
 
     Raises:
@@ -130,6 +134,8 @@ def write_folder(
         _write_json(staging / "config.json", config)
         generation = {"do_sample": False, "eos_token_id": config.get("eos_token_id")}
         _write_json(staging / "generation_config.json", {k: v for k, v in generation.items() if v is not None})
+        if training:
+            _write_json(staging / _TRAINING, training)
         for name in _TOKENIZER_FILES if tokenizer_folder is not None else ():
             if (Path(tokenizer_folder or "") / name).is_file():
                 shutil.copyfile(Path(tokenizer_folder or "") / name, staging / name)
@@ -141,6 +147,21 @@ def write_folder(
         raise RunError(f"cannot write {path} ({reason}); free some space, or give another --save-dir") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def read_training(path: Path) -> dict[str, Any]:
+    """Template and thinking mode that the model of a folder was trained with; empty for a folder of others.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = Path(path) / _TRAINING
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise UserError(f"{file} is damaged; export the model again, or remove the file") from None
 
 
 def refuse_occupied(path: Path) -> None:

@@ -158,12 +158,14 @@ def parse_tool_calls(text: str) -> list[ToolCall]:
 
 
 def parse_tools(text: str) -> list[dict[str, Any]]:
-    """Descriptions of tools written as JSON: a list of objects, or one.
+    """Descriptions of tools written as JSON: a list of objects, or one; none for an empty list, object or text.
 
     Raises:
         DropRecord: It is not that.
     """
     tools = parse_json(text, "the description of the tools")
+    if tools in ([], {}, ""):
+        return []
     tools = tools if isinstance(tools, list) else [tools]
     if not all(isinstance(tool, dict) for tool in tools):
         raise DropRecord("the description of the tools is not a list of objects")

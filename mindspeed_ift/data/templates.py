@@ -147,7 +147,7 @@ class Template:
         for start in range(0, len(messages), 2):
             answer = messages[start + 1]
             if start < past or (self.thinking and enable_thinking == "false"):
-                answer = replace(answer, content=self._without_thought(answer.content))
+                answer = replace(answer, content=self.without_thought(answer.content))
             turn = Turn(self._prompt(conversation, start), self._answer(answer))
             if self.thinking and start >= past and not any(word.strip() in answer.content for word in self.thought):
                 empty = "".join(self.thought)
@@ -226,7 +226,8 @@ class Template:
         thought = self._thought_pattern().search(content)
         return (thought.group(0), content.replace(thought.group(0), "")) if thought else ("", content)
 
-    def _without_thought(self, content: str) -> str:
+    def without_thought(self, content: str) -> str:
+        """An answer without its thoughts."""
         return self._thought_pattern().sub("", content).lstrip("\n")
 
     def _thought_pattern(self) -> re.Pattern[str]:

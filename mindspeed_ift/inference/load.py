@@ -10,6 +10,7 @@ import torch
 
 from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.checkpoint.convert import hugging_face_shard, whole_model
+from mindspeed_ift.checkpoint.huggingface import read_training
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.layout import Layout
@@ -25,7 +26,7 @@ class Loaded:
 
     Attributes:
         model: in evaluation mode, on the current device.
-        facts: tokenizer, prompt_type and enable_thinking where known.
+        facts: tokenizer, and of training prompt_type, its definition, certificate and enable_thinking where known.
     """
 
     model: Qwen3Model
@@ -45,7 +46,7 @@ def load(folder: Path) -> Loaded:
         architecture, facts, weights = whole_model(folder)
     elif (folder / "config.json").is_file():
         architecture = Architecture.from_hugging_face(folder)
-        facts = {"tokenizer": str(folder)}
+        facts = {**read_training(folder), "tokenizer": str(folder)}
         weights = hugging_face_shard(
             folder,
             architecture,

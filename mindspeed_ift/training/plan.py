@@ -23,6 +23,8 @@ from mindspeed_ift.data.micro_batches import MicroBatches
 from mindspeed_ift.data.order import BalancedOrder, SampleOrder, split_ranges
 from mindspeed_ift.data.overlong import Overlong, count_overlong
 from mindspeed_ift.data.packed_view import PackedView, packed_samples
+from mindspeed_ift.data.template_certificate import KEY as CERTIFICATE
+from mindspeed_ift.data.template_certificate import check_certificate
 from mindspeed_ift.data.template_choice import check_definition, definition, find_row, get_template, make_encoder
 from mindspeed_ift.data.tokenizer import load_tokenizer
 from mindspeed_ift.training.sources import Sources, find_sources, loaded_architecture
@@ -106,7 +108,9 @@ class Plan:
                 f"data: {self.cut_samples:,} samples are longer than --seq-length {self.config.data.seq_length} and "
                 f"are cut {how}; --no-cut-token refuses them"
             )
-        return "\n".join(lines)
+        facts = self.token_facts
+        notice = check_certificate(facts[CERTIFICATE], facts["template_sha256"], self.dataset.prefix)
+        return "\n".join([*lines, *([notice] if notice else [])])
 
     @property
     def rows_of_a_step(self) -> int:
@@ -203,6 +207,8 @@ def _add_template(facts: dict[str, Any], data: TrainingDataFlags, dataset: Instr
     row = find_row(name, data.prompt_type_path) if name else None
     facts["template_row"] = row or manifest.get("template_row")
     facts["template_sha256"] = manifest.get("template_sha256")
+    facts[CERTIFICATE] = manifest.get(CERTIFICATE)
+    check_certificate(facts[CERTIFICATE], facts["template_sha256"], dataset.prefix)
     if name:
         template = get_template(name, facts["template_row"], data.prompt_type_path or f"dataset {dataset.prefix}")
         check_definition(definition(template), facts["template_sha256"], name, f"dataset {dataset.prefix}")

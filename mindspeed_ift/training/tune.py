@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from mindspeed_ift.checkpoint import megatron
-from mindspeed_ift.checkpoint.convert import hugging_face_shard
+from mindspeed_ift.checkpoint.convert import TRAINING_FACTS, hugging_face_shard
 from mindspeed_ift.checkpoint.disk import free_bytes, in_gigabytes, require_space
 from mindspeed_ift.config.layout import padded_vocab_size
 from mindspeed_ift.data.batch import Batch
@@ -221,7 +221,7 @@ def _facts(plan: Plan, consumed: int) -> dict[str, Any]:
         "data_path": plan.dataset.prefix,
         "seed": plan.config.optimizer.seed,
         "tokenizer": plan.token_facts["tokenizer"],
-        **{key: plan.token_facts[key] for key in ("prompt_type", "template_row", "template_sha256", "enable_thinking")},
+        **{key: plan.token_facts[key] for key in TRAINING_FACTS},
     }
 
 

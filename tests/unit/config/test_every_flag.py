@@ -21,8 +21,18 @@ from mindspeed_ift.config.merge import MergeConfig
 from mindspeed_ift.config.repack import RepackConfig
 from mindspeed_ift.config.show import ShowConfig
 from mindspeed_ift.config.tuning import TuneConfig
+from mindspeed_ift.config.verify_template import VerifyTemplateConfig
 
-COMMANDS = (PreprocessConfig, MergeConfig, RepackConfig, TuneConfig, ConvertConfig, GenerateConfig, ShowConfig)
+COMMANDS = (
+    PreprocessConfig,
+    MergeConfig,
+    RepackConfig,
+    TuneConfig,
+    ConvertConfig,
+    GenerateConfig,
+    ShowConfig,
+    VerifyTemplateConfig,
+)
 
 
 def leaves(config_class: type) -> Iterator[tuple[str, Any]]:

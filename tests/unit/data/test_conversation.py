@@ -47,5 +47,6 @@ def test_calls() -> None:
 
 def test_tools() -> None:
     assert parse_tools('{"name": "f"}') == parse_tools('[{"name": "f"}]') == [{"name": "f"}]
+    assert parse_tools("[]") == parse_tools("{}") == parse_tools('""') == [], "as LLaMA-Factory, empty is none"
     with pytest.raises(DropRecord, match="not JSON"):
         parse_tools("x")

@@ -10,6 +10,7 @@ import pytest
 
 from mindspeed_ift.cli.preprocess import main as preprocess
 from mindspeed_ift.cli.repack_dataset import main as repack
+from mindspeed_ift.cli.verify_template import main as verify_template
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.flags import parse
 from mindspeed_ift.config.tuning import TuneConfig
@@ -65,6 +66,21 @@ def test_packed_rows_are_never_cut(data: Path) -> None:
     assert planned(prefix, "--seq-length", "128", "--reset-attention-mask").cut_samples == 0
     with pytest.raises(UserError, match="a packed row cannot be cut"):
         planned(prefix, "--seq-length", "100", "--reset-attention-mask")
+
+
+def test_the_certificate_of_the_template_is_read(data: Path) -> None:
+    prefix = prepare(data, "certified")
+    assert "certificate" not in planned(prefix).describe()
+    words = ["--input", str(data / "records.jsonl"), "--tokenizer", str(data / "tokenizer"), "--data-path", prefix]
+    assert verify_template(words) == 1
+    told = planned(prefix)
+    assert "writes 10 of 10 records otherwise than --prompt-type qwen" in told.describe()
+    assert told.token_facts["template_certificate"]["verdict"] == "differs"
+    manifest = json.loads((data / "certified.manifest.json").read_text(encoding="utf-8"))
+    manifest["template_certificate"]["verdict"] = "equal"
+    (data / "certified.manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(UserError, match="certificate of .*certified is not about its template"):
+        planned(prefix)
 
 
 @pytest.mark.parametrize("template", ["qwen", "qwen3"])

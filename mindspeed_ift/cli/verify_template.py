@@ -1,0 +1,98 @@
+"""Command ``verify-template``: does a model that is served see what it was trained on? Exit code 1 where not."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from mindspeed_ift.config.describe import describe
+from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.flags import parse_with_origins
+from mindspeed_ift.config.verify_template import VerifyTemplateConfig
+
+if TYPE_CHECKING:
+    from mindspeed_ift.verify.comparison import Difference
+    from mindspeed_ift.verify.template import Mode, Report
+
+
+def main(argv: list[str]) -> int:
+    """Compare, show the differences and the account, keep the certificate."""
+    parsed = parse_with_origins(
+        VerifyTemplateConfig,
+        argv,
+        program="verify-template",
+        description="Compare --prompt-type with the tokenizer's own chat template on records.",
+    )
+    config: VerifyTemplateConfig = parsed.config
+    if config.dry_run:
+        print(describe(parsed))
+        return 0
+    config.check()
+    from mindspeed_ift.data.indexed import read_manifest
+    from mindspeed_ift.data.template_certificate import add_to_dataset, write_json
+    from mindspeed_ift.verify.template import verify_template
+
+    if config.data_path is not None and read_manifest(config.data_path) is None:
+        raise UserError(f"--data-path {config.data_path} has no manifest; prepare the data with preprocess")
+    report = verify_template(config)
+    _print(report)
+    if config.data_path is not None:
+        add_to_dataset(report.certificate, config.data_path)
+    if config.output is not None:
+        write_json(config.output, report.certificate.as_dict())
+        print(f"certificate: {config.output}")
+    return 0 if report.certificate.holds else 1
+
+
+def _print(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    # As wide in a log file as the account of preprocess.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    decode = report.encoder.tokenizer.decode
+
+    def cell(ids: list[int]) -> Text:
+        return Text(" ".join(f"{token} {decode([token])!r}" for token in ids))
+
+    def show(origin: str, found: Difference) -> None:
+        console.print(f"{origin}: {found.where}: {found.kind}", markup=False, soft_wrap=True)
+        table = Table()
+        table.add_column("trained")
+        table.add_column("served")
+        for trained, served in found.aligned():
+            table.add_row(cell(trained), cell(served), style="" if trained == served else "bold red")
+        if found.reason:
+            table.add_row("", Text(found.reason))
+        console.print(table)
+
+    best = report.modes[0]
+    for origin, difference in best.examples:
+        show(origin, difference)
+    table = Table(title="Records", title_justify="left")
+    for name in ("chat template served with", "what", "records"):
+        table.add_column(name, justify="right" if name == "records" else "left")
+    for mode in report.modes:
+        table.add_row(_options(mode), "equal, token for token", f"{mode.equal:,}")
+        for kind, count in mode.differ.most_common():
+            table.add_row("", Text(f"differ first in: {kind}"), f"{count:,}")
+    for reason, count in report.certificate.left_out.items():
+        table.add_row("", Text(f"no sample: {reason}"), f"{count:,}")
+    console.print(table)
+    name, certificate = report.encoder.template.name, report.certificate
+    if certificate.holds:
+        print(
+            f"equal: served with {_options(best)}, the model sees what --prompt-type {name} trains it on"
+            f" ({certificate.records:,} records)"
+        )
+    else:
+        print(
+            f"differs: the chat template shows the model something else than --prompt-type {name} trains it on, in"
+            f" {certificate.records - certificate.equal:,} of {certificate.records:,} records; train with another"
+            " template (hf is the tokenizer's own), or serve with this one"
+        )
+
+
+def _options(mode: Mode) -> str:
+    return ", ".join(f"{name}={value}" for name, value in mode.serve_with.items()) or "no options"

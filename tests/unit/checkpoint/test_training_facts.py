@@ -1,0 +1,41 @@
+"""An exported folder says how its model was trained to be asked, and a generation holds to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mindspeed_ift.checkpoint.huggingface import read_training, write_folder
+from mindspeed_ift.cli.generate import _encoder
+from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.inference import GenerateConfig
+from mindspeed_ift.data.template_certificate import KEY, Certificate
+from mindspeed_ift.data.template_choice import definition
+from mindspeed_ift.data.template_table import TEMPLATES
+from tests.tiny_tokenizer import make_tiny_tokenizer
+
+QWEN = {"prompt_type": "qwen", "template_row": None, "template_sha256": definition(TEMPLATES["qwen"])}
+
+
+def test_an_exported_folder_remembers_its_template(tmp_path: Path) -> None:
+    tensors = [("x", torch.zeros(1))]
+    write_folder(tmp_path / "ours", tensors, {}, None, QWEN)
+    write_folder(tmp_path / "others", tensors, {}, None)
+    assert read_training(tmp_path / "ours") == QWEN and read_training(tmp_path / "others") == {}
+    (tmp_path / "ours" / "mindspeed_ift.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match="mindspeed_ift.json is damaged"):
+        read_training(tmp_path / "ours")
+
+
+def test_a_generation_asks_as_training_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = {**QWEN, "tokenizer": str(make_tiny_tokenizer(tmp_path))}
+    assert _encoder(GenerateConfig(load=tmp_path), facts).template.name == "qwen" and not capsys.readouterr().out
+    assert _encoder(GenerateConfig(load=tmp_path, prompt_type="qwen3"), facts).template.name == "qwen3"
+    assert "asked with --prompt-type qwen3, but the model was trained with qwen" in capsys.readouterr().out
+    with pytest.raises(UserError, match="made with another definition of --prompt-type qwen"):
+        _encoder(GenerateConfig(load=tmp_path), {**facts, "template_sha256": "0" * 64})
+    other = Certificate("qwen", "0" * 64, "none", "", "", {}, 1, 1, {}, {}).as_dict()
+    with pytest.raises(UserError, match="not about its template"):
+        _encoder(GenerateConfig(load=tmp_path), {**facts, KEY: other})
