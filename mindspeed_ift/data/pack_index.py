@@ -18,8 +18,8 @@ import numpy as np
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.dataset import InstructionDataset
 from mindspeed_ift.data.indexed import column_path
-from mindspeed_ift.data.overlong import RowCut, refuse_overlong
-from mindspeed_ift.data.packing import PackRules, pack
+from mindspeed_ift.data.overlong import RowCut
+from mindspeed_ift.data.packing import PackRules, describe_packs, pack
 from mindspeed_ift.data.packing_algorithms import Packs
 from mindspeed_ift.data.staging import report_write_errors
 from mindspeed_ift.data.template_choice import get_template
@@ -53,11 +53,7 @@ class PackIndex:
 
     def describe(self) -> str:
         """One line."""
-        rows, fill = len(self.packs), int(self.taken.sum()) / max(len(self.packs) * self.rules.seq_length, 1)
-        text = (
-            f"{len(self.taken):,} samples packed into {rows:,} rows of {self.rules.seq_length:,} ({self.rules.algorithm}),"
-            f" {fill:.1%} full"
-        )
+        text = describe_packs(self.packs, int(self.taken.sum()), self.rules)
         for count, what in ((self.cut_samples, "cut to fit a row"), (self.dropped_samples, "left out: too long")):
             text += f"; {count:,} {what}" if count else ""
         return text
@@ -80,7 +76,8 @@ class PackIndex:
     def save(self, path: Path) -> None:
         """Write it, aside first."""
         aside = Path(f"{path}.{os.getpid()}.partial")
-        with report_write_errors(path):
+        with report_write_errors(path, "--output"):
+            path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with aside.open("wb") as file:
                     facts = {**self.facts(), "cut_samples": self.cut_samples}
@@ -109,11 +106,14 @@ def build_index(dataset: InstructionDataset, rules: PackRules, overflow: Overflo
             f"dataset {dataset.prefix} is packed already, and only single samples can be packed; prepare it without"
             " --pack"
         )
-    if overflow == "error":
-        remedy = "give a larger --seq-length, or have them cut or left out"
-        refuse_overlong(dataset, range(len(dataset)), rules.seq_length - 1, remedy)
-    cut = _cut_of(dataset, rules.seq_length)
     lengths = np.asarray(dataset.lengths, np.int64)
+    if overflow == "error" and (lengths >= rules.seq_length).any():
+        number, longest = int((lengths >= rules.seq_length).argmax()), int(lengths.max())
+        raise UserError(
+            f"dataset {dataset.prefix}: sample {number} has {lengths[number]} tokens, and a row of --seq-length"
+            f" {rules.seq_length} takes {rules.seq_length - 1}; give {longest + 1}, or have such samples cut or left out"
+        )
+    cut = _cut_of(dataset, rules.seq_length)
     # A sample that is cut always fills what a row takes: its last turn gets all the room that those before it leave.
     taken = np.minimum(lengths, rules.seq_length - 1)
     too_long = lengths > taken
@@ -142,6 +142,8 @@ def load_index(path: Path, dataset: InstructionDataset) -> PackIndex:
     remedy = f"write it with repack_dataset.py --data-path {dataset.prefix}"
     if not path.is_file():
         raise UserError(f"--pack-index {path}: no such file; {remedy}")
+    if not zipfile.is_zipfile(path):  # numpy would take it for something worse
+        raise UserError(f"--pack-index {path} is no pack index, or cut off; {remedy}")
     try:
         with np.load(path, allow_pickle=False) as file:
             facts = json.loads(str(file["facts"]))

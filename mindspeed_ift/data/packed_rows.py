@@ -9,7 +9,7 @@ import numpy as np
 
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.data.indexed import DatasetWriter, IndexedColumn
-from mindspeed_ift.data.packing import PackRules, pack
+from mindspeed_ift.data.packing import PackRules, describe_packs, pack
 from mindspeed_ift.data.packing_algorithms import ranges
 from mindspeed_ift.data.sample import IGNORED_LABEL
 
@@ -38,8 +38,7 @@ def write_packed(
     lengths = stored["input_ids"].lengths.astype(np.int64)
     rules = rules_of(config)
     packs = pack(lengths, rules)
-    fill = int(lengths.sum()) / (len(packs) * rules.seq_length)
-    report(f"{len(lengths):,} samples packed into {len(packs):,} rows of {rules.seq_length:,}, {fill:.1%} full")
+    report(describe_packs(packs, int(lengths.sum()), rules))
     values = {name: column.values for name, column in stored.items()}
     offsets = np.cumsum(lengths) - lengths
     rows_at_once = max(1, _TOKENS_AT_ONCE // rules.seq_length)

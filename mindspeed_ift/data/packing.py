@@ -62,3 +62,20 @@ def pack(lengths: np.ndarray, rules: PackRules) -> Packs:
     if rules.algorithm != "best-fit":
         return packs
     return packs.reordered(np.random.default_rng(rules.seed % (1 << 32)).permutation(len(packs)))
+
+
+def describe_packs(packs: Packs, tokens: int, rules: PackRules) -> str:
+    """One line: how many rows, how full, and whether the limit of segments made more of them.
+
+    Args:
+        packs: What `pack` returned.
+        tokens: Of all samples in them.
+        rules: By which they were made.
+    """
+    fill = tokens / max(len(packs) * rules.seq_length, 1)
+    text = (
+        f"{len(packs.samples):,} samples packed into {len(packs):,} rows of {rules.seq_length:,} ({rules.algorithm}),"
+        f" {fill:.1%} full"
+    )
+    held = int(np.count_nonzero(np.diff(packs.starts) == rules.max_segments - 1))
+    return text + (f"; {held:,} rows hold as many samples as --max-segments allows" if held else "")

@@ -33,15 +33,16 @@ class ChangedFile(Exception):
 
 
 @contextlib.contextmanager
-def report_write_errors(path: str | Path) -> Iterator[None]:
-    """Turn a failed write into one line: a full disk is a RunError, a place one may not write to a UserError."""
+def report_write_errors(path: str | Path, flag: str = "--output-prefix") -> Iterator[None]:
+    """Turn a failed write into one line: a full disk is a RunError, a place one may not write to a UserError; ``flag``
+    chooses another."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise RunError(f"no space left to write {path}; free some or choose another --output-prefix") from error
+            raise RunError(f"no space left to write {path}; free some or choose another {flag}") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
-            raise UserError(f"cannot write {path} ({error.strerror}); choose another --output-prefix") from error
+            raise UserError(f"cannot write {path} ({error.strerror}); choose another {flag}") from error
         raise
 
 

@@ -124,6 +124,14 @@ def test_an_index_is_read_as_it_was_written(prepare: Prepare, tmp_path: Path) ->
     assert path.read_bytes() == first and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_place_that_cannot_be_written_is_refused(prepare: Prepare, tmp_path: Path) -> None:
+    index = build_index(InstructionDataset(prepare("placed")[0]), PackRules(100))
+    index.save(tmp_path / "made" / "on the way" / "index.npz")
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match="cannot write .* choose another --output"):
+        index.save(tmp_path / "file" / "index.npz")
+
+
 def test_other_rules_have_an_index_of_their_own(prepare: Prepare) -> None:
     dataset = InstructionDataset(prepare("rules")[0])
     rules = [PackRules(100), PackRules(128), PackRules(128, "sequential"), PackRules(128, multiple=8)]
@@ -138,14 +146,15 @@ def test_an_index_of_another_dataset_is_refused(prepare: Prepare, tmp_path: Path
         load_index(path, InstructionDataset(prepare("new", prompt_type="qwen3")[0]))
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"\x93NUMPY", None])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"\x93NUMPY", b'{"format": 1}', None])
 def test_a_file_that_is_no_index_is_refused(prepare: Prepare, tmp_path: Path, content: bytes | None) -> None:
     path, dataset = tmp_path / "index.npz", InstructionDataset(prepare("whole")[0])
     if content is None:
         np.savez(path, other=np.zeros(3))
     else:
         path.write_bytes(content)
-    with pytest.raises(UserError, match=r"--pack-index .*index.npz cannot be read as a pack index \(.*\); write it"):
+    expected = "is no pack index" if content is not None else r"cannot be read as a pack index \(.*\); write it with"
+    with pytest.raises(UserError, match=expected):
         load_index(path, dataset)
     with pytest.raises(UserError, match="no such file"):
         load_index(tmp_path / "none.npz", dataset)
@@ -157,7 +166,7 @@ def test_an_index_cut_short_is_refused(prepare: Prepare, tmp_path: Path) -> None
     whole = path.read_bytes()
     for size in range(0, len(whole), 97):
         path.write_bytes(whole[:size])
-        with pytest.raises(UserError, match="cannot be read as a pack index"):
+        with pytest.raises(UserError, match="is no pack index, or cut off|cannot be read as a pack index"):
             load_index(path, dataset)
 
 
@@ -185,7 +194,7 @@ def test_samples_must_not_see_each_other(prepare: Prepare) -> None:
 def test_too_long_samples_can_be_refused(prepare: Prepare) -> None:
     dataset = InstructionDataset(prepare("refused")[0])
     flags = TrainingDataFlags(seq_length=100, pack=True, reset_attention_mask=True, cut_token=False)
-    with pytest.raises(UserError, match="has .* tokens, more than .* have them cut or left out"):
+    with pytest.raises(UserError, match="sample .* and a row of --seq-length 100 takes 99; give .* cut or left out"):
         packed_samples(dataset, flags, seed=1, pad_id=0)
     with pytest.raises(UserError, match="no sample is left to pack"):
         build_index(dataset, PackRules(3), "drop")

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mindspeed_ift.data.packing import ALGORITHMS, PackRules, pack
+from mindspeed_ift.data.packing import ALGORITHMS, PackRules, describe_packs, pack
 from mindspeed_ift.data.packing_algorithms import Packs
 
 
@@ -78,3 +78,13 @@ def test_the_place_of_a_row_tells_nothing_about_its_lengths() -> None:
 def test_sequential_keeps_the_order() -> None:
     packs = pack(np.array([3, 4, 1, 7, 7, 2]), PackRules(9, "sequential"))
     assert packs.samples.tolist() == list(range(6)) and packs.starts.tolist() == [0, 3, 4, 5, 6]
+
+
+def test_rows_that_the_limit_of_segments_made_are_told() -> None:
+    lengths, rules = np.array([5, 5, 1, 1, 1]), PackRules(12, max_segments=4)
+    assert describe_packs(pack(lengths, rules), 13, rules) == (
+        "5 samples packed into 2 rows of 12 (greedy-knapsack), 54.2% full; 1 rows hold as many samples as"
+        " --max-segments allows"
+    )
+    rules = dataclasses.replace(rules, max_segments=10)
+    assert describe_packs(pack(lengths, rules), 13, rules).endswith("full")
