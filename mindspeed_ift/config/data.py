@@ -114,6 +114,9 @@ class PreprocessConfig:
     mask_history: bool = False
     """Learn the last answer only."""
 
+    mask_thoughts: bool = False
+    """Learn the answers without their thoughts (<think>...</think>)."""
+
     max_drop_fraction: float = 0.05
     """Fail if a larger part of the records is malformed and so dropped; those left out for their length do not count."""
 
@@ -214,11 +217,11 @@ def _packing_flags_need_packing(config: PreprocessConfig) -> None:
     for flag, given, needs, there in (
         ("--packing-algorithm", config.packing_algorithm != "greedy-knapsack", "--pack", config.pack),
         ("--max-segments", config.max_segments != 1024, "--pack", config.pack),
-        ("--pad-to-multiple-of", config.pad_to_multiple_of > 1, "--pack --neat-pack", config.neat_pack),
+        ("--pad-to-multiple-of", config.pack and config.pad_to_multiple_of > 1, "--pack --neat-pack", config.neat_pack),
     ):
         if given and not there:
             raise UserError(f"{flag} is about packed rows; give {needs} with it, or leave it out")
-    if config.seq_length is not None and config.pad_to_multiple_of > 1:
+    if config.neat_pack and config.seq_length is not None:
         check_multiple(config.seq_length, config.pad_to_multiple_of)
 
 

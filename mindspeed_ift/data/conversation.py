@@ -54,11 +54,13 @@ class Message:
         content: The text; of a FUNCTION message the calls as JSON (one object or a list), after a thought if there
             is one.
         results: Of an OBSERVATION message: several results of parallel calls, where ``content`` is empty.
+        weight: Its share in the loss as the record has it, from 0 (not learnt) on; None where it does not say.
     """
 
     role: Role
     content: str
     results: tuple[str, ...] = ()
+    weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,19 @@ class Conversation:
                 check_text(text)
         check_text(self.system)
         check_text(self.tools)
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """Two conversations that differ in the last answer only.
+
+    Attributes:
+        chosen: With the better answer.
+        rejected: With the worse one.
+    """
+
+    chosen: Conversation
+    rejected: Conversation
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.conversation import Conversation, DropRecord, LeaveOut, Message, Role, check_turns
 from mindspeed_ift.data.cutting import SPLIT, Pair, cut_turn, cut_turns, split_at_questions, split_balanced
+from mindspeed_ift.data.learning import Learning, weighed
 from mindspeed_ift.data.pieces import PieceEncoder
 from mindspeed_ift.data.sample import IGNORED_LABEL, Sample
 from mindspeed_ift.data.template_fingerprint import fingerprint
@@ -24,6 +25,7 @@ class EncodeOptions:
     Attributes:
         enable_thinking: "true", "false" or "none".
         train_on_prompt: Learn the prompts too.
+        mask_thoughts: Learn answers without their thoughts.
         mask_history: Learn the last answer only; turns are then cut from the first one on, and earlier thoughts
             removed.
         drop_thinking: Write the answers before the last question of the user without thoughts.
@@ -39,6 +41,7 @@ class EncodeOptions:
 
     enable_thinking: str = "none"
     train_on_prompt: bool = False
+    mask_thoughts: bool = False
     mask_history: bool = False
     drop_thinking: bool = False
     escape_special_tokens: bool = False
@@ -143,6 +146,14 @@ class Encoder:
         """Closes a turn, and a document with ``append_eod``."""
         self.stop_ids = self.pieces.stop_ids
         """At which generation stops."""
+        self.learning = Learning(
+            self.tokenizer,
+            template.thought,
+            mask_thoughts=options.mask_thoughts,
+            mask_history=options.mask_history,
+            train_on_prompt=options.train_on_prompt,
+        )
+        """What the messages themselves say of the loss."""
         self._closing = [self.end_id] * (template.efficient_eos + options.append_eod)
         if options.train_on_prompt and template.efficient_eos and template.rules is Rules.LLAMA_FACTORY_0_9:
             raise UserError(
@@ -152,7 +163,7 @@ class Encoder:
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Encoded | DropRecord]:
         """One result a conversation, in order: its sample, or why it has none."""
-        written = self._written(conversations)
+        written = self.write(conversations)
         return [self._fitted(conversation, found) for conversation, found in zip(conversations, written)]
 
     def turn_ids(self, conversation: Conversation) -> list[Pair]:
@@ -187,8 +198,8 @@ class Encoder:
         """sha256 that differs where another template would be written."""
         return fingerprint(self.template)
 
-    def _written(self, conversations: Sequence[Conversation]) -> list[Written | DropRecord]:
-        """Each conversation as ids, nothing cut; encoded together, which is faster."""
+    def write(self, conversations: Sequence[Conversation]) -> list[Written | DropRecord]:
+        """Each conversation as ids, nothing cut, or why it has none; encoded together, which is faster."""
         rendered: list[list[Turn] | DropRecord] = []
         for conversation in conversations:
             try:
@@ -220,7 +231,7 @@ class Encoder:
                 raise written
             room, length = self.options.room, self._length(written)
             if room is None or length <= room or self.options.overlong == "truncate":
-                return self._assemble(written)
+                return self._assemble(written, conversation)
             refuse_overlong(self.options, length, length)
             return self._split(conversation, written, room)
         except DropRecord as reason:
@@ -237,7 +248,7 @@ class Encoder:
 
         lengths = [len(source) + len(target) for source, target in whole.turns]
         parts = split_at_questions(conversation, lengths, room, fits)
-        encoded = [self._assemble(self._written_whole(part)) for part in parts]
+        encoded = [self._assemble(self._written_whole(part), part) for part in parts]
         if len(encoded) == 1:
             return encoded[0]
         notes = dict.fromkeys((*(note for one in encoded for note in one.notes), SPLIT_NOTE))
@@ -250,12 +261,12 @@ class Encoder:
         )
 
     def _written_whole(self, conversation: Conversation) -> Written:
-        (written,) = self._written([conversation])
+        (written,) = self.write([conversation])
         if isinstance(written, DropRecord):
             raise written
         return written
 
-    def _assemble(self, written: Written) -> Encoded:
+    def _assemble(self, written: Written, conversation: Conversation) -> Encoded:
         options, pairs = self.options, written.turns
         efficient = self.template.efficient_eos
         whole = self._length(written)
@@ -278,8 +289,15 @@ class Encoder:
             ids, labels = ids[: options.limit - 1], labels[: options.limit - 1]
         cut_tokens = whole - len(ids)
         sample = Sample(np.array(ids, np.int32), np.array(labels, np.int32))
+        if self.learning.asks(conversation):
+            sample = weighed(sample, self.learning.weights(written.turns, pairs, conversation, efficient))
         learns = (sample.labels != IGNORED_LABEL).any()
-        notes = (*((CUT_NOTE,) if cut_tokens else ()), *written.notes, *(() if learns else (NOTHING_LEARNT_NOTE,)))
+        notes = (
+            *((CUT_NOTE,) if cut_tokens else ()),
+            *written.notes,
+            *self.learning.notes(conversation),
+            *(() if learns else (NOTHING_LEARNT_NOTE,)),
+        )
         return Encoded(sample, notes, cut_tokens)
 
     def _prompt_labels(self, source: list[int], ends_answer: bool) -> list[int]:

@@ -1,311 +1,156 @@
-"""Records in, Conversations out: Alpaca, ShareGPT, OpenAI, and plain text.
+"""A handler's name and the first records in, the format that reads all of them out.
 
-A record is a dictionary, as the file has it. `make_format` gives the object for a handler name; its ``convert`` raises
-`DropRecord` with the reason for a record that is no sample.
+A record is a dictionary, as the file has it. A format's ``convert`` (``texts`` of plain text) raises `DropRecord` with
+the reason for a record that is no sample.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.data.conversation import (
-    Conversation,
-    DropRecord,
-    LeaveOut,
-    Message,
-    Role,
-    check_text,
-    check_turns,
-    parse_json,
+from mindspeed_ift.data.column_formats import AlpacaFormat, AlpacaPairFormat, TextFormat
+from mindspeed_ift.data.conversation import Conversation, DropRecord, PreferencePair
+from mindspeed_ift.data.fields import Record
+from mindspeed_ift.data.message_formats import (
+    OpenAIFormat,
+    OpenAIPairFormat,
+    SharegptFormat,
+    SharegptPairFormat,
+    Tags,
 )
-
-Record = Mapping[str, Any]
-
-
-def _text(value: Any, what: str) -> str:
-    """A text field, None as empty."""
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise DropRecord(f"{what} is not text")
-    return value
-
-
-def _json_text(value: Any) -> str:
-    """Descriptions of tools: JSON text as it is, a parsed list written as JSON."""
-    if not value:
-        return ""
-    return value if isinstance(value, str) else _written(value)
-
-
-def _written(value: Any) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False)
-    except RecursionError:
-        raise DropRecord("it is nested too deeply") from None
-
-
-@dataclass(frozen=True)
-class AlpacaFormat:
-    """``instruction``, ``input``, ``output`` and, if mapped, ``history`` (pairs), ``system``, ``tools``.
-
-    Attributes:
-        prompt, query, response, history, system, tools: Columns; None for one that is not read.
-    """
-
-    keys: ClassVar[tuple[str, ...]] = ("prompt", "query", "response", "history", "system", "tools")
-    prompt: str = "instruction"
-    query: str | None = "input"
-    response: str = "output"
-    history: str | None = None
-    system: str | None = None
-    tools: str | None = None
-
-    def required(self) -> tuple[str, ...]:
-        """Columns without which no record can be read."""
-        return (self.prompt, self.response)
-
-    def columns(self) -> set[str]:
-        """Columns that are read."""
-        return {column for column in (getattr(self, key) for key in self.keys) if column}
-
-    def adapt(self, record: Record) -> AlpacaFormat:
-        """The same with ``response`` for ``output`` where the records call it so."""
-        if self.response == "output" and "output" not in record and "response" in record:
-            return replace(self, response="response")
-        return self
-
-    def convert(self, record: Record) -> Conversation:
-        """Read one record; prompt and input are joined by a line break, an empty one is left out."""
-        messages = []
-        for pair in self._history(record):
-            messages += [
-                Message(Role.USER, _text(pair[0], "history")),
-                Message(Role.ASSISTANT, _text(pair[1], "history")),
-            ]
-        parts = [_text(record.get(column), f"'{column}'") for column in (self.prompt, self.query) if column]
-        answer = record.get(self.response)
-        if not isinstance(answer, str):
-            raise DropRecord(f"'{self.response}' is {'missing or null' if answer is None else 'not text'}")
-        messages += [Message(Role.USER, "\n".join(part for part in parts if part)), Message(Role.ASSISTANT, answer)]
-        system = _text(record.get(self.system), f"'{self.system}'") if self.system else ""
-        return Conversation(tuple(messages), system, _json_text(record.get(self.tools)) if self.tools else "")
-
-    def _history(self, record: Record) -> list[Any]:
-        history = record.get(self.history) if self.history else None
-        if not history:
-            return []
-        if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
-            raise DropRecord(f"'{self.history}' is not a list of pairs")
-        return history
-
-
-@dataclass(frozen=True)
-class Tags:
-    """How a message names its fields and speakers (``tags`` of ``--map-keys``)."""
-
-    role_tag: str = "from"
-    content_tag: str = "value"
-    user_tag: str = "human"
-    assistant_tag: str = "gpt"
-    observation_tag: str = "observation"
-    function_tag: str = "function_call"
-    system_tag: str = "system"
-
-
-@dataclass(frozen=True)
-class SharegptFormat:
-    """``conversations`` of ``{"from": human|gpt|observation|function_call|system, "value": text}``.
-
-    Attributes:
-        messages: Column of the messages.
-        tags: Names within a message.
-        system, tools: Columns; None for one that is not read.
-    """
-
-    keys: ClassVar[tuple[str, ...]] = ("messages", "tags", "system", "tools")
-    messages: str = "conversations"
-    tags: Tags = field(default_factory=Tags)
-    system: str | None = None
-    tools: str | None = None
-
-    def required(self) -> tuple[str, ...]:
-        """Columns without which no record can be read."""
-        return (self.messages,)
-
-    def columns(self) -> set[str]:
-        """Columns that are read."""
-        return {column for column in (self.messages, self.system, self.tools) if column}
-
-    def adapt(self, record: Record) -> SharegptFormat:
-        """Nothing to adapt."""
-        return self
-
-    def convert(self, record: Record) -> Conversation:
-        """Read one record; a first message of the system is the system prompt."""
-        messages = self._messages(record)
-        system = _text(record.get(self.system), f"'{self.system}'") if self.system else ""
-        if messages and messages[0].get(self.tags.role_tag) == self.tags.system_tag:
-            system = self._content(messages.pop(0))
-        turns = check_turns(self._turns(messages))
-        return Conversation(turns, system, _json_text(record.get(self.tools)) if self.tools else "")
-
-    def _messages(self, record: Record) -> list[Record]:
-        messages = record.get(self.messages)
-        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-            raise DropRecord(f"'{self.messages}' is not a list of messages")
-        return list(messages)
-
-    def _turns(self, messages: list[Record]) -> list[Message]:
-        return [Message(self._role(message), self._content(message)) for message in messages]
-
-    def _role(self, message: Record) -> Role:
-        tags = self.tags
-        roles = {
-            tags.user_tag: Role.USER,
-            tags.assistant_tag: Role.ASSISTANT,
-            tags.observation_tag: Role.OBSERVATION,
-            tags.function_tag: Role.FUNCTION,
-        }
-        role = message.get(tags.role_tag)
-        if not isinstance(role, str) or role not in roles:
-            # As Python writes it: a line break or half a character would end up in the table and the manifest.
-            raise DropRecord(f"unknown or misplaced role {str(role)[:40]!r}")
-        return roles[role]
-
-    def _content(self, message: Record) -> str:
-        value = message.get(self.tags.content_tag)
-        if not isinstance(value, str):
-            raise DropRecord("a message has no text")
-        return value
-
-
-@dataclass(frozen=True)
-class OpenAIFormat(SharegptFormat):
-    """``messages`` of ``{"role": user|assistant|tool|system, "content": text}``, with ``tool_calls``,
-    ``reasoning_content``.
-
-    Results of parallel calls (several ``tool`` messages in a row) become one prompt. Content may be a list of parts
-    of type text, reasoning or tool_call.
-    """
-
-    messages: str = "messages"
-    tags: Tags = field(default_factory=lambda: Tags("role", "content", "user", "assistant", "tool"))
-
-    def _messages(self, record: Record) -> list[Record]:
-        return [_without_parts(message) for message in super()._messages(record)]
-
-    def _role(self, message: Record) -> Role:
-        if message.get("tool_calls") and message.get(self.tags.role_tag) == self.tags.assistant_tag:
-            return Role.FUNCTION
-        if message.get(self.tags.role_tag) in ("observation", "function"):
-            return Role.OBSERVATION
-        return super()._role(message)
-
-    def _content(self, message: Record) -> str:
-        value = message.get(self.tags.content_tag)
-        calls, thought = message.get("tool_calls"), message.get("reasoning_content")
-        if value is None and not calls:
-            raise DropRecord("a message has no text")
-        text = _text(value, "a message")
-        thought = f"<think>\n{_text(thought, 'a thought')}\n</think>\n\n" if thought else ""
-        if not calls:
-            return thought + text
-        if text.strip() and not (text.lstrip().startswith("<think>") and text.rstrip().endswith("</think>")):
-            raise DropRecord("a message has both text and tool calls")
-        if not isinstance(calls, list):
-            raise DropRecord("'tool_calls' is not a list")
-        return thought + text + _written([_call(call) for call in calls])
-
-    def _turns(self, messages: list[Record]) -> list[Message]:
-        turns: list[Message] = []
-        for message in super()._turns(messages):
-            last = turns[-1] if turns else None
-            if last is not None and last.role is message.role is Role.OBSERVATION:
-                turns[-1] = Message(Role.OBSERVATION, "", (*(last.results or (last.content,)), message.content))
-            else:
-                turns.append(message)
-        return turns
-
-
-def _without_parts(message: Record) -> Record:
-    """A message whose content is text; parts that are thoughts or calls stand where OpenAI has them."""
-    content = message.get("content")
-    if not isinstance(content, list):
-        return message
-    found: dict[str, list[str]] = {"text": [], "reasoning": [], "tool_call": []}
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        value = part.get("value", part.get("text")) if isinstance(kind, str) and kind in found else None
-        if not isinstance(kind, str) or not isinstance(value, str):
-            raise DropRecord("a message holds more than text, thoughts and calls")
-        found[kind].append(value)
-    given = message.get("tool_calls") or []
-    if not isinstance(given, list):
-        raise DropRecord("'tool_calls' is not a list")
-    calls = [*given, *(parse_json(text, "a function call") for text in found["tool_call"])]
-    thought = "".join(found["reasoning"]) or message.get("reasoning_content")
-    return {**message, "content": "".join(found["text"]), "tool_calls": calls, "reasoning_content": thought}
-
-
-def _call(call: Any) -> dict[str, Any]:
-    """Name and arguments of one entry of ``tool_calls``; arguments may be JSON within a string, as OpenAI sends
-    them."""
-    function = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise DropRecord("a function call has no name or no arguments")
-    arguments = function.get("arguments", {})
-    if isinstance(arguments, str):
-        arguments = parse_json(arguments, "a function call")
-    return {"name": function["name"], "arguments": arguments}
-
-
-@dataclass(frozen=True)
-class TextFormat:
-    """Plain text, learnt whole: one dataset for each of ``columns``."""
-
-    keys: ClassVar[tuple[str, ...]] = ()
-    json_keys: tuple[str, ...] = ("text",)
-
-    def required(self) -> tuple[str, ...]:
-        """Columns without which no record can be read."""
-        return self.json_keys
-
-    def columns(self) -> set[str]:
-        """Columns that are read."""
-        return set(self.json_keys)
-
-    def adapt(self, record: Record) -> TextFormat:
-        """Nothing to adapt."""
-        return self
-
-    def texts(self, record: Record) -> list[str]:
-        """The text of each column."""
-        texts = [_text(record.get(key), f"'{key}'") for key in self.json_keys]
-        for text in texts:
-            check_text(text)
-        if not all(texts):
-            raise LeaveOut("the text is empty")
-        return texts
-
-
-Format = AlpacaFormat | SharegptFormat | OpenAIFormat | TextFormat
 
 HANDLERS: dict[str, type[Any]] = {
     "AlpacaStyleInstructionHandler": AlpacaFormat,
     "SharegptStyleInstructionHandler": SharegptFormat,
+    "OpenAIInstructionHandler": OpenAIFormat,
     "OpenAIStyleInstructionHandler": OpenAIFormat,
+    "AlpacaStylePairwiseHandler": AlpacaPairFormat,
+    "SharegptStylePairwiseHandler": SharegptPairFormat,
     "GeneralPretrainHandler": TextFormat,
 }
 """``--handler-name`` -> format."""
 
+AUTO = ("auto", "LlamaFactoryInstructionHandler")
+"""Names that ask to recognize the format; the second leaves it to a file of LLaMA-Factory's in MindSpeed-LLM."""
+
+_ROLLOUTS = (
+    "it prepares prompts for reinforcement learning, which is not done here; give an ...InstructionHandler to tune"
+)
+_OTHERS: dict[str, str] = {
+    "AlpacaPretrainHandler": "give AlpacaStyleInstructionHandler --prompt-type alpaca --train-on-prompt",
+    "StackOverflowPythonPretrainHandler": "join its columns into one text and give GeneralPretrainHandler",
+    "GeneralInstructionHandler": "give AlpacaStyleInstructionHandler --prompt-type alpaca",
+    "BelleMultiTurnInstructionHandler": "write its dialogues as messages and give SharegptStyleInstructionHandler",
+    "MOSSInstructionHandler": "write its dialogues as messages and give SharegptStyleInstructionHandler",
+    "MOSSMultiTurnHandler": "write its dialogues as messages and give SharegptStyleInstructionHandler",
+    "LeetcodePythonInstructionHandler": "name its columns with --map-keys and give AlpacaStyleInstructionHandler",
+    "HunyuanInstructionHandler": "it needs Hunyuan's own tokenizer; give SharegptStyleInstructionHandler",
+    "AlpacaStyleProcessRewardHandler": "it prepares process rewards, which are not learnt here",
+    "PPOAlpacaStyleInstructionHandler": _ROLLOUTS,
+    "R1AlpacaStyleInstructionHandler": _ROLLOUTS,
+    "R1SharegptStyleInstructionHandler": _ROLLOUTS,
+}
+"""Handlers of MindSpeed-LLM that are none here, and what to do instead."""
+
 OPTIONAL_COLUMNS = ("system", "history", "tools")
 """Columns that MindSpeed-LLM's handlers read only when ``--map-keys`` names them."""
+
+_MESSAGES = ("conversations", "messages", "conversation", "dialogue")
+_USUAL: dict[str, tuple[str, ...]] = {
+    "messages": _MESSAGES,
+    "prompt": ("instruction", "prompt", "question", "query"),
+    "query": ("input",),
+    "response": ("output", "response", "answer", "completion"),
+    "chosen": ("chosen",),
+    "rejected": ("rejected",),
+    **{column: (column,) for column in OPTIONAL_COLUMNS},
+}
+"""Key of ``--map-keys`` -> names by which its column is found."""
+_NEEDED = {"messages", "prompt", "response", "chosen", "rejected"}
+_SPEAKERS = {
+    "user_tag": ("human", "user"),
+    "assistant_tag": ("gpt", "assistant", "chatgpt", "model"),
+    "observation_tag": ("observation", "tool", "function_response"),
+}
+"""Tag -> names by which the speaker is found; the first counts where there are several."""
+_MESSAGE_FORMATS = ((SharegptFormat, SharegptPairFormat), (OpenAIFormat, OpenAIPairFormat))
+PEEKED = 100
+"""Records that are looked at to recognize the format."""
+
+
+InstructionFormat = AlpacaFormat | SharegptFormat
+
+
+class _AnyForm:
+    """What ``--map-keys`` may name where the form is not known yet."""
+
+    keys = (*_USUAL, "tags")
+
+
+@dataclass(frozen=True)
+class AutoFormat:
+    """Looks at each record for what it is; records of several kinds may stand in one dataset.
+
+    Attributes:
+        map_keys: ``--map-keys``; other columns are found by their usual names.
+        makes_pairs: Whether the records are pairs.
+        seen: What the first records were, for the user.
+        usual: The format of most of them.
+    """
+
+    title: ClassVar[str] = "recognized"
+    map_keys: Mapping[str, Any] = field(default_factory=dict)
+    makes_pairs: bool = False
+    seen: str = ""
+    usual: InstructionFormat | None = None
+    _known: dict[Any, InstructionFormat | None] = field(default_factory=dict, repr=False, compare=False)
+
+    def columns(self) -> set[str]:
+        """Columns that ``--map-keys`` names."""
+        return {column for column in self.map_keys.values() if isinstance(column, str) and column}
+
+    def convert(self, record: Record) -> Conversation | PreferencePair:
+        """Read one record."""
+        found = self.form_of(record)
+        if found is None:
+            if self.usual is not None and not set(self.usual.required()).isdisjoint(record):
+                self.usual.convert(record)  # It may know what is missing.
+            raise DropRecord(f"of no known form (columns: {', '.join(map(str, record)) or 'none'})"[:200])
+        if found.makes_pairs is not self.makes_pairs:
+            raise DropRecord(f"of another form than the first records: {found.title}")
+        return found.convert(record)
+
+    def form_of(self, record: Record) -> InstructionFormat | None:
+        """The format of one record; None if it has none.
+
+        Raises:
+            UserError: ``map_keys`` cannot be used.
+        """
+        columns = tuple(record)
+        # Without a column of messages nothing but the names of the columns decides.
+        if columns in self._known:
+            return self._known[columns]
+        messages = _named(self.map_keys, "messages", _MESSAGES, columns)
+        column = messages or _named(self.map_keys, "chosen", ("chosen",), columns)
+        value = record.get(column) if column else None
+        given = value if isinstance(value, list) else [value]
+        shape = [message for message in given if isinstance(message, dict)]
+        speakers = frozenset(one["from"] for one in shape if isinstance(one.get("from"), str))
+        tag = next((tag for tag in ("from", "role") if shape and tag in shape[0]), "")
+        look = (columns, bool(shape), tag, speakers)
+        key = look if column else columns
+        if key not in self._known:
+            self._known[key] = _form_of(self.map_keys, *look)
+        return self._known[key]
+
+
+Format = InstructionFormat | TextFormat | AutoFormat
 
 
 def check_handler(name: str) -> None:
@@ -314,16 +159,18 @@ def check_handler(name: str) -> None:
     Raises:
         UserError: With the nearest name.
     """
-    if name == "auto" or name in HANDLERS:
+    if name in AUTO or name in HANDLERS:
         return
-    known = ["auto", *HANDLERS]
+    if name in _OTHERS:
+        raise UserError(f"--handler-name {name} is not supported: {_OTHERS[name]}")
+    known = [*AUTO, *HANDLERS]
     near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"give one of: {', '.join(known)}"
     raise UserError(f"--handler-name {name} is not a handler; {hint}")
 
 
 def make_format(
-    handler: str, map_keys: Mapping[str, Any], json_keys: tuple[str, ...], first: Record, where: str
+    handler: str, map_keys: Mapping[str, Any], json_keys: tuple[str, ...], first: Sequence[Record], where: str
 ) -> Format:
     """The format of a dataset.
 
@@ -331,66 +178,155 @@ def make_format(
         handler: ``--handler-name``.
         map_keys: ``--map-keys``.
         json_keys: ``--json-keys``.
-        first: The first record, to recognize (auto) and to find columns that are not there.
+        first: The first records, to recognize (auto) and to find columns that are not there; not empty.
         where: Origin of the first record, for messages.
 
     Raises:
-        UserError: Unknown handler or key, or a column that is not in the data.
+        UserError: Unknown handler or key, a column that is not in the data, or records of unknown or several kinds.
     """
     check_handler(handler)
-    found = _recognize(first, where, map_keys) if handler == "auto" else HANDLERS[handler]
+    if handler in AUTO:
+        return _auto(map_keys, json_keys, first, where)
+    found = HANDLERS[handler]
+    columns = {column for record in first for column in record}
     if found is TextFormat:
         form: Format = TextFormat(json_keys)
     else:
-        form = found(**_checked_keys(found, map_keys, handler))
-        if handler == "auto":
-            present = {
-                key: key for key in OPTIONAL_COLUMNS if key in found.keys and key in first and key not in map_keys
-            }
-            form = replace(form, **present)
-        form = form.adapt(first)
-    missing = [column for column in form.required() if column not in first]
-    if missing:
-        raise UserError(
-            f"no column '{missing[0]}' in {where} (it has: {', '.join(map(str, first)) or 'none'});"
-            f" name the right one with {'--json-keys' if found is TextFormat else '--map-keys'},"
-            " or choose another --handler-name"
-        )
+        form = found(**_checked_keys(found, map_keys, handler)).adapt(columns)
+    for column in form.required():
+        if column not in columns:
+            flag = "--json-keys" if found is TextFormat else "--map-keys"
+            raise UserError(_no_column(column, first, where, flag))
     return form
 
 
-def _recognize(first: Record, where: str, map_keys: Mapping[str, Any]) -> type[Any]:
-    column = map_keys.get("messages") or next((name for name in ("conversations", "messages") if name in first), None)
-    if column:
-        messages = first.get(column)
-        message = messages[0] if isinstance(messages, list) and messages and isinstance(messages[0], dict) else {}
-        return (
-            SharegptFormat if "from" in message or column == "conversations" and "role" not in message else OpenAIFormat
-        )
-    if map_keys or "instruction" in first:
-        return AlpacaFormat
-    if set(first) & {"text"}:
-        return TextFormat
-    raise UserError(
-        f"the records of {where} are of no known form (columns: {', '.join(map(str, first)) or 'none'}); name one"
-        " with --handler-name and its columns with --map-keys"
+def _no_column(column: str, first: Sequence[Record], where: str, flag: str) -> str:
+    return (
+        f"no column '{column}' in {where} (it has: {_listed(first)}); name the right one with {flag}, or choose another"
+        " --handler-name"
     )
 
 
+def _auto(map_keys: Mapping[str, Any], json_keys: tuple[str, ...], first: Sequence[Record], where: str) -> Format:
+    _checked_keys(_AnyForm, map_keys, "no format")
+    columns = {column for record in first for column in record}
+    for key in _NEEDED & map_keys.keys():
+        if map_keys[key] not in columns:
+            raise UserError(_no_column(map_keys[key], first, where, "--map-keys"))
+    form = AutoFormat(map_keys)
+    found = [form.form_of(record) for record in first]
+    known = [one for one in found if one is not None]
+    seen = f"first {len(first)} records of {where}"
+    if not known and not map_keys and any(set(json_keys) <= set(record) for record in first):
+        return TextFormat(json_keys, f"{seen}: plain text ({', '.join(json_keys)})")
+    if not known:
+        raise UserError(
+            f"the records of {where} are of no known form (columns: {_listed(first)}); name one"
+            " with --handler-name and its columns with --map-keys"
+        )
+    _refuse_several_kinds(found, known[0], where)
+    kinds = _described(known) + ([f"{len(found) - len(known)} of no known form"] if len(known) < len(found) else [])
+    usual, _ = Counter(known).most_common(1)[0]
+    return AutoFormat(map_keys, usual.makes_pairs, f"{seen}: {', '.join(kinds)}", usual)
+
+
+def _refuse_several_kinds(found: Sequence[InstructionFormat | None], first: InstructionFormat, where: str) -> None:
+    for number, one in enumerate(found, 1):
+        if one is not None and one.makes_pairs is not first.makes_pairs:
+            raise UserError(
+                f"the first records of {where} are of several kinds: {first.title}, and record {number} {one.title};"
+                " part them, or name one with --handler-name"
+            )
+
+
+def _described(forms: Sequence[InstructionFormat]) -> list[str]:
+    """How many of each kind, and all columns that they are read from."""
+    columns: dict[str, set[str]] = {}
+    for form in forms:
+        columns.setdefault(form.title, set()).update(form.columns())
+    counts = Counter(form.title for form in forms).most_common()
+    return [f"{count} {title} ({', '.join(sorted(columns[title]))})" for title, count in counts]
+
+
+def _form_of(
+    map_keys: Mapping[str, Any], columns: tuple[str, ...], holds_messages: bool, tag: str, speakers: Set[str]
+) -> InstructionFormat | None:
+    """The format of records of one look.
+
+    Args:
+        map_keys: ``--map-keys``; other columns are found by their usual names.
+        columns: Of the record.
+        holds_messages: Its column of messages (or of the better answer) does hold messages.
+        tag: How the first of them names its speaker: ``from``, ``role`` or neither ("").
+        speakers: What ``from`` says.
+    """
+    named = {key: _named(map_keys, key, known, columns) for key, known in _USUAL.items()}
+    own: dict[str, Any] = {key: column for key, column in named.items() if column is not None}
+    pairs = {"chosen", "rejected"} <= own.keys()
+    found: type[InstructionFormat]
+    if holds_messages or "messages" in own or "tags" in map_keys:
+        # Whole conversations to choose from need no other column of messages.
+        if not pairs and "messages" not in own:
+            return None
+        found = _MESSAGE_FORMATS[_is_openai(own, map_keys, tag)][pairs]
+        own |= {"tags": _spelled_tags(speakers)} if tag == "from" else {}
+    elif "prompt" in own and (pairs or "response" in own):
+        found = AlpacaPairFormat if pairs else AlpacaFormat
+    else:
+        return None
+    return found(**_arguments(found, own, map_keys))
+
+
+def _is_openai(own: Mapping[str, Any], map_keys: Mapping[str, Any], tag: str) -> bool:
+    return "tags" not in map_keys and (tag == "role" or (not tag and own.get("messages") != "conversations"))
+
+
+def _arguments(found: type[InstructionFormat], own: Mapping[str, Any], map_keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns of a format: those of the record that it has a use for, None for those that are not there."""
+    given = {**dict.fromkeys(("query", *OPTIONAL_COLUMNS)), **own, **_read_keys(map_keys)}
+    return {key: value for key, value in given.items() if key in found.keys}
+
+
+def _named(map_keys: Mapping[str, Any], key: str, known: tuple[str, ...], columns: Collection[str]) -> str | None:
+    """The column for a key."""
+    if key in map_keys:
+        return map_keys[key]
+    return next((name for name in known if name in columns), None)
+
+
+def _spelled_tags(speakers: Set[str]) -> Tags:
+    """ShareGPT's tags, as these messages spell them."""
+    return Tags(**{tag: name for tag, names in _SPEAKERS.items() for name in reversed(names) if name in speakers})
+
+
+def _listed(first: Sequence[Record]) -> str:
+    """The columns of some records, in their order."""
+    return ", ".join(dict.fromkeys(str(column) for record in first for column in record)) or "none"
+
+
 def _checked_keys(form: type[Any], map_keys: Mapping[str, Any], handler: str) -> dict[str, Any]:
-    keys = dict(map_keys)
-    for key in keys:
+    """``map_keys`` as arguments of a format."""
+    for key in map_keys:
         if key not in form.keys:
             near = difflib.get_close_matches(key, form.keys, 1)
             hint = f"did you mean {near[0]}?" if near else f"it has: {', '.join(form.keys)}"
             raise UserError(f"--map-keys: {handler} has no key '{key}'; {hint}")
+    return _read_keys(map_keys)
+
+
+def _read_keys(map_keys: Mapping[str, Any]) -> dict[str, Any]:
+    keys = dict(map_keys)
     tags = keys.pop("tags", None)
     for key, column in keys.items():
-        if not isinstance(column, str):
+        if column is not None and not isinstance(column, str):
             raise UserError(f"--map-keys: '{key}' must name a column, not {json.dumps(column)}")
     if tags is not None:
-        known = vars(form().tags)
-        if not isinstance(tags, dict) or set(tags) - set(known):
+        known = vars(Tags())
+        if (
+            not isinstance(tags, dict)
+            or set(tags) - set(known)
+            or not all(isinstance(tag, str) for tag in tags.values())
+        ):
             raise UserError(f"--map-keys: 'tags' must be an object with some of: {', '.join(known)}")
         keys["tags"] = Tags(**{**known, **tags})
     return keys

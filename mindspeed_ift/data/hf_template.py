@@ -138,7 +138,8 @@ class ChatTemplateEncoder(Encoder):
         text = self._text(Conversation((Message(Role.USER, "Question?"), Message(Role.ASSISTANT, _ANSWER))))
         return self.tokenizer.encode(text.partition(_ANSWER)[2])
 
-    def _written(self, conversations: Sequence[Conversation]) -> list[Written | DropRecord]:
+    def write(self, conversations: Sequence[Conversation]) -> list[Written | DropRecord]:
+        """See `Encoder.write`."""
         written: list[Written | DropRecord] = []
         for conversation in conversations:
             try:

@@ -1,6 +1,6 @@
 """Files of records in, an indexed dataset out: the whole offline pipeline, and what it did.
 
-`preprocess` is the place to start reading: look at the first record, encode all of them (workers.py) and take them in
+`preprocess` is the place to start reading: look at the first records, encode all of them (workers.py) and take them in
 (intake.py), put them into documents as they are or packed, publish the files with ledger and manifest.
 """
 
@@ -20,19 +20,27 @@ import mindspeed_ift
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import RunError, UserError
 from mindspeed_ift.data.encode import EncodeOptions
-from mindspeed_ift.data.formats import OPTIONAL_COLUMNS, Format, TextFormat, check_handler, make_format
+from mindspeed_ift.data.encode_pairs import PAIR_COLUMNS
+from mindspeed_ift.data.formats import (
+    PEEKED,
+    AutoFormat,
+    Format,
+    TextFormat,
+    check_handler,
+    make_format,
+)
 from mindspeed_ift.data.hub import load_hub_dataset, read_parameters
 from mindspeed_ift.data.indexed import DatasetWriter, IndexedColumn
 from mindspeed_ift.data.intake import InputMarks, Intake, fingerprint, open_intake
 from mindspeed_ift.data.ledger import Ledger
 from mindspeed_ift.data.ledger_file import ledger_path
 from mindspeed_ift.data.mixing import Mixture, read_datasets
+from mindspeed_ift.data.notices import notices
 from mindspeed_ift.data.packed_rows import write_packed
 from mindspeed_ift.data.records import Origin, Readable, Record, find_datasets
 from mindspeed_ift.data.shards import Share, Shares, ShareWriter
 from mindspeed_ift.data.staging import Mark, Staging, report_write_errors
-from mindspeed_ift.data.template_choice import definition, find_row, get_template, make_encoder
-from mindspeed_ift.data.template_table import TEMPLATES
+from mindspeed_ift.data.template_choice import find_row, get_template, make_encoder
 from mindspeed_ift.data.templates import Template
 from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
 from mindspeed_ift.data.workers import Job, WorkerPool
@@ -124,8 +132,12 @@ def _prepare(config: PreprocessConfig, report: Callable[[str], None]) -> _Work:
     tokenizer = load_tokenizer(config.tokenizer_name_or_path, config.trust_remote_code)
     pool = WorkerPool(tokenizer, 1 if config.merge_shards else config.workers)
     first, records = _peek(iter(mixture), inputs)
-    form = make_format(config.handler_name, config.mapped_keys(), config.json_keys, first[0], first[1].file)
-    job = Job(form, template.name, row, encode_options(config, template))
+    form = make_format(config.handler_name, config.mapped_keys(), config.json_keys, first, inputs)
+    if isinstance(form, AutoFormat | TextFormat) and form.seen:
+        report(form.seen)
+    _check_mode(form, config)
+    options = encode_options(config, template, form.makes_pairs)
+    job = Job(form, template.name, row, options, config.pad_to_multiple_of)
     sources = [source for _, found in datasets for source in found]
     token_facts = _token_facts(template, tokenizer, config.tokenizer_name_or_path, job)
     return _Work(inputs, sources, mixture, records, template, tokenizer, pool, job, token_facts)
@@ -228,6 +240,8 @@ def _writer(config: PreprocessConfig, form: Format, waits: Staging, marks: Mappi
     """Of the samples as they are encoded: the dataset itself, or what will be packed."""
     if isinstance(form, TextFormat):
         return DatasetWriter(config.output_prefix, form.json_keys, packed_name=False, staging=waits, marks=marks)
+    if form.makes_pairs:
+        return DatasetWriter(config.output_prefix, PAIR_COLUMNS, staging=waits, marks=marks)
     if config.pack:
         return DatasetWriter(f"{config.output_prefix}.samples", SAMPLE_COLUMNS, staging=waits, marks=marks)
     return DatasetWriter(config.output_prefix, COLUMNS, staging=waits, marks=marks)
@@ -243,20 +257,22 @@ def _say_how_to_go_on(waits: Staging) -> Iterator[None]:
         raise RunError(f"{error}; the same command then goes on from what is finished in {waits.folder}") from error
 
 
-def encode_options(config: PreprocessConfig, template: Template) -> EncodeOptions:
+def encode_options(config: PreprocessConfig, template: Template, pairs: bool = False) -> EncodeOptions:
     """Lengths and masks of a mode, by MindSpeed-LLM's rules.
 
     With --seq-length S, the template first cuts a conversation to S tokens (older templates) or S - 1 (later ones);
     then samples of S or more are dropped. So a sample that is too long is dropped with the older and kept, cut, with
     the later. Neat-pack cuts each turn by itself to S - 1 and the whole to S - 1, and drops nothing. With --overlong
-    the longest sample has S - 1 tokens in every mode, and the flag says what becomes of longer ones.
+    the longest sample has S - 1 tokens in every mode, and the flag says what becomes of longer ones. Preference pairs
+    are not cut to S without it, and their prompts and earlier answers never learnt.
     """
     length = config.seq_length
     cutoffs = [] if config.cutoff_len is None else [config.cutoff_len]
     options = EncodeOptions(
         enable_thinking=config.enable_thinking,
-        train_on_prompt=config.train_on_prompt,
-        mask_history=config.mask_history,
+        train_on_prompt=config.train_on_prompt and not pairs,
+        mask_thoughts=config.mask_thoughts,
+        mask_history=config.mask_history or pairs,
         drop_thinking=config.drop_thinking,
         escape_special_tokens=config.escape_special_tokens,
         append_eod=config.append_eod,
@@ -264,7 +280,7 @@ def encode_options(config: PreprocessConfig, template: Template) -> EncodeOption
     if config.overlong is not None:
         cutoffs += [] if length is None else [length - 1]
         return replace(options, overlong=config.overlong, room=min(cutoffs))
-    if length is not None:
+    if length is not None and not pairs:
         cutoffs.append(length - 1 if template.keeps_room_for_eod else length)
     return replace(
         options,
@@ -286,11 +302,24 @@ def _datasets(config: PreprocessConfig, report: Callable[[str], None]) -> list[t
 
 def _peek(
     records: Iterator[tuple[Record, Origin]], inputs: str
-) -> tuple[tuple[Record, Origin], Iterator[tuple[Record, Origin]]]:
-    first = next(records, None)
-    if first is None:
+) -> tuple[list[Record], Iterator[tuple[Record, Origin]]]:
+    """The first records, and all of them."""
+    peeked = list(itertools.islice(records, PEEKED))
+    if not peeked:
         raise UserError(f"no records in {inputs}; give --input a file that holds some")
-    return first, itertools.chain([first], records)
+    return [record for record, _ in peeked], itertools.chain(peeked, records)
+
+
+def _check_mode(form: Format, config: PreprocessConfig) -> None:
+    kind = "preference pairs" if form.makes_pairs else "plain text" if isinstance(form, TextFormat) else ""
+    if kind and config.pack:
+        raise UserError(f"--pack is for instruction data, and these records are {kind}: leave --pack out")
+    if form.makes_pairs and config.overlong == "split":
+        raise UserError("--overlong split does not go with preference pairs; give truncate, drop or error")
+    if config.pad_to_multiple_of > 1 and not config.neat_pack and not isinstance(form, TextFormat):
+        raise UserError(
+            "--pad-to-multiple-of is about packed rows and plain text; add --pack --neat-pack, or leave it out"
+        )
 
 
 def _facts(config: PreprocessConfig) -> dict[str, Any]:
@@ -320,6 +349,7 @@ def _token_facts(template: Template, tokenizer: Tokenizer, tokenizer_folder: str
     }
     if isinstance(job.form, TextFormat):
         eod = tokenizer.eod_id
+        facts["vocab_size"] += job.pad_to_multiple_of > 1
         return {**facts, "prompt_type": "", "eod_id": eod, "pad_id": tokenizer.pad_id, "turn_end_ids": []}
     encoder = make_encoder(template, tokenizer, job.options)
     facts.update(
@@ -347,28 +377,6 @@ def _check(config: PreprocessConfig, work: _Work, ledger: Ledger) -> None:
         )
 
 
-def _template_notices(template: Template, tokenizer: Tokenizer, path: str) -> Iterator[str]:
-    built_in = TEMPLATES.get(template.name)
-    if path and built_in is not None and definition(built_in) != definition(template):
-        yield f"{path} has another {template.name} than the one built in under that name; the file's is used"
-    missing = [token for token in template.stop_words if tokenizer.token_id(token) is None]
-    if missing:
-        yield (
-            f"the tokenizer has no {', '.join(missing)}, with which --prompt-type {template.name} ends turns: added as"
-            f" new ids from {tokenizer.vocab_size} on, which the model has never seen; is it the right template?"
-        )
-
-
 def _notices(config: PreprocessConfig, work: _Work, shares: Shares | None, ledger: Ledger) -> Iterator[str]:
-    form, template = work.job.form, work.template
     yield from shares.notices if shares is not None else work.mixture.notices()
-    if not work.is_text:
-        yield from _template_notices(template, work.tokenizer, config.prompt_type_path)
-        ignored = [column for column in OPTIONAL_COLUMNS if column in ledger.filled - form.columns()]
-        if ignored:
-            yield (
-                f"columns not used: {', '.join(ignored)} (as MindSpeed-LLM does; name them with --map-keys, or give"
-                " --handler-name auto, to use them)"
-            )
-    if config.enable_thinking != "none" and not template.thinking:
-        yield f"--enable-thinking {config.enable_thinking} changes nothing: --prompt-type {template.name} never thinks"
+    yield from notices(config, work.template, work.tokenizer, work.job.form, ledger)

@@ -19,11 +19,14 @@ class Sample:
         labels: int32 ``[n]``, *unshifted* (``labels[i]`` belongs to ``input_ids[i]``), ``-100`` where nothing is learnt.
         segments: int32 ``[n]``, 1..k for the k packed conversations and 0 for pads (neat-pack's attention_mask),
             or None where the dataset stores no boundaries.
+        loss_weights: float32 ``[n]``, of ``labels``: the share of each in the loss, 0 where nothing is learnt; None
+            where all that is learnt counts alike.
     """
 
     input_ids: np.ndarray
     labels: np.ndarray
     segments: np.ndarray | None = None
+    loss_weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)

@@ -21,9 +21,10 @@ from multiprocessing import get_context, parent_process
 import numpy as np
 
 from mindspeed_ift.config.errors import RunError, UserError
-from mindspeed_ift.data.conversation import Conversation, DropRecord, LeaveOut
+from mindspeed_ift.data.conversation import Conversation, DropRecord, LeaveOut, PreferencePair
 from mindspeed_ift.data.cutting import fit_text
 from mindspeed_ift.data.encode import CUT_NOTE, SPLIT_NOTE, EncodeOptions, Encoder, StopRun, refuse_overlong
+from mindspeed_ift.data.encode_pairs import PAIR_COLUMNS, encode_pairs
 from mindspeed_ift.data.formats import OPTIONAL_COLUMNS, Format, TextFormat
 from mindspeed_ift.data.ledger import Ledger
 from mindspeed_ift.data.records import Origin, Record
@@ -33,6 +34,8 @@ from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
 
 CHUNK = 500
 """Records a worker takes at a time."""
+
+WEIGHT_REASON = "a message's weight is neither 0 nor 1, which a dataset cannot hold"
 
 Chunk = list[tuple[Record, Origin]]
 
@@ -46,12 +49,14 @@ class Job:
         template: Name of the template; unused for plain text.
         template_row: Describes it, from a user's file; None for a built-in one.
         options: What is learnt and how long a sample may be.
+        pad_to_multiple_of: Plain text: the length of a document is a multiple of it.
     """
 
     form: Format
     template: str
     template_row: Row | None
     options: EncodeOptions
+    pad_to_multiple_of: int = 1
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,8 @@ class EncodedChunk:
     """What became of a chunk.
 
     Attributes:
-        values: Column -> int32 ``[sum of lengths]``: ``input_ids`` and ``labels``, or the columns of plain text.
+        values: Column -> int32 ``[sum of lengths]``: ``input_ids`` and ``labels``, or the columns of pairs or
+            of plain text.
         lengths: Column -> int32 ``[samples]``.
         ledger: The account of these records.
     """
@@ -89,6 +95,8 @@ class Worker:
             ledger.filled.update(column for column in OPTIONAL_COLUMNS if record.get(column))
         if self.encoder is None:
             return self._encode_text(chunk, ledger)
+        if self.job.form.makes_pairs:
+            return self._encode_pairs(chunk, ledger, self.encoder)
         return self._encode_conversations(chunk, ledger, self.encoder)
 
     def _encode_conversations(self, chunk: Chunk, ledger: Ledger, encoder: Encoder) -> EncodedChunk:
@@ -101,6 +109,9 @@ class Worker:
                 raise UserError(f"{origin}: {result}")
             if isinstance(result, DropRecord):
                 _drop(ledger, origin, result)
+                continue
+            if any(sample.loss_weights is not None for sample in result.samples):
+                _drop(ledger, origin, LeaveOut(WEIGHT_REASON))
                 continue
             samples += result.samples
             ledger.keep(
@@ -121,7 +132,33 @@ class Worker:
             ledger,
         )
 
-    def _convert(self, record: Record) -> Conversation | DropRecord:
+    def _encode_pairs(self, chunk: Chunk, ledger: Ledger, encoder: Encoder) -> EncodedChunk:
+        converted = [self._convert(record) for record, _ in chunk]
+        encoded = iter(encode_pairs(encoder, [one for one in converted if isinstance(one, PreferencePair)]))
+        found = []
+        for one, (_, origin) in zip(converted, chunk):
+            result = next(encoded) if isinstance(one, PreferencePair) else one
+            if isinstance(result, StopRun):
+                raise UserError(f"{origin}: {result}")
+            if isinstance(result, DropRecord):
+                _drop(ledger, origin, result)
+                continue
+            found.append(result.columns())
+            samples = (result.chosen, result.rejected)
+            ledger.keep(
+                origin,
+                result.notes,
+                tokens=sum(map(len, samples)),
+                learnt_tokens=sum(sample.learnt_tokens for sample in samples),
+                cut_tokens=result.cut_tokens,
+            )
+        return EncodedChunk(
+            {name: _joined([columns[name] for columns in found]) for name in PAIR_COLUMNS},
+            {name: np.array([len(columns[name]) for columns in found], np.int32) for name in PAIR_COLUMNS},
+            ledger,
+        )
+
+    def _convert(self, record: Record) -> Conversation | PreferencePair | DropRecord:
         try:
             return self.job.form.convert(record)
         except DropRecord as reason:
@@ -146,6 +183,14 @@ class Worker:
             ledger,
         )
 
+    def _text_ids(self, text: str) -> np.ndarray:
+        """int32 ``[n]``; pads stand in front of the end, which is the document's last token."""
+        ids = self.tokenizer.encode(text)
+        end = [self.tokenizer.eod_id] * self.job.options.append_eod
+        multiple = self.job.pad_to_multiple_of
+        pads = multiple - len(ids) % multiple - len(end) if multiple > 1 else 0
+        return np.array([*ids, *[self.tokenizer.vocab_size] * pads, *end], np.int32)
+
     def _pieces_of_text(self, record: Record, origin: Origin, ledger: Ledger) -> list[list[np.ndarray]]:
         """The documents of each column that a record becomes: one, or several where it is split; counted.
 
@@ -153,8 +198,7 @@ class Worker:
             DropRecord: There are none.
         """
         options = self.job.options
-        end = [self.tokenizer.eod_id] if options.append_eod else []
-        columns = [np.array(self.tokenizer.encode(text) + end, np.int32) for text in self.job.form.texts(record)]
+        columns = [self._text_ids(text) for text in self.job.form.texts(record)]
         whole, longest = sum(map(len, columns)), max(map(len, columns))
         if options.limit is not None and longest >= options.limit:
             raise LeaveOut(f"{options.limit} tokens or more (--seq-length)", whole)

@@ -19,6 +19,7 @@ BROKEN = [
     (f"{PATHS} --seq-length 1", "--seq-length 1 is too small; give at least 2"),
     (f"{PATHS} --cutoff-len 0", "--cutoff-len 0 is too small"),
     (f"{PATHS} --workers 0", "--workers 0 is too small; give at least 1"),
+    (f"{PATHS} --pad-to-multiple-of 0", "--pad-to-multiple-of 0 is too small"),
     (f"{PATHS} --log-interval -1", "--log-interval -1 is too small"),
     (f"{PATHS} --handler-name GeneralPretrainHandler --pack --seq-length 64", "--pack is for instruction data"),
     (f"{PATHS} --packing-algorithm best-fit", "--packing-algorithm is about packed rows; give --pack with it"),

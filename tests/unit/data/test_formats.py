@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import pickle
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.data.conversation import Conversation, DropRecord, Message, Role
-from mindspeed_ift.data.formats import AlpacaFormat, OpenAIFormat, SharegptFormat, TextFormat, make_format
+from mindspeed_ift.data.column_formats import AlpacaFormat, TextFormat
+from mindspeed_ift.data.conversation import Conversation, DropRecord, Message, PreferencePair, Role
+from mindspeed_ift.data.formats import AutoFormat, make_format
+from mindspeed_ift.data.message_formats import OpenAIFormat, SharegptFormat
+from mindspeed_ift.data.template_table import TEMPLATES
 
 USER, ANSWER, RESULT, CALL = Role.USER, Role.ASSISTANT, Role.OBSERVATION, Role.FUNCTION
 
@@ -18,7 +24,7 @@ def turns(*pairs: tuple[Role, str]) -> tuple[Message, ...]:
 
 
 def form(record: dict[str, Any], handler: str = "auto", **map_keys: Any) -> Any:
-    return make_format(handler, map_keys, ("text",), record, "data.json")
+    return make_format(handler, map_keys, ("text",), [record], "data.json")
 
 
 def test_alpaca_joins_prompt_and_input() -> None:
@@ -50,7 +56,7 @@ def test_sharegpt_and_its_tags() -> None:
     tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
     mapped = form(openai, "SharegptStyleInstructionHandler", messages="messages", tags=tags)
     assert mapped.convert(openai) == Conversation(turns((USER, "q"), (ANSWER, "a")))
-    assert isinstance(form(openai), OpenAIFormat)
+    assert form(openai).convert(openai) == Conversation(turns((USER, "q"), (ANSWER, "a")))
 
 
 def test_openai_calls_thoughts_and_parallel_results() -> None:
@@ -132,6 +138,222 @@ def test_text() -> None:
 def test_wrong_flags_are_named(handler: str, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         form({"instruction": "a", "output": "b"}, handler, **keys)
+
+
+@pytest.mark.parametrize(
+    ("handler", "message"),
+    [
+        ("HunyuanInstructionHandler", "is not supported: it needs Hunyuan's own tokenizer; give Sharegpt"),
+        ("R1AlpacaStyleInstructionHandler", "is not supported: it prepares prompts for reinforcement learning"),
+        ("SharegptStylePairwiseHandlr", "did you mean SharegptStylePairwiseHandler"),
+    ],
+)
+def test_handlers_of_other_tasks_are_refused_by_name(handler: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        form({"instruction": "a", "output": "b"}, handler)
+
+
+def test_every_record_is_recognized_by_itself() -> None:
+    records = [
+        {"instruction": "q", "input": "", "output": "a"},
+        {"question": "q", "answer": "a", "n": 1},
+        {"conversations": [{"from": "user", "value": "q"}, {"from": "model", "value": "a"}]},
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": None},
+        {"nothing": "known"},
+    ]
+    found = make_format("auto", {}, ("text",), records, "a.jsonl")
+    assert isinstance(found, AutoFormat) and found.seen == (
+        "first 5 records of a.jsonl: 2 Alpaca (answer, input, instruction, output, question), 1 ShareGPT"
+        " (conversations), 1 OpenAI (messages, tools), 1 of no known form"
+    )
+    expected = Conversation(turns((USER, "q"), (ANSWER, "a")))
+    assert [found.convert(record) for record in records[:4]] == [expected] * 4
+    with pytest.raises(DropRecord, match="of no known form .columns: nothing."):
+        found.convert(records[4])
+    assert make_format("LlamaFactoryInstructionHandler", {}, ("text",), records, "a.jsonl") == found
+    assert pickle.loads(pickle.dumps(found)) == found
+
+
+def test_pairs_and_answers_are_not_mixed() -> None:
+    pair, single = {"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "q", "response": "a"}
+    with pytest.raises(UserError, match="of several kinds: Alpaca pairs, and record 2 Alpaca; part them"):
+        make_format("auto", {}, ("text",), [pair, single], "a.jsonl")
+    with pytest.raises(DropRecord, match="of another form than the first records: Alpaca pairs"):
+        form(single).convert(pair)
+
+
+def test_mapped_columns_are_used_by_auto() -> None:
+    record = {"q": "ask", "ctx": "more", "a": "say", "hist": [["x", "y"]]}
+    found = form(record, prompt="q", query="ctx", response="a", history="hist")
+    assert found.convert(record).messages == turns((USER, "x"), (ANSWER, "y"), (USER, "ask\nmore"), (ANSWER, "say"))
+    assert found.columns() == {"q", "ctx", "a", "hist"}
+    assert form(record, prompt="q", query="", response="a").convert(record).messages == turns(
+        (USER, "ask"), (ANSWER, "say")
+    )
+    with pytest.raises(UserError, match="no column 'z' in data.json"):
+        form(record, prompt="z", response="a")
+    with pytest.raises(UserError, match="no format has no key 'promt'; did you mean prompt"):
+        form(record, promt="q")
+
+
+QUESTION = {"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}]}
+GOOD, BAD = {"from": "gpt", "value": "good"}, {"from": "gpt", "value": "bad"}
+PAIRS = [
+    ({"instruction": "q", "system": "s", "chosen": "good", "rejected": "bad"}, {}),
+    (
+        {"question": "q", "system": "s", "best": "good", "worst": "bad"},
+        {"prompt": "question", "chosen": "best", "rejected": "worst"},
+    ),
+    ({"instruction": "q", "system": "s", "output": ["good", "bad"]}, {"chosen": "output", "rejected": "output"}),
+    ({**QUESTION, "chosen": GOOD, "rejected": BAD}, {}),
+    ({**QUESTION, "chosen": "good", "rejected": "bad"}, {}),
+    ({"chosen": [*QUESTION["conversations"], GOOD], "rejected": [*QUESTION["conversations"], BAD], "prompt": "q"}, {}),
+    (
+        {
+            "messages": [{"role": "developer", "content": "s"}, {"role": "user", "content": "q"}],
+            "chosen": [{"role": "assistant", "content": "good"}],
+            "rejected": [{"role": "assistant", "content": "bad"}],
+        },
+        {},
+    ),
+]
+
+
+@pytest.mark.parametrize(("record", "keys"), PAIRS)
+def test_pairs(record: dict[str, Any], keys: dict[str, str]) -> None:
+    expected = PreferencePair(*(Conversation(turns((USER, "q"), (ANSWER, one)), "s") for one in ("good", "bad")))
+    assert form(record, **keys).convert(record) == expected
+
+
+def test_pairs_by_name_of_the_handler() -> None:
+    expected = PreferencePair(*(Conversation(turns((USER, "q"), (ANSWER, one))) for one in ("good", "bad")))
+    record = {"instruction": "q", "system": "s", "chosen": "good", "rejected": "bad"}
+    found = form(record, "AlpacaStylePairwiseHandler")
+    assert found.convert(record) == expected and found.columns() == {"instruction", "input", "chosen", "rejected"}
+    record = {"conversations": QUESTION["conversations"][1:], "system": "s", "chosen": GOOD, "rejected": BAD}
+    assert form(record, "SharegptStylePairwiseHandler").convert(record) == expected
+    with pytest.raises(UserError, match="no column 'rejected'"):
+        form({"instruction": "q", "chosen": "a"}, "AlpacaStylePairwiseHandler")
+
+
+def test_pairs_without_a_common_prompt_are_dropped() -> None:
+    record = {"chosen": [{"from": "human", "value": "q"}, GOOD], "rejected": [{"from": "human", "value": "other"}, BAD]}
+    with pytest.raises(DropRecord, match="'chosen' and 'rejected' do not answer the same prompt"):
+        form(record).convert(record)
+
+
+def test_openai_text_in_front_of_a_call() -> None:
+    call = {"id": "1", "function": {"name": "f", "arguments": {"x": 1}}}
+    message = {"role": "assistant", "content": "Let me look.", "tool_calls": [call], "reasoning_content": "hm"}
+    record = {"messages": [{"role": "user", "content": "q"}, message]}
+    found = form(record).convert(record)
+    assert found.messages[1].content == (
+        '<think>\nhm\n</think>\n\nLet me look.\n<tool_call>[{"name": "f", "arguments": {"x": 1}}]</tool_call>'
+    )
+    calls = TEMPLATES["qwen3"].split_call(found.messages[1].content)
+    assert calls == ("<think>\nhm\n</think>\n\nLet me look.\n", '[{"name": "f", "arguments": {"x": 1}}]')
+
+
+def test_openai_results_name_their_call() -> None:
+    def record(answered: str) -> dict[str, Any]:
+        return {
+            "messages": [
+                {"role": "user", "content": "q"},
+                {"role": "assistant", "content": None, "tool_calls": [{"id": "a", "function": {"name": "f"}}]},
+                {"role": "tool", "tool_call_id": answered, "content": "1"},
+                {"role": "assistant", "content": "done"},
+            ]
+        }
+
+    assert form(record("a")).convert(record("a")).messages[1] == Message(CALL, '[{"name": "f", "arguments": {}}]')
+    with pytest.raises(DropRecord, match="a result answers a call that was not made"):
+        form(record("b")).convert(record("b"))
+
+
+@pytest.mark.parametrize(
+    ("said", "weight"),
+    [
+        ({}, None),
+        ({"loss": None}, None),
+        ({"loss": False}, 0.0),
+        ({"loss": True}, 1.0),
+        ({"weight": 0.5}, 0.5),
+        ({"loss_weight": 2}, 2.0),
+        ({"loss": False, "weight": 3}, 0.0),
+    ],
+)
+def test_a_message_says_what_it_weighs(said: dict[str, Any], weight: float | None) -> None:
+    openai = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", **said}]}
+    sharegpt = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", **said}]}
+    for record in (openai, sharegpt):
+        assert form(record).convert(record).messages[1] == Message(ANSWER, "a", weight=weight)
+
+
+@pytest.mark.parametrize(
+    "said", [{"loss": "no"}, {"weight": -1}, {"weight": float("nan")}, {"loss": float("inf")}, {"loss": [1]}]
+)
+def test_a_weight_that_is_none_is_dropped(said: dict[str, Any]) -> None:
+    record = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", **said}]}
+    with pytest.raises(DropRecord, match="loss or weight of a message is neither"):
+        form(record).convert(record)
+
+
+ODD = [None, 0, 1.5, True, "", "\ud800", [], [None], {}, {"a": None}, [[]], [{"role": None}], b"x"]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_odd_values_are_reasons_and_no_crashes(odd: Any) -> None:
+    whole = {
+        "instruction": "q",
+        "input": "i",
+        "output": "a",
+        "history": [["x", "y"]],
+        "system": "s",
+        "tools": "[]",
+        "chosen": "c",
+        "rejected": "r",
+        "text": "t",
+        "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "loss": True}],
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "q"}]},
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}],
+            },
+            {"role": "tool", "tool_call_id": "1", "content": "r"},
+            {"role": "assistant", "content": "a", "reasoning_content": "hm"},
+        ],
+    }
+    for broken in variants(whole, odd):
+        for handler, keys in HANDLED.items():
+            convert = make_format(handler, {key: key for key in keys}, ("text",), [whole], "a.jsonl")
+            with contextlib.suppress(DropRecord):
+                read = convert.texts if isinstance(convert, TextFormat) else convert.convert
+                assert "\ud800" not in repr(read(broken)).replace("\\ud800", "\ud800")
+
+
+HANDLED = {
+    "auto": (),
+    "AlpacaStyleInstructionHandler": ("history", "system", "tools"),
+    "AlpacaStylePairwiseHandler": ("history", "system", "tools"),
+    "SharegptStyleInstructionHandler": ("system", "tools"),
+    "SharegptStylePairwiseHandler": ("system", "tools"),
+    "OpenAIInstructionHandler": ("system", "tools"),
+    "GeneralPretrainHandler": (),
+}
+
+
+def variants(value: Any, odd: Any) -> Iterator[Any]:
+    """The value with each part of it, however deep, replaced in turn; and without it."""
+    if isinstance(value, dict | list):
+        for place in value if isinstance(value, dict) else range(len(value)):
+            copy = value.copy()
+            for other in [odd, *variants(value[place], odd)]:
+                copy[place] = other
+                yield copy
+            del copy[place]
+            yield copy
 
 
 def test_unknown_records_are_named() -> None:

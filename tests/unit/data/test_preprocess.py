@@ -287,7 +287,8 @@ def test_progress_is_told(config: PreprocessConfig, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(workers, "CHUNK", 10)
     lines: list[str] = []
     preprocess(replace(config, log_interval=20), report=lines.append)
-    assert [line.split(",")[0] for line in lines] == ["20 records read", "40 records read"]
+    assert [line.split(",")[0] for line in lines[1:]] == ["20 records read", "40 records read"]
+    assert lines[0].endswith("in.jsonl: 40 Alpaca (input, instruction, output)")
 
 
 @pytest.mark.parametrize(
@@ -369,18 +370,6 @@ def test_a_template_of_the_users_own(config: PreprocessConfig, tmp_path: Path, t
     assert manifest["vocab_size"] == load_tokenizer(tokenizer).vocab_size + 1
     built_in = run(replace(config, output_prefix=str(tmp_path / "other" / "data"))).manifest
     assert built_in["template_row"] is None and built_in["template_sha256"] != manifest["template_sha256"]
-
-
-def test_records_of_a_hugging_face_dataset(config: PreprocessConfig, tmp_path: Path) -> None:
-    run(config)
-    parameters = json.dumps({"path": "json", "data_files": str(tmp_path / "in.jsonl")})
-    said: list[str] = []
-    other = replace(config, hf_datasets_params=parameters, output_prefix=str(tmp_path / "hub" / "data"))
-    preprocess(replace(other, cache_dir=str(tmp_path / "cache")), report=said.append)
-    ours, theirs = digests(config), digests(other)
-    assert ours.pop("data.ledger.parquet") != theirs.pop("data.ledger.parquet"), "which says where records stand"
-    assert ours == theirs
-    assert any("--input is not read" in line for line in said)
 
 
 def test_special_tokens_are_counted(config: PreprocessConfig, tmp_path: Path) -> None:

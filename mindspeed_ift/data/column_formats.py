@@ -1,0 +1,144 @@
+"""Records with a column for each part: Alpaca, and plain text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from mindspeed_ift.data.conversation import (
+    Conversation,
+    DropRecord,
+    LeaveOut,
+    Message,
+    PreferencePair,
+    Role,
+    check_text,
+)
+from mindspeed_ift.data.fields import Record, json_text_of, text_of
+
+
+@dataclass(frozen=True)
+class AlpacaFormat:
+    """``instruction``, ``input``, ``output`` and, if mapped, ``history`` (pairs), ``system``, ``tools``.
+
+    Attributes:
+        prompt, query, response, history, system, tools: Columns; None or "" for one that is not read.
+    """
+
+    keys: ClassVar[tuple[str, ...]] = ("prompt", "query", "response", "history", "system", "tools")
+    title: ClassVar[str] = "Alpaca"
+    makes_pairs: ClassVar[bool] = False
+    prompt: str = "instruction"
+    query: str | None = "input"
+    response: str | None = "output"
+    history: str | None = None
+    system: str | None = None
+    tools: str | None = None
+
+    def required(self) -> tuple[str, ...]:
+        """Columns without which no record can be read."""
+        return tuple(filter(None, (self.prompt, self.response)))
+
+    def columns(self) -> set[str]:
+        """Columns that are read."""
+        return {column for column in (getattr(self, key) for key in self.keys) if column}
+
+    def adapt(self, columns: set[str]) -> AlpacaFormat:
+        """The same with ``response`` for ``output`` where the records call it so."""
+        if self.response == "output" and "output" not in columns and "response" in columns:
+            return replace(self, response="response")
+        return self
+
+    def convert(self, record: Record) -> Conversation | PreferencePair:
+        """Read one record; prompt and input are joined by a line break, an empty one is left out."""
+        column = self.response or ""
+        return self._conversation(record, record.get(column), column)
+
+    def _conversation(self, record: Record, answer: Any, column: str) -> Conversation:
+        messages = []
+        for pair in self._history(record):
+            messages += [
+                Message(Role.USER, text_of(pair[0], "history")),
+                Message(Role.ASSISTANT, text_of(pair[1], "history")),
+            ]
+        parts = [text_of(record.get(column), f"'{column}'") for column in (self.prompt, self.query) if column]
+        messages.append(Message(Role.USER, "\n".join(part for part in parts if part)))
+        if answer is None:
+            raise DropRecord(f"'{column}' is missing or null")
+        messages.append(Message(Role.ASSISTANT, text_of(answer, f"'{column}'")))
+        system = text_of(record.get(self.system), f"'{self.system}'") if self.system else ""
+        tools = json_text_of(record.get(self.tools), f"'{self.tools}'") if self.tools else ""
+        return Conversation(tuple(messages), system, tools)
+
+    def _history(self, record: Record) -> list[Any]:
+        history = record.get(self.history) if self.history else None
+        if not history:
+            return []
+        if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+            raise DropRecord(f"'{self.history}' is not a list of pairs")
+        return history
+
+
+@dataclass(frozen=True)
+class AlpacaPairFormat(AlpacaFormat):
+    """``instruction``, ``input`` and two answers, the better in ``chosen``, the worse in ``rejected``.
+
+    Both may name one column that is a list of the two, the better first.
+    """
+
+    keys: ClassVar[tuple[str, ...]] = ("prompt", "query", "history", "system", "tools", "chosen", "rejected")
+    title: ClassVar[str] = "Alpaca pairs"
+    makes_pairs: ClassVar[bool] = True
+    response: str | None = None
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+
+    def required(self) -> tuple[str, ...]:
+        """Columns without which no record can be read."""
+        return (self.prompt, self.chosen, self.rejected)
+
+    def convert(self, record: Record) -> PreferencePair:
+        """Read one record."""
+        chosen, rejected = record.get(self.chosen), record.get(self.rejected)
+        if self.chosen == self.rejected and isinstance(chosen, list) and len(chosen) == 2:
+            chosen, rejected = chosen
+        return PreferencePair(
+            self._conversation(record, chosen, self.chosen), self._conversation(record, rejected, self.rejected)
+        )
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """Plain text, learnt whole: one dataset for each of ``json_keys``.
+
+    Attributes:
+        json_keys: Columns.
+        seen: What the first records were, for the user, where they were recognized.
+    """
+
+    keys: ClassVar[tuple[str, ...]] = ()
+    title: ClassVar[str] = "plain text"
+    makes_pairs: ClassVar[bool] = False
+    json_keys: tuple[str, ...] = ("text",)
+    seen: str = field(default="", compare=False)
+
+    def required(self) -> tuple[str, ...]:
+        """Columns without which no record can be read."""
+        return self.json_keys
+
+    def columns(self) -> set[str]:
+        """Columns that are read."""
+        return set(self.json_keys)
+
+    def adapt(self, columns: set[str]) -> TextFormat:
+        """Nothing to adapt."""
+        return self
+
+    def texts(self, record: Record) -> list[str]:
+        """The text of each column."""
+        texts = [text_of(record.get(key), f"'{key}'") for key in self.json_keys]
+        for text in texts:
+            check_text(text)
+        if not all(texts):
+            raise LeaveOut("the text is empty")
+        return texts

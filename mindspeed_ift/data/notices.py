@@ -1,0 +1,62 @@
+"""What the user of data preparation should know: lines about flags, columns and templates that may not be meant so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mindspeed_ift.config.data import PreprocessConfig
+from mindspeed_ift.data.formats import OPTIONAL_COLUMNS, AutoFormat, Format, TextFormat
+from mindspeed_ift.data.ledger import Ledger
+from mindspeed_ift.data.template_choice import definition
+from mindspeed_ift.data.template_table import TEMPLATES
+from mindspeed_ift.data.templates import Template
+from mindspeed_ift.data.tokenizer import Tokenizer
+
+
+def notices(
+    config: PreprocessConfig, template: Template, tokenizer: Tokenizer, form: Format, ledger: Ledger
+) -> Iterator[str]:
+    """Lines about a run.
+
+    Args:
+        config: The flags.
+        template: How conversations were written.
+        tokenizer: Text -> ids.
+        form: How records were read.
+        ledger: The account of the records.
+    """
+    if isinstance(form, TextFormat):
+        if config.pad_to_multiple_of > 1:
+            yield (
+                "pads have the id after the last token (as in MindSpeed-LLM): the model's padded vocabulary must reach"
+                " beyond it"
+            )
+    else:
+        yield from _about_template(template, tokenizer, config.prompt_type_path)
+        yield from _about_records(config, form, ledger)
+    if config.enable_thinking != "none" and not template.thinking:
+        yield f"--enable-thinking {config.enable_thinking} changes nothing: --prompt-type {template.name} never thinks"
+
+
+def _about_template(template: Template, tokenizer: Tokenizer, path: str) -> Iterator[str]:
+    built_in = TEMPLATES.get(template.name)
+    if path and built_in is not None and definition(built_in) != definition(template):
+        yield f"{path} has another {template.name} than the one built in under that name; the file's is used"
+    missing = [token for token in template.stop_words if tokenizer.token_id(token) is None]
+    if missing:
+        yield (
+            f"the tokenizer has no {', '.join(missing)}, with which --prompt-type {template.name} ends turns: added as"
+            f" new ids from {tokenizer.vocab_size} on, which the model has never seen; is it the right template?"
+        )
+
+
+def _about_records(config: PreprocessConfig, form: Format, ledger: Ledger) -> Iterator[str]:
+    ignored = [column for column in OPTIONAL_COLUMNS if column in ledger.filled - form.columns()]
+    if ignored and not isinstance(form, AutoFormat):
+        yield (
+            f"columns not used: {', '.join(ignored)} (as MindSpeed-LLM does; name them with --map-keys, or give"
+            " --handler-name auto, to use them)"
+        )
+    for flag, given in (("--append-eod", config.append_eod), ("--train-on-prompt", config.train_on_prompt)):
+        if given and form.makes_pairs:
+            yield f"{flag} changes nothing: of preference pairs the answers alone are learnt (as in MindSpeed-LLM)"
