@@ -6,15 +6,15 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.verify_template import VerifyTemplateConfig
-from mindspeed_ift.data.conversation import Conversation, DropRecord, Message, Role
+from mindspeed_ift.data.conversation import Conversation, DropRecord, Message, PreferencePair, Role
 from mindspeed_ift.data.encode import EncodeOptions, Encoder
-from mindspeed_ift.data.formats import TextFormat, check_handler, make_format
+from mindspeed_ift.data.formats import PEEKED, TextFormat, check_handler, make_format
 from mindspeed_ift.data.hf_template import has_chat_template
 from mindspeed_ift.data.preprocess import encode_options
 from mindspeed_ift.data.records import find_datasets, read_records
@@ -167,15 +167,18 @@ def _count(mode: Mode, origin: str, difference: Difference | None, examples: int
 
 
 def _samples(config: VerifyTemplateConfig) -> Iterator[Sample]:
-    records = (pair for _, files in find_datasets(config.input) for pair in read_records(files))
-    form = None
-    for record, origin in islice(records, config.max_samples):
-        if form is None:
-            keys = config.preparation()
-            form = make_format(config.handler_name, keys.mapped_keys(), keys.json_keys, record, origin.file)
-            if isinstance(form, TextFormat):
-                raise UserError(f"{origin.file} holds plain text, which no template writes; give conversations")
+    datasets = find_datasets(config.input)
+    records = islice((pair for _, files in datasets for pair in read_records(files)), config.max_samples)
+    first = list(islice(records, PEEKED))
+    if not first:
+        return
+    keys, names = config.preparation(), ", ".join(name for name, _ in datasets)
+    form = make_format(config.handler_name, keys.mapped_keys(), keys.json_keys, [record for record, _ in first], names)
+    if isinstance(form, TextFormat):
+        raise UserError(f"{names} holds plain text, which no template writes; give conversations")
+    for record, origin in chain(first, records):
         try:
-            yield str(origin), form.convert(record)
+            found = form.convert(record)
+            yield str(origin), found.chosen if isinstance(found, PreferencePair) else found
         except DropRecord as reason:
             yield str(origin), reason
