@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -131,3 +133,10 @@ def test_a_misspelt_name() -> None:
         get_template("qwen_3")
     with pytest.raises(UserError, match="give one of: qwen, qwen_lf, qwen3"):
         get_template("xyz")
+
+
+@pytest.mark.parametrize("page", ["compatibility.md", "compatibility.zh.md"])
+def test_the_page_of_differences_names_every_template(page: str) -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / page).read_text(encoding="utf-8")
+    table = text.split("\n## ")[1]
+    assert set(re.findall(r"`([\w.-]+)`", table)) >= {*TEMPLATES, "hf"}
