@@ -40,8 +40,10 @@ setup(
     extras_require={
         "npu": ["torch-npu==2.13.0"],
         "track": ["tensorboard", "wandb"],
+        "fast": ["gigatoken==0.10.0"],
         "dev": [
             "peft==0.21.2",
+            "gigatoken==0.10.0",
             "pytest>=9,<10",
             "pytest-xdist>=3.8,<4",
             "import-linter>=2.1,<3",

@@ -48,6 +48,10 @@ class PreprocessConfig:
     tokenizer_type: Literal["PretrainedFromHF"] = "PretrainedFromHF"
     """Kind of tokenizer; Hugging Face's is the only one."""
 
+    tokenizer_backend: Literal["auto", "hf", "fast"] = "auto"
+    """What encodes: Hugging Face's tokenizers (hf), or the package gigatoken where it gives the same ids (fast); auto
+    takes it if it is installed."""
+
     trust_remote_code: bool = False
     """Run Python code that lies in the tokenizer's folder. Off, because it is code of others."""
 

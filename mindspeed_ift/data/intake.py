@@ -29,7 +29,7 @@ from mindspeed_ift.data.workers import EncodedChunk
 
 SECONDS_BETWEEN_MARKS = 2.0
 _NOT_OF_THE_BYTES = (
-    *("output_prefix", "workers", "log_interval", "cache_dir", "max_drop_fraction", "dry_run"),
+    *("output_prefix", "workers", "tokenizer_backend", "log_interval", "cache_dir", "max_drop_fraction", "dry_run"),
     *("num_shards", "shard_index", "merge_shards"),
 )
 """Flags that may differ between a run and the one that goes on with it."""

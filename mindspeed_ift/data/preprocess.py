@@ -130,7 +130,8 @@ def _prepare(config: PreprocessConfig, report: Callable[[str], None]) -> _Work:
     inputs = ", ".join(name for name, _ in datasets)
     mixture = read_datasets(datasets, config)
     tokenizer = load_tokenizer(config.tokenizer_name_or_path, config.trust_remote_code)
-    pool = WorkerPool(tokenizer, 1 if config.merge_shards else config.workers)
+    workers = 1 if config.merge_shards else config.workers
+    pool = WorkerPool(tokenizer, workers, config.tokenizer_backend, report)
     first, records = _peek(iter(mixture), inputs)
     form = make_format(config.handler_name, config.mapped_keys(), config.json_keys, first, inputs)
     if isinstance(form, AutoFormat | TextFormat) and form.seen:

@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.data.fast_tokenizer import FastEncoder
 
 _LONGEST_DAMAGE = 8
 
@@ -40,14 +41,18 @@ class Tokenizer:
         self._special = special
         self.trusts_remote_code = trust_remote_code
         """Whether transformers may run code of the folder."""
+        self.fast: FastEncoder | None = None
+        """Encodes in the place of ``backend``, see `use_fast`."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids ``[n]`` of a text, without added beginning or end; special tokens within the text are
         recognized."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text; as `encode`, faster."""
+        if self.fast is not None:
+            return self.fast.encode_batch(texts)
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
@@ -86,7 +91,7 @@ class Tokenizer:
         """As `encode`, but special tokens within the text are text."""
         self._backend.encode_special_tokens = True
         try:
-            return self.encode(text)
+            return self._backend.encode(text, add_special_tokens=False).ids
         finally:
             self._backend.encode_special_tokens = False
 
@@ -102,7 +107,19 @@ class Tokenizer:
             return self
         backend = copy.deepcopy(self._backend)
         backend.add_special_tokens(missing)
-        return Tokenizer(self.path, backend, self._special, self.trusts_remote_code)
+        added = Tokenizer(self.path, backend, self._special, self.trusts_remote_code)
+        if self.fast is not None:
+            added.use_fast()
+        return added
+
+    def use_fast(self) -> FastEncoder:
+        """Encode with a `FastEncoder` from now on.
+
+        Raises:
+            UserError: It is not installed, or does not take this tokenizer.
+        """
+        self.fast = FastEncoder(self._definition, self._backend)
+        return self.fast
 
     @property
     def eod_id(self) -> int:
@@ -129,10 +146,15 @@ class Tokenizer:
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     @cached_property
+    def _definition(self) -> str:
+        """As tokenizer.json has it."""
+        return self._backend.to_str()
+
+    @cached_property
     def fingerprint(self) -> str:
         """sha256 over what decides the ids of a text: equal for folders that encode alike, however they are
         written."""
-        state = orjson.loads(self._backend.to_str())
+        state = orjson.loads(self._definition)
         model = state["model"]
         vocabulary = model.get("vocab")
         ordered = sorted(vocabulary.items(), key=lambda item: item[1]) if isinstance(vocabulary, dict) else vocabulary

@@ -11,12 +11,13 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing import get_context, parent_process
+from pathlib import Path
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from mindspeed_ift.data.conversation import Conversation, DropRecord, LeaveOut, 
 from mindspeed_ift.data.cutting import fit_text
 from mindspeed_ift.data.encode import CUT_NOTE, SPLIT_NOTE, EncodeOptions, Encoder, StopRun, refuse_overlong
 from mindspeed_ift.data.encode_pairs import PAIR_COLUMNS, encode_pairs
+from mindspeed_ift.data.fast_tokenizer import PACKAGE, is_installed
 from mindspeed_ift.data.formats import OPTIONAL_COLUMNS, Format, TextFormat
 from mindspeed_ift.data.ledger import Ledger
 from mindspeed_ift.data.records import Origin, Record
@@ -34,6 +36,8 @@ from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
 
 CHUNK = 500
 """Records a worker takes at a time."""
+PROOF = 100
+"""Records on which a fast encoder is held to the exact one."""
 
 WEIGHT_REASON = "a message's weight is neither 0 nor 1, which a dataset cannot hold"
 
@@ -98,6 +102,15 @@ class Worker:
         if self.job.form.makes_pairs:
             return self._encode_pairs(chunk, ledger, self.encoder)
         return self._encode_conversations(chunk, ledger, self.encoder)
+
+    def prove(self, chunk: Chunk) -> str | None:
+        """Hold the fast encoder to the exact one on these records; the first text for which their ids differ."""
+        fast = (self.tokenizer if self.encoder is None else self.encoder.tokenizer).fast
+        assert fast is not None
+        fast.proving = True
+        self.encode(chunk)
+        fast.proving = False
+        return fast.difference
 
     def _encode_conversations(self, chunk: Chunk, ledger: Ledger, encoder: Encoder) -> EncodedChunk:
         converted = [self._convert(record) for record, _ in chunk]
@@ -217,19 +230,27 @@ class WorkerPool:
     """The processes that encode; made before anything else that starts threads, which forked processes would lack.
 
     Args:
-        tokenizer: Text -> ids.
+        tokenizer: Text -> ids; gets its fast encoder here.
         workers: Processes; 1 works in this one.
+        backend: ``--tokenizer-backend``.
+        report: Takes a line where a fast encoder that could have been used is not.
+
+    Raises:
+        UserError: ``backend`` is "fast" and there is none.
     """
 
-    def __init__(self, tokenizer: Tokenizer, workers: int) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, workers: int, backend: str = "hf", report: Callable[[str], None] = print
+    ) -> None:
         self._tokenizer = tokenizer
         self._workers = workers
-        self._pool = None
+        self._report = report
         if workers > 1:
             # One thread a process: the tokenizer's own threads would fight over the cores that the workers share, and
             # a process that has them cannot be forked.
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
-            self._pool = _start_processes(tokenizer, workers)
+        self._use_fast = (backend == "fast" or backend == "auto" and is_installed()) and self._get_fast(backend)
+        self._pool = _start_processes(tokenizer, workers) if workers > 1 else None
 
     def encode_all(self, job: Job, records: Iterable[tuple[Record, Origin]]) -> Iterator[EncodedChunk]:
         """Encode all records, chunk by chunk, in their order; the processes end with them.
@@ -242,16 +263,20 @@ class WorkerPool:
             RunError: A worker process died.
         """
         stream = iter(records)
+        worker = Worker(job, self._tokenizer)
+        if self._use_fast:
+            first = list(islice(stream, PROOF))
+            stream = chain(first, stream)
+            self._use_fast = self._is_proven(worker.prove(first))
         chunks = iter(lambda: list(islice(stream, CHUNK)), [])
         if self._pool is None:
-            worker = Worker(job, self._tokenizer)
             for chunk in chunks:
                 yield worker.encode(chunk)
             return
         under_way: deque[Future[EncodedChunk]] = deque()
         try:
             for chunk in chunks:
-                under_way.append(self._pool.submit(_encode, job, chunk))
+                under_way.append(self._pool.submit(_encode, job, chunk, self._use_fast))
                 if len(under_way) > 2 * self._workers:
                     yield under_way.popleft().result()
             while under_way:
@@ -261,17 +286,40 @@ class WorkerPool:
         finally:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
+    def _get_fast(self, backend: str) -> bool:
+        try:
+            return self._is_proven(self._tokenizer.use_fast().difference)
+        except UserError as error:
+            if backend == "fast":
+                raise
+            self._report(f"{error}; tokenizers encodes, more slowly")
+            return False
+
+    def _is_proven(self, difference: str | None) -> bool:
+        if difference is not None:
+            self._report(
+                f"{PACKAGE} gives other ids than tokenizers for {difference[:60]!r}: tokenizers encodes, more slowly"
+            )
+        return difference is None
+
 
 def _start_processes(tokenizer: Tokenizer, workers: int) -> ProcessPoolExecutor:
     """Forked where that is safe, which is with one thread; started anew elsewhere, which takes a second and more
     memory."""
-    if sys.platform == "linux" and len(os.listdir("/proc/self/task")) == 1:
+    if sys.platform == "linux" and not _other_threads():
         pool = ProcessPoolExecutor(workers, get_context("fork"), initializer=_take, initargs=(tokenizer,))
     else:
         source = (str(tokenizer.path), tokenizer.trusts_remote_code)
         pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_load, initargs=source)
     pool.submit(int)  # starts the processes
     return pool
+
+
+def _other_threads() -> list[str]:
+    """Names of the threads of this process besides the first; that of the allocator jemalloc, which sees to forks
+    itself, is left out."""
+    threads = [task for task in Path("/proc/self/task").iterdir() if int(task.name) != os.getpid()]
+    return [name for task in threads if (name := (task / "comm").read_text().strip()) != "jemalloc_bg_thd"]
 
 
 _tokenizer: Tokenizer | None = None
@@ -300,10 +348,14 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _encode(job: Job, chunk: Chunk) -> EncodedChunk:
+def _encode(job: Job, chunk: Chunk, use_fast: bool) -> EncodedChunk:
     global _worker
     assert _tokenizer is not None
     if _worker is None or _worker.job != job:
+        if not use_fast:
+            _tokenizer.fast = None
+        elif _tokenizer.fast is None:
+            _tokenizer.use_fast()
         _worker = Worker(job, _tokenizer)
     return _worker.encode(chunk)
 
