@@ -27,7 +27,14 @@ def run(main: Main, argv: list[str] | None = None, *, hands_on: bool = False) ->
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug" or hands_on]
-    sys.exit(_guarded(main, argv, debug))
+    code = _guarded(main, argv, debug)
+    distributed = sys.modules.get("torch.distributed")
+    if code and distributed is not None and distributed.is_available() and distributed.is_initialized():
+        # Peers may be gone, and process groups without them hang or abort when they are taken apart.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _guarded(main: Main, argv: list[str], debug: bool) -> int:
@@ -52,25 +59,31 @@ def _guarded(main: Main, argv: list[str], debug: bool) -> int:
 
 def _report(error: BaseException, message: str, code: int, debug: bool) -> int:
     sys.stdout.flush()
-    if _first_to_fail():
+    if _first_to_fail(code):
         if debug:
             traceback.print_exception(type(error), error, error.__traceback__)
         print(f"error: {message}", file=sys.stderr, flush=True)
     return code
 
 
-def _first_to_fail() -> bool:
-    """Whether no other process of this start has reported: they fail of the same, or of the first one's end.
-
-    torchrun gives each process a file for its error; the folder above those of all processes is that of this start.
-    """
+def _first_to_fail(code: int) -> bool:
+    """Whether no other process of this start has reported: they fail of the same, or of the first one's end."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not file:
         return True
     try:
-        (Path(file).parents[1] / "reported").mkdir()
+        with open(report_of_start(file), "x", encoding="utf-8") as report:
+            report.write(str(code))
     except FileExistsError:
         return False
     except OSError:
         return True
     return True
+
+
+def report_of_start(error_file: str) -> Path:
+    """Where the first process of a start that fails leaves its exit code.
+
+    torchrun gives each process a file for its error; the folder above those of all processes is that of this start.
+    """
+    return Path(error_file).parents[1] / "reported"

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import logging
 
-from mindspeed_ift.cli.command import run
+from mindspeed_ift.cli.command import report_of_start, run
 from mindspeed_ift.config.errors import RunError
 
 
 def main(argv: list[str]) -> int:
-    """Start the processes; the exit code is that of the first that failed.
+    """Start the processes; the exit code is that of the first that reported an error.
 
     Raises:
         RunError: a process was killed, so that it could not say why.
@@ -28,10 +28,12 @@ def main(argv: list[str]) -> int:
     except SignalException as stop:
         return 128 + stop.sigval
     except ChildFailedError as error:
-        spoken = [failure.exitcode for failure in error.failures.values() if failure.exitcode > 0]
-        if spoken:
-            return spoken[0]
         rank, failure = error.get_first_failure()
+        report = report_of_start(failure.error_file)
+        if report.is_file():
+            return int(report.read_text(encoding="utf-8") or 1)
+        if failure.exitcode > 0:
+            return failure.exitcode
         raise RunError(
             f"process {rank} was killed ({failure.signal_name()}): by the system if memory ran out, else by hand; "
             "resume from the last checkpoint with --load"

@@ -97,4 +97,5 @@ def test_each_script_for_real(tmp_path: Path, kind: str) -> None:
     assert (tmp_path / "run/loss.png").is_file() and (tmp_path / "hf/model.safetensors").is_file()
     assert "> add 3 and 6" in done.stdout
     broken = _run(FOLDER / f"tune_qwen3_8b{kind}.sh", tmp_path, "--trian-iters", "3", **variables)
-    assert broken.returncode != 0 and "did you mean --train-iters" in broken.stdout
+    assert broken.returncode == 2 and "did you mean --train-iters" in broken.stdout
+    assert broken.stdout.count("error: ") == 1 and "Traceback" not in broken.stdout

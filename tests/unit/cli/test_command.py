@@ -77,6 +77,10 @@ def launched(tmp_path: Path, program: str, *flags: str) -> subprocess.CompletedP
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
+JOINS = (
+    "def main(words):\n    import torch.distributed as dist\n    dist.init_process_group('gloo')\n    if rank == 1:\n"
+    "        raise UserError('one')\n    dist.barrier()\nrun(main)\n"
+)
 FAILS = "def main(words):\n    raise {}\nrun(main)\n"
 
 
@@ -86,6 +90,7 @@ FAILS = "def main(words):\n    raise {}\nrun(main)\n"
     [
         (FAILS.format("UserError('both')"), (), 2, "error: both"),
         (FAILS.format("UserError('one') if rank == 1 else SystemExit(time.sleep(60))"), (), 2, "error: one"),
+        (JOINS, (), 2, "error: one"),
         (FAILS.format("RunError('both')"), ("--debug",), 1, "error: both"),
         (
             "if rank == 1:\n    os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(60)",
@@ -94,7 +99,7 @@ FAILS = "def main(words):\n    raise {}\nrun(main)\n"
             "error: process 1 was killed",
         ),
     ],
-    ids=["user", "one of them", "debug", "killed"],
+    ids=["user", "one of them", "one that others wait for", "debug", "killed"],
 )
 def test_our_torchrun_ends_as_its_processes_end(
     tmp_path: Path, program: str, flags: tuple[str, ...], code: int, last: str
@@ -102,7 +107,11 @@ def test_our_torchrun_ends_as_its_processes_end(
     done = launched(tmp_path, program, *flags)
     lines = done.stderr.strip().splitlines()
     assert done.returncode == code, done.stderr
-    assert lines[-1].startswith(last) and sum(line.startswith("error: ") for line in lines) == 1, done.stderr
+    assert (
+        lines[-1].startswith(last)
+        and "terminate called" not in done.stderr
+        and sum(line.startswith("error: ") for line in lines) == 1
+    ), done.stderr
     assert ("Traceback" in done.stderr) == bool(flags) and "FAILED" not in done.stderr, done.stderr
 
 
