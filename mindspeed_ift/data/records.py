@@ -58,7 +58,7 @@ def find_datasets(spec: str | Sequence[str]) -> list[tuple[str, list[Readable]]]
         UserError: Nothing is there, or a file is of no known kind.
     """
     given = [spec] if isinstance(spec, str) else spec
-    split = [part for one in given for part in ([one] if Path(one).expanduser().exists() else one.split(","))]
+    split = [part for one in given for part in ([one] if _exists(_path(one)) else one.split(","))]
     parts = [part.strip() for part in split if part.strip()]
     if not parts:
         raise UserError("--input names no file; give a file, a folder, a glob, or several with commas between")
@@ -78,6 +78,9 @@ def find_files(part: str) -> list[Readable]:
     for file in files:
         if isinstance(file, Path) and kind_of(file) is None:
             raise UserError(f"{file} is of no known kind; --input takes {_known_kinds()}")
+        # Python has half of a surrogate pair for a byte that is not UTF-8; neither manifest nor ledger can hold that.
+        if re.search("[\ud800-\udfff\n]", str(file)):
+            raise UserError(f"{ascii(str(file))} has a line break or bytes that are no UTF-8 in its name; rename it")
     return files
 
 
@@ -92,22 +95,49 @@ def kind_of(file: Path) -> str | None:
 
 def _files_of(part: str) -> list[Readable]:
     """The files of one file, folder, glob or Hugging Face dataset."""
-    path = Path(part).expanduser()
-    if path.exists() and not path.is_file() and not path.is_dir():
+    path = _path(part)
+    if not _exists(path):
+        return _matching_files(part, path)
+    if not path.is_file() and not path.is_dir():
         raise UserError(f"{path} is no file but a pipe or a device, which would be read once only; write it to a file")
     if path.is_dir():
         return list(saved_files(path) or _files_of_folder(path))
-    if path.exists():
-        return [path]
-    found: list[Readable] = [
-        Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()
-    ]
+    return [path]
+
+
+def _path(part: str) -> Path:
+    try:
+        return Path(part).expanduser()
+    except RuntimeError:  # "~name" of nobody
+        return Path(part)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # too long for a name: several with commas between, perhaps
+        return False
+
+
+def _matching_files(part: str, path: Path) -> list[Readable]:
+    """The files of a glob, or a Hugging Face dataset."""
+    found: list[Readable] = sorted(file for file in _glob(path) if file.is_file())
     # A folder "data" makes "data/mine" a path with a slip, not a data set of somebody called "data".
     if not found and _HUB_NAME.fullmatch(part) and not path.suffix and not path.parent.exists():
         return [load_hub_dataset({"path": part})]
     if not found:
         raise UserError(f"no such file: {path}; check --input")
     return found
+
+
+def _glob(pattern: Path) -> Iterator[Path]:
+    """Paths that match; ``**`` does not follow links, which may lead in a circle."""
+    steps = [step for step, name in enumerate(pattern.parts) if name == "**"]
+    if not steps:
+        return map(Path, glob.glob(str(pattern)))
+    outer, inner = Path(*pattern.parts[: steps[0]]), str(Path(*pattern.parts[steps[0] :]))
+    found = (path for folder in map(Path, glob.glob(str(outer))) for path in folder.glob(inner))
+    return (path for path in found if not any(name.startswith(".") for name in path.parts[steps[0] :]))
 
 
 def _files_of_folder(folder: Path) -> list[Path]:

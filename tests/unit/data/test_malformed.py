@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -16,7 +17,9 @@ import pytest
 from mindspeed_ift.cli.command import run
 from mindspeed_ift.cli.preprocess import main
 from mindspeed_ift.config.data import PreprocessConfig
+from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.preprocess import preprocess
+from mindspeed_ift.data.records import find_datasets, find_files, read_records
 from tests.tiny_tokenizer import make_tiny_tokenizer
 
 GOOD = {"instruction": "q", "output": "a"}
@@ -64,7 +67,21 @@ TWICE = pyarrow.table([["q"], ["a"], ["b"]], names=["instruction", "output", "ou
 PARQUET, STREAM, FILE = parquet(TABLE), arrow(TABLE), arrow(TABLE, pyarrow.ipc.new_file)
 LONG = b"one two three " * 3_500_000
 
+PACKED, ZSTD = gzip.compress(lines(GOOD) * 2000), pyarrow.compress(lines(GOOD) * 2000, codec="zstd", asbytes=True)
+
 UNREADABLE: dict[str, tuple[bytes, str]] = {
+    "half.jsonl.gz": (PACKED[: len(PACKED) // 2], "cannot be read near record"),
+    "almost.jsonl.gz": (PACKED[:-9], "cannot be read near record"),
+    "sum.jsonl.gz": (PACKED[:-8] + bytes(8), "cannot be read near record"),
+    "wrong.jsonl.gz": (PACKED[:50] + b"\xff" * 4 + PACKED[54:], "cannot be read near record"),
+    "behind.jsonl.gz": (PACKED + b"more", "cannot be read near record"),
+    "plain.jsonl.gz": (lines(GOOD), "cannot be read near record"),
+    "half.jsonl.zst": (ZSTD[: len(ZSTD) // 2], "cannot be read near record"),
+    "almost.jsonl.zst": (ZSTD[:-1], "cannot be read near record"),
+    "wrong.jsonl.zst": (ZSTD[:10] + b"\xff" * 4 + ZSTD[14:], "cannot be read near record"),
+    "plain.jsonl.zst": (lines(GOOD), "cannot be read near record"),
+    "empty.jsonl.gz": (b"", "no records in"),
+    "endless.jsonl.gz": (gzip.compress(b'{"instruction": "' + b" " * 30_000_000), "line 1 is not JSON"),
     "half.parquet": (PARQUET[: len(PARQUET) // 2], "cannot be read as parquet"),
     "end.parquet": (PARQUET[-200:], "cannot be read as parquet"),
     "mark.parquet": (b"PAR1PAR1", "cannot be read as parquet"),
@@ -163,6 +180,8 @@ READABLE: dict[str, tuple[bytes, int]] = {
     "open_end.jsonl": (lines(GOOD, GOOD).rstrip(), 2),
     "zeros.jsonl": (lines({"instruction": "q\0", "output": "\0"}), 1),
     "line.jsonl": (lines({"instruction": "q", "output": LONG[:2_000_000].decode()}), 1),
+    "two.jsonl.gz": (PACKED + PACKED, 4000),
+    "two.jsonl.zst": (ZSTD + ZSTD, 4000),
     "infinite.jsonl": (b'{"instruction": "q", "output": "a", "n": 1e999999}\n', 1),
 }
 
@@ -277,9 +296,6 @@ def test_half_a_character_of_plain_text_is_counted(tokenizer: Path, tmp_path: Pa
 @pytest.mark.parametrize("content", [STREAM, FILE], ids=["stream", "file"])
 def test_an_arrow_file_with_one_wrong_byte_ends_no_process(content: bytes, tokenizer: Path, tmp_path: Path) -> None:
     """Offsets that point outside of the file were read before: a segmentation fault."""
-    from mindspeed_ift.config.errors import UserError
-    from mindspeed_ift.data.records import read_records
-
     refused_at = []
     for place in range(0, len(content), 29):
         file = tmp_path / "a.arrow"
@@ -319,3 +335,40 @@ def test_only_the_files_of_a_folder_are_read(tokenizer: Path, tmp_path: Path) ->
         input=str(data), output_prefix=str(tmp_path / "out" / "data"), tokenizer_name_or_path=str(tokenizer)
     )
     assert preprocess(config, report=lambda line: None).ledger.kept == 1
+
+
+def test_links_in_a_circle_are_not_followed(tmp_path: Path) -> None:
+    """Two of them double the paths at each step, forty steps deep."""
+    (tmp_path / "inner" / ".hidden").mkdir(parents=True)
+    for name in ("inner/a.jsonl", "b.jsonl", "inner/.hidden/c.jsonl", "inner/notes.md"):
+        (tmp_path / name).write_bytes(lines(GOOD))
+    for name in ("one", "two"):
+        (tmp_path / "inner" / name).symlink_to(tmp_path)
+    found = [tmp_path / "b.jsonl", tmp_path / "inner" / "a.jsonl"]
+    assert find_files(str(tmp_path / "**" / "*.jsonl")) == found
+    assert find_files(str(tmp_path / "inn*" / "**" / "*.jsonl")) == found[1:]
+
+
+def test_a_long_list_of_files_is_no_name(tmp_path: Path) -> None:
+    files = [tmp_path / f"part-{number:05}-with-a-long-name.jsonl" for number in range(200)]
+    for file in files:
+        file.write_bytes(lines(GOOD))
+    assert [found for _, (found,) in find_datasets(",".join(map(str, files)))] == files
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe.jsonl", b"a\nb.jsonl"])
+def test_a_file_of_a_name_that_nothing_can_hold(
+    name: bytes, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / os.fsdecode(name)
+    file.write_bytes(lines(GOOD))
+    said = refused(command(tokenizer, str(tmp_path / "*.jsonl"), tmp_path / "out"), tmp_path / "out", capsys)
+    assert "rename it" in said
+
+
+@pytest.mark.parametrize("given", ["x" * 5000, "~nobody-of-this-name/a.json", "a\0.json"])
+def test_a_path_that_cannot_be(given: str, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(main, command(tokenizer, given, tmp_path / "out"))
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "no such file" in said and said.count("\n") == 1
