@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
     return merge_and_tell(parsed.config.input, parsed.config.output_prefix, parsed.config.merge_group_keys)
 
 
-def merge_and_tell(source: str, output_prefix: str, keys: tuple[str, ...]) -> int:
+def merge_and_tell(source: tuple[str, ...], output_prefix: str, keys: tuple[str, ...]) -> int:
     """Join, print what was joined, and return the exit code; see `MergeConfig`."""
     from mindspeed_ift.data.merging import merge
 

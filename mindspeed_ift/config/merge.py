@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mindspeed_ift.config.errors import UserError
 
@@ -11,8 +11,9 @@ from mindspeed_ift.config.errors import UserError
 class MergeConfig:
     """Options of ``merge_datasets.py``."""
 
-    input: str = ""
-    """Datasets to join: a folder, which means all in it sorted by name, or prefixes with commas between."""
+    input: tuple[str, ...] = field(default=(), metadata={"repeatable": True})
+    """Datasets to join: a folder, which means all in it sorted by name, or prefixes, also with commas between or each
+    with its own --input."""
 
     output_prefix: str = ""
     """Where the joined dataset goes; its folder is made."""
@@ -29,7 +30,7 @@ class MergeConfig:
         Raises:
             UserError: With the remedy.
         """
-        for flag, value in (("--input", self.input), ("--output-prefix", self.output_prefix)):
+        for flag, value in (("--input", "".join(self.input)), ("--output-prefix", self.output_prefix)):
             if not value.strip():
                 raise UserError(f"{flag} is missing; give a path")
         for key in self.merge_group_keys:

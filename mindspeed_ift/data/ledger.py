@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
@@ -185,3 +185,12 @@ class Ledger:
         found = sorted(self.dropped.items(), key=lambda item: -item[1].count)
         named = [f"{tally.count} {reason} (first {tally.first[0]})" for reason, tally in found[:_REASONS]]
         return ", ".join([*named, *(["..."] if len(found) > _REASONS else [])])
+
+
+def joined_account(accounts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The account of several runs one after the other, as `Ledger.as_dict` tells it."""
+    total = Ledger()
+    for account in accounts:
+        nothing = dict.fromkeys(_TOTALS, 0) | {"columns": (), "filled": ()}
+        total.merge(Ledger.from_state(nothing | account))
+    return total.as_dict()

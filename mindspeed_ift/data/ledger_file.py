@@ -6,12 +6,14 @@ file cannot); memory holds the names of files and the reasons only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mindspeed_ift.config.errors import UserError, first_line
 from mindspeed_ift.data.ledger import Entry, Outcome
 from mindspeed_ift.data.staging import GrowingFile, Mark, mark_of
 
@@ -34,6 +36,33 @@ _NAME = "ledger.rows"
 def ledger_path(prefix: str | Path) -> Path:
     """Where the ledger of the dataset at ``prefix`` lies."""
     return Path(f"{prefix}.ledger.parquet")
+
+
+def join_ledgers(sources: Sequence[Path], target: Path) -> Mark:
+    """Write the rows of several ledgers into one, in their order; size and checksum of the file.
+
+    Args:
+        sources: At least one.
+        target: The new file.
+
+    Raises:
+        UserError: One is no ledger.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    with contextlib.ExitStack() as stack:
+        writer = None
+        for source in sources:
+            try:
+                file = stack.enter_context(parquet.ParquetFile(source))
+                if writer is None:
+                    writer = stack.enter_context(parquet.ParquetWriter(target, file.schema_arrow, compression="zstd"))
+                for batch in file.iter_batches(_ROWS_AT_ONCE):
+                    writer.write_batch(batch.cast(writer.schema))
+            except (pyarrow.ArrowException, ValueError) as error:
+                raise UserError(f"{source} is no ledger ({first_line(error)}); remove it or copy it again") from error
+    return mark_of(target)
 
 
 class LedgerFile:

@@ -16,18 +16,23 @@ import numpy as np
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.merge import MergeConfig
 from mindspeed_ift.data.indexed import DatasetWriter, IndexedColumn, manifest_path, read_manifest
+from mindspeed_ift.data.ledger import joined_account
+from mindspeed_ift.data.ledger_file import join_ledgers, ledger_path
+from mindspeed_ift.data.staging import report_write_errors
 
 _PACKED_NAME = re.compile(r"(?P<prefix>.+)_(?P<key>packed_.+_document)")
 _TEXT_NAME = re.compile(r"(?P<prefix>.+)_(?P<key>[^_]+_document)")
 _BLOCK = 1 << 20
 _SAME = (
-    *("tokenizer_sha256", "vocab_size", "eod_id", "pad_id", "turn_end_ids"),
-    *("prompt_type", "template_sha256", "pack", "neat_pack"),
+    *("prompt_type", "template_sha256", "tokenizer_sha256", "pack", "neat_pack"),
+    *("vocab_size", "eod_id", "pad_id", "turn_end_ids"),
 )
 """What the manifests must agree about: how ids are read, and how rows are laid out."""
 _TOTALS = ("samples", "conversations", "tokens", "learnt_tokens")
 _APART = ("files", "flags", "ledger", "input", "merged", "columns", *_TOTALS)
 """What a merged manifest does not take over from those of its parts."""
+_OF_NO_MATTER = ("version", "tokenizer", "mix_strategy", "interleave_probs", "seed", "max_samples")
+"""What may differ without a word: it tells where samples came from, not how they are written."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +74,21 @@ def merge(config: MergeConfig) -> MergeSummary:
     manifests = [read_manifest(prefix) for prefix in prefixes]
     facts, notices = _facts(manifests, prefixes)
     packed_name = next(iter(found)).startswith("packed_")
-    with DatasetWriter(config.output_prefix, list(columns), packed_name=packed_name) as writer:
+    ledgers = [ledger_path(prefix) for prefix in prefixes]
+    with (
+        DatasetWriter(config.output_prefix, list(columns), packed_name=packed_name) as writer,
+        report_write_errors(config.output_prefix),
+    ):
         for name, parts in columns.items():
             for part in parts:
                 for values in _values(part):
                     writer.columns[name].append(values, np.zeros(0, np.int32))
                 writer.columns[name].append(np.zeros(0, np.int32), part.lengths)
-        manifest = writer.commit({**facts, "columns": list(columns)})
+        beside = {}
+        if all(path.is_file() for path in ledgers):
+            ledger = ledger_path(config.output_prefix).name
+            beside[ledger] = join_ledgers(ledgers, writer.folder / ledger)
+        manifest = writer.commit({**facts, "columns": list(columns)}, beside)
     return MergeSummary(tuple(prefixes), manifest, tuple(notices), time.monotonic() - started)
 
 
@@ -90,7 +103,7 @@ def find_columns(config: MergeConfig) -> dict[str, list[str]]:
         UserError: There are none, or not the same for all columns.
     """
     found: dict[str, list[str]] = defaultdict(list)
-    for part in filter(None, map(str.strip, config.input.split(","))):
+    for part in filter(None, map(str.strip, ",".join(config.input).split(","))):
         named = list(_named(Path(part).expanduser(), config))
         if not named:
             wanted = ", ".join(f"*_{key}.idx" for key in config.merge_group_keys) or "*_document.idx"
@@ -100,7 +113,7 @@ def find_columns(config: MergeConfig) -> dict[str, list[str]]:
                 found[key].append(prefix)
     _check_complete(found, config)
     order = {prefix: place for place, prefix in enumerate(next(iter(found.values())))}
-    keys = config.merge_group_keys or sorted(found)
+    keys = config.merge_group_keys or sorted(found, key=lambda key: ("input_ids" not in key, key))
     return {key: sorted(found[key], key=order.__getitem__) for key in keys}
 
 
@@ -111,7 +124,8 @@ def _check_complete(found: dict[str, list[str]], config: MergeConfig) -> None:
             raise UserError(f"--merge-group-keys {key}: no dataset of --input has *_{key}.idx")
     if len({key.startswith("packed_") for key in found}) > 1:
         raise UserError(
-            f"--input {config.input} holds instruction data and plain text; name the columns of one by --merge-group-keys"
+            f"--input {' '.join(config.input)} holds instruction data and plain text; name the columns of one by"
+            " --merge-group-keys"
         )
     every = {prefix for prefixes in found.values() for prefix in prefixes}
     for key, prefixes in found.items():
@@ -193,7 +207,10 @@ def _facts(manifests: list[dict[str, Any] | None], prefixes: list[str]) -> tuple
 def _totals(manifests: list[dict[str, Any]]) -> dict[str, Any]:
     """Counts of all of them together, and their input."""
     counts = {key: sum(one[key] for one in manifests) for key in _TOTALS if all(key in one for one in manifests)}
-    return {**counts, "input": [file for one in manifests for file in one.get("input", [])]}
+    found = {**counts, "input": [file for one in manifests for file in one.get("input", [])]}
+    if all("ledger" in one for one in manifests):
+        found["ledger"] = joined_account([one["ledger"] for one in manifests])
+    return found
 
 
 def _compare(manifests: list[dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
@@ -201,7 +218,9 @@ def _compare(manifests: list[dict[str, Any]]) -> tuple[dict[str, Any], list[str]
     first = manifests[0]
     every = dict.fromkeys(key for one in manifests for key in one if key not in _APART)
     alike = {key for key in first if all(key in one and one[key] == first[key] for one in manifests)}
-    return {key: first[key] for key in every if key in alike}, [key for key in every if key not in alike]
+    return {key: first[key] for key in every if key in alike}, [
+        key for key in every if key not in alike and key not in _OF_NO_MATTER
+    ]
 
 
 def _check_alike(first: str, other: str, manifests: dict[str, dict[str, Any]]) -> None:

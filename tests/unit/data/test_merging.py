@@ -8,15 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pyarrow import parquet
 
+from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.merge import MergeConfig
 from mindspeed_ift.data import merging
 from mindspeed_ift.data.dataset import InstructionDataset
 from mindspeed_ift.data.indexed import DatasetWriter, IndexedColumn, column_path, manifest_path, read_manifest
+from mindspeed_ift.data.ledger_file import ledger_path
 from mindspeed_ift.data.merging import MergeSummary, find_columns, merge
+from mindspeed_ift.data.preprocess import preprocess
 from mindspeed_ift.data.sample import Sample
 from tests.tiny_dataset import random_sample, write_dataset
+from tests.tiny_tokenizer import make_tiny_tokenizer
 
 MADE = {
     "tokenizer_sha256": "t" * 64,
@@ -38,7 +43,7 @@ def rows(seed: int, count: int = 3) -> list[Sample]:
 
 
 def joined(folder: Path, source: str = "parts", keys: tuple[str, ...] = (), output: str = "whole/data") -> MergeSummary:
-    given = ",".join(str(folder / part) for part in source.split(","))
+    given = tuple(str(folder / part) for part in source.split(","))
     return merge(MergeConfig(given, str(folder / output), keys))
 
 
@@ -98,13 +103,13 @@ def test_plain_text(tmp_path: Path) -> None:
         with DatasetWriter(tmp_path / name, ("text",), packed_name=False) as writer:
             writer.append({"text": np.array(values, np.int32)}, np.ones(len(values), np.int32))
             writer.commit({"format": 1, "tokens": len(values)})
-    summary = merge(MergeConfig(str(tmp_path), str(tmp_path / "out" / "both")))
+    summary = merge(MergeConfig((str(tmp_path),), str(tmp_path / "out" / "both")))
     found = IndexedColumn(tmp_path / "out" / "both_text_document")
     assert [row.tolist() for row in (found[0], found[1], found[2])] == [[1], [2], [3]]
     assert summary.manifest["tokens"] == 3
     write_dataset(tmp_path / "z", rows(0))
     with pytest.raises(UserError, match="holds instruction data and plain text"):
-        merge(MergeConfig(str(tmp_path), str(tmp_path / "out" / "both")))
+        merge(MergeConfig((str(tmp_path),), str(tmp_path / "out" / "both")))
 
 
 @pytest.mark.parametrize(
@@ -176,16 +181,16 @@ def test_columns_of_several_runs_are_refused(parts: Path) -> None:
         Path(column_path(parts / "other", "labels") + suffix).replace(
             column_path(parts / "parts" / "a", "labels") + suffix
         )
-    with pytest.raises(UserError, match="3 attention_mask, 3 input_ids, 4 labels: not of one run"):
+    with pytest.raises(UserError, match="3 input_ids, 3 attention_mask, 4 labels: not of one run"):
         joined(parts)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"input": ""}, "--input is missing"),
+        ({"input": ()}, "--input is missing"),
         ({"output_prefix": " "}, "--output-prefix is missing"),
-        ({"input": "nowhere"}, "--input nowhere: no dataset there"),
+        ({"input": ("nowhere",)}, "--input nowhere: no dataset there"),
         ({"merge_group_keys": ("packed_labels_document",) * 2}, "names packed_labels_document twice"),
         ({"merge_group_keys": ("packed_labels_document", "text_document")}, "join each apart"),
         ({"merge_group_keys": ("labels",)}, "--merge-group-keys labels: .* packed_labels_document"),
@@ -193,11 +198,47 @@ def test_columns_of_several_runs_are_refused(parts: Path) -> None:
 )
 def test_bad_flags(given: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        merge(MergeConfig(**{"input": "somewhere", "output_prefix": "out", **given}))
+        merge(MergeConfig(**{"input": ("somewhere",), "output_prefix": "out", **given}))
 
 
 def test_prefixes_may_hold_underscores(tmp_path: Path) -> None:
     write_dataset(tmp_path / "my_packed_v2", rows(0))
-    found = find_columns(MergeConfig(str(tmp_path), "out"))
-    assert list(found) == ["packed_attention_mask_document", "packed_input_ids_document", "packed_labels_document"]
+    found = find_columns(MergeConfig((str(tmp_path),), "out"))
+    assert list(found) == ["packed_input_ids_document", "packed_attention_mask_document", "packed_labels_document"]
     assert json.dumps(found).count("my_packed_v2") == 3
+
+
+def test_ledgers_are_joined(tmp_path: Path) -> None:
+    """Accounts add up, and every record has its row, though each file has its own words."""
+    tokenizer = str(make_tiny_tokenizer(tmp_path / "tokenizer"))
+    for name, outputs in (("a", ["x", None]), ("b", ["y", 3, "z"])):
+        records = [{"instruction": "q", "output": output} for output in outputs]
+        (tmp_path / f"{name}.json").write_text(json.dumps(records), encoding="utf-8")
+        config = PreprocessConfig(
+            input=(str(tmp_path / f"{name}.json"),),
+            output_prefix=str(tmp_path / "parts" / name),
+            tokenizer_name_or_path=tokenizer,
+            max_drop_fraction=1,
+        )
+        preprocess(config, report=lambda line: None)
+    summary = joined(tmp_path)
+    assert summary.notices == ()
+    assert {name: summary.manifest["ledger"][name] for name in ("read", "kept", "malformed")} == {
+        "read": 5,
+        "kept": 3,
+        "malformed": 2,
+    }
+    path = ledger_path(tmp_path / "whole" / "data")
+    rows = parquet.read_table(path).to_pylist()
+    assert [(Path(row["file"]).name, row["record"]) for row in rows] == [
+        ("a.json", 1),
+        ("a.json", 2),
+        ("b.json", 1),
+        ("b.json", 2),
+        ("b.json", 3),
+    ]
+    assert [row["reason"] for row in rows] == [None, "'output' is missing or null", None, "'output' is not text", None]
+    assert summary.manifest["files"][path.name]["bytes"] == path.stat().st_size
+    ledger_path(tmp_path / "parts" / "a").write_bytes(b"no parquet")
+    with pytest.raises(UserError, match="a.ledger.parquet is no ledger"):
+        joined(tmp_path)
