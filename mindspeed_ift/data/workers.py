@@ -273,14 +273,14 @@ class WorkerPool:
             for chunk in chunks:
                 yield worker.encode(chunk)
             return
-        under_way: deque[Future[EncodedChunk]] = deque()
+        under_way: deque[tuple[Future[EncodedChunk], Chunk]] = deque()
         try:
             for chunk in chunks:
-                under_way.append(self._pool.submit(_encode, job, chunk, self._use_fast))
+                under_way.append((self._pool.submit(_encode, job, chunk, self._use_fast), chunk))
                 if len(under_way) > 2 * self._workers:
-                    yield under_way.popleft().result()
+                    yield _result(*under_way.popleft(), worker)
             while under_way:
-                yield under_way.popleft().result()
+                yield _result(*under_way.popleft(), worker)
         except BrokenProcessPool as error:
             raise RunError("a worker process died, most likely for want of memory; use fewer --workers") from error
         finally:
@@ -301,6 +301,13 @@ class WorkerPool:
                 f"{PACKAGE} gives other ids than tokenizers for {difference[:60]!r}: tokenizers encodes, more slowly"
             )
         return difference is None
+
+
+def _result(future: Future[EncodedChunk], chunk: Chunk, worker: Worker) -> EncodedChunk:
+    try:
+        return future.result()
+    except RecursionError:  # a record is nested more deeply than can be handed to another process
+        return worker.encode(chunk)
 
 
 def _start_processes(tokenizer: Tokenizer, workers: int) -> ProcessPoolExecutor:

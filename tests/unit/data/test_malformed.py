@@ -372,3 +372,10 @@ def test_a_path_that_cannot_be(given: str, tokenizer: Path, tmp_path: Path, caps
         run(main, command(tokenizer, given, tmp_path / "out"))
     said = capsys.readouterr().err
     assert stop.value.code == 2 and "no such file" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_deep_nesting_in_a_column_that_is_not_read(workers: int, tokenizer: Path, tmp_path: Path) -> None:
+    """JSON reads a thousand levels, but handing a record to another process takes two steps for each."""
+    record = b'{"instruction": "q", "output": "a", "raw": ' + b"[" * 900 + b"]" * 900 + b"}\n"
+    assert kept_and_dropped(record * 3, "a.jsonl", tokenizer, tmp_path, workers=workers) == (3, {})
