@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     from mindspeed_ift.data.show.opening import ShownDataset
     from mindspeed_ift.data.show.page import write_page
 
-    dataset = ShownDataset(config.data_path, config.tokenizer_name_or_path)
+    dataset = ShownDataset(config.data_path, config.tokenizer_name_or_path, config.pack_index)
     documents = config.chosen(len(dataset))
     if config.html is not None:
         found = write_page(dataset, documents, config.html)

@@ -19,6 +19,8 @@ class ShowConfig:
     """Dataset: the --output-prefix of preprocess_data.py. May also be the first word of the line, without the flag."""
     tokenizer_name_or_path: str = ""
     """Tokenizer folder; default: the one that the dataset's manifest names."""
+    pack_index: Path | None = None
+    """Show the rows that this file of repack_dataset.py makes of the dataset."""
     start: int = 0
     """First document shown, from 0."""
     count: int = 5

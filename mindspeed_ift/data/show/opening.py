@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.boundaries import PAD_SEGMENT, choose_boundaries
 from mindspeed_ift.data.dataset import InstructionDataset, is_dataset
 from mindspeed_ift.data.indexed import IndexedColumn, column_path, read_manifest
+from mindspeed_ift.data.ledger_file import ledger_path
+from mindspeed_ift.data.pack_index import load_index
+from mindspeed_ift.data.packed_view import PackedView
 from mindspeed_ift.data.sample import IGNORED_LABEL, Sample
 from mindspeed_ift.data.template_choice import get_template
 from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
 
+_MOST_ORIGINS = 1_000_000
 _COLUMN_END = re.compile(r"_document(\.bin|\.idx)?$")
 
 
@@ -69,22 +74,26 @@ class ShownDataset:
         prefix: ``--output-prefix`` of preprocess_data.py; of plain text with several columns the path of one,
             ``PREFIX_COLUMN_document``.
         tokenizer: Folder; "" takes the one that the manifest names.
+        pack_index: Shows the rows of this file of repack_dataset.py instead of the samples they are made of.
 
     Raises:
-        UserError: There is no such dataset or tokenizer, or they do not belong together.
+        UserError: There is no such dataset, tokenizer or index, or they do not belong together.
     """
 
-    def __init__(self, prefix: str, tokenizer: str = "") -> None:
+    def __init__(self, prefix: str, tokenizer: str = "", pack_index: Path | None = None) -> None:
         self.prefix = prefix
         self.notice = ""
         """Why the borders of samples are not shown; "" where they are."""
-        self._data = InstructionDataset(prefix) if is_dataset(prefix) else _text_column(prefix)
-        self.manifest: dict[str, Any] | None = _manifest(self._data)
+        data = InstructionDataset(prefix) if is_dataset(prefix) else _text_column(prefix)
+        self.manifest: dict[str, Any] | None = _manifest(data)
         """As preprocess.py wrote it, or None."""
         self.tokenizer = _find_tokenizer(self.manifest, tokenizer, prefix)
         """Turns its ids into text."""
-        self.is_text = isinstance(self._data, IndexedColumn)
-        """Plain text, learnt whole."""
+        self._data: InstructionDataset | PackedView | IndexedColumn = data
+        if pack_index is not None:
+            if isinstance(data, IndexedColumn):
+                raise UserError(f"--pack-index is for instruction data, and {prefix} is plain text; leave it out")
+            self._data = PackedView(data, load_index(pack_index, data), self.tokenizer.pad_id)
         self._segments = self._choose_segments()
 
     def __len__(self) -> int:
@@ -102,6 +111,23 @@ class ShownDataset:
         """int32 ``[documents]``: tokens of each, pads too."""
         return self._data.lengths
 
+    def origin(self, number: int) -> str:
+        """``FILE:RECORD`` of which a document was made; "" for a packed row, and where no ledger tells."""
+        return self._origins[number] if self._origins else ""
+
+    @cached_property
+    def _origins(self) -> list[str]:
+        facts = self.manifest or {}
+        path = ledger_path(self.prefix)
+        packed = facts.get("pack", True) or isinstance(self._data, PackedView)
+        if packed or not path.is_file() or len(self) > _MOST_ORIGINS:
+            return []
+        from pyarrow import parquet
+
+        rows = parquet.read_table(path, columns=["file", "record", "samples"]).to_pylist()
+        found = [f"{row['file']}:{row['record']}" for row in rows for _ in range(row["samples"])]
+        return found if len(found) == len(self) else []
+
     def _choose_segments(self) -> Callable[[Sample], np.ndarray]:
         """int ``[n]`` of a document: 1..k for its samples, 0 for pads."""
         if isinstance(self._data, IndexedColumn):
@@ -114,6 +140,7 @@ class ShownDataset:
             return lambda sample: _without_pads(sample, self.tokenizer.pad_id)
         if not manifest["pack"]:
             return _whole
+        assert isinstance(self._data, InstructionDataset), "a packed view has segments"
         try:
             return choose_boundaries(self._data, manifest["eod_id"], manifest["turn_end_ids"]).segments
         except UserError:

@@ -187,6 +187,8 @@ def _shown_part(dataset: ShownDataset, number: int, part: Part, why: str) -> Sho
     heading = (
         f"document {number}, sample {part.number}: {len(part.input_ids):,} tokens, {int(part.learnt.sum()):,} learnt"
     )
+    origin = dataset.origin(number)
+    heading += f", from {origin}" if origin else ""
     left_out = len(part.input_ids) - _FIRST_TOKENS - _LAST_TOKENS
     if left_out <= 0:
         return ShownPart(heading, why, _tokens(dataset, part, slice(None)))

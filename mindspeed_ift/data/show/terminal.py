@@ -30,7 +30,9 @@ def lines(dataset: ShownDataset, document: Document, coloured: bool) -> Iterator
     parts = list(document.parts())
     samples = max((part.number for part in parts), default=0)
     tokens = f"{len(document.input_ids):,} tokens, {int(document.learnt.sum()):,} learnt"
-    yield Text(f"document {document.number}: {samples} sample{'s' * (samples != 1)}, {tokens}", BORDER)
+    origin = dataset.origin(document.number)
+    heading = f"document {document.number}: {samples} sample{'s' * (samples != 1)}, {tokens}"
+    yield Text(f"{heading}, from {origin}" if origin else heading, BORDER)
     for part in parts:
         if not part.number:
             yield Text(f"[{len(part.input_ids):,} pads]", PADS)

@@ -12,7 +12,11 @@ import pytest
 
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.data.dataset import InstructionDataset
 from mindspeed_ift.data.indexed import manifest_path
+from mindspeed_ift.data.ledger_file import ledger_path
+from mindspeed_ift.data.pack_index import build_index
+from mindspeed_ift.data.packing import PackRules
 from mindspeed_ift.data.preprocess import preprocess
 from mindspeed_ift.data.show.opening import ShownDataset
 from mindspeed_ift.data.tokenizer import load_tokenizer
@@ -95,6 +99,27 @@ def test_pads_at_the_end_are_found_without_manifest(config: PreprocessConfig, to
     manifest_path(prefix).unlink()
     last = list(ShownDataset(prefix, str(tokenizer))[0].parts())[-1]
     assert last.number == 0 and set(last.input_ids.tolist()) == {load_tokenizer(tokenizer).pad_id}
+
+
+def test_rows_of_a_pack_index(config: PreprocessConfig, tmp_path: Path) -> None:
+    prefix = prepared(config)
+    path = tmp_path / "rows.packs"
+    samples = InstructionDataset(prefix)
+    build_index(samples, PackRules(64), "error").save(path)
+    dataset = ShownDataset(prefix, pack_index=path)
+    assert sorted(texts(dataset)) == sorted(texts(ShownDataset(prefix))) and len(dataset) < len(samples)
+    assert set(dataset.lengths.tolist()) == {64} and dataset.origin(0) == ""
+    with pytest.raises(UserError, match="--pack-index none: no such file"):
+        ShownDataset(prefix, pack_index=Path("none"))
+
+
+def test_a_document_tells_the_record_it_was_made_of(config: PreprocessConfig, tmp_path: Path) -> None:
+    with (tmp_path / "in.jsonl").open("a") as file:
+        file.write('{"instruction": "no answer"}\n{"instruction": "last", "output": "one"}\n')
+    dataset = ShownDataset(prepared(config, max_drop_fraction=0.5))
+    assert [dataset.origin(number) for number in (0, 7, 8)] == [f"{tmp_path}/in.jsonl:{line}" for line in (1, 8, 10)]
+    ledger_path(dataset.prefix).unlink()
+    assert ShownDataset(dataset.prefix).origin(0) == ""
 
 
 def test_plain_text_is_learnt_whole(config: PreprocessConfig, tmp_path: Path) -> None:
