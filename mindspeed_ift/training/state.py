@@ -136,7 +136,9 @@ def _manifest(model: Qwen3Model, iteration: int, groups: Groups, distributed_opt
     }
 
 
-def load_model(folder: Path, model: Qwen3Model, groups: Groups, wanted: Callable[[str], bool]) -> None:
+def load_model(
+    folder: Path, model: Qwen3Model, groups: Groups, wanted: Callable[[str], bool] = lambda name: True
+) -> None:
     """Fill the ``wanted`` parameters of this rank's stage from a checkpoint of the same tensor and pipeline layout.
 
     Raises:
