@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import sys
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from mindspeed_ift.cli.merge_datasets import merge_and_tell
@@ -13,6 +16,7 @@ from mindspeed_ift.config.flags import Parsed, parse_with_origins
 
 if TYPE_CHECKING:
     from mindspeed_ift.data.preprocess import Summary
+    from mindspeed_ift.data.progress import Show, Standing
 
 
 def main(argv: list[str]) -> int:
@@ -36,8 +40,28 @@ def main(argv: list[str]) -> int:
     # After the flags are understood, so that --help and a misspelt flag answer at once.
     from mindspeed_ift.data.preprocess import preprocess
 
-    _print_summary(preprocess(parsed.config))
+    if sys.stdout.isatty():
+        with _bar() as (report, show):
+            summary = preprocess(parsed.config, report, show)
+    else:
+        summary = preprocess(parsed.config)
+    _print_summary(summary)
     return 0
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[tuple[Callable[[str], None], Show]]:
+    """A bar on the terminal: what takes lines above it, and what moves it."""
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn())
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task("reading", total=None)
+
+        def show(standing: Standing) -> None:
+            progress.update(task, description=str(standing), completed=standing.part or 0, total=standing.part and 1)
+
+        yield functools.partial(progress.console.print, markup=False, highlight=False, soft_wrap=True), show
 
 
 def _merge(parsed: Parsed) -> int:

@@ -152,7 +152,7 @@ class ColumnWriter:
         self.path = path
         self.folder = folder
         self.name = os.path.basename(path)
-        self._values, self._lengths = (
+        self.values, self._lengths = (
             GrowingFile(folder / name, None if marks is None else marks.get(name, {}))
             for name in (f"{self.name}.bin", f"{self.name}.lengths")
         )
@@ -169,12 +169,12 @@ class ColumnWriter:
             values: int32 ``[sum of lengths]``, the documents one after the other.
             lengths: int32 ``[documents]``.
         """
-        self._values.write(np.ascontiguousarray(values, dtype="<i4").data)
+        self.values.write(np.ascontiguousarray(values, dtype="<i4").data)
         self._lengths.write(np.ascontiguousarray(lengths, dtype="<i4").data)
 
     def marks(self) -> dict[str, Mark]:
         """Of the files as they are now."""
-        return {file.path.name: file.mark() for file in (self._values, self._lengths)}
+        return {file.path.name: file.mark() for file in (self.values, self._lengths)}
 
     def finish(self) -> dict[str, Mark]:
         """Close ``.bin`` and write ``.idx``, both still aside; their sizes and checksums."""
@@ -193,14 +193,14 @@ class ColumnWriter:
             offset = int(ends[-1])
         for start in range(0, count + 1, _DOCUMENTS_AT_ONCE):
             index.write(np.arange(start, min(start + _DOCUMENTS_AT_ONCE, count + 1), dtype="<i8").data)
-        found = {file.path.name: file.mark() for file in (self._values, index)}
+        found = {file.path.name: file.mark() for file in (self.values, index)}
         index.close()
         self.close()
         return found
 
     def close(self) -> None:
         """Write no more."""
-        self._values.close()
+        self.values.close()
         self._lengths.close()
 
 
@@ -258,6 +258,11 @@ class DatasetWriter:
         """How far each file is, for ``marks`` of a later writer."""
         with report_write_errors(self.prefix):
             return {name: mark for writer in self.columns.values() for name, mark in writer.marks().items()}
+
+    @property
+    def bytes_written(self) -> int:
+        """Of the values of all columns."""
+        return sum(column.values.size for column in self.columns.values())
 
     def finish(self) -> dict[str, Mark]:
         """Close the files, still aside, where `IndexedColumn` can read them; their sizes and checksums."""

@@ -12,8 +12,11 @@ from mindspeed_ift.data.indexed import DatasetWriter, IndexedColumn
 from mindspeed_ift.data.packing import PackRules, describe_packs, pack
 from mindspeed_ift.data.packing_algorithms import ranges
 from mindspeed_ift.data.sample import IGNORED_LABEL
+from mindspeed_ift.data.staging import require_space
 
 _TOKENS_AT_ONCE = 1 << 20
+_BYTES_OF_A_TOKEN = 12
+"""Its id, label and mask, int32 each."""
 
 
 def write_packed(
@@ -39,6 +42,7 @@ def write_packed(
     rules = rules_of(config)
     packs = pack(lengths, rules)
     report(describe_packs(packs, int(lengths.sum()), rules))
+    require_space(writer.folder, len(packs) * rules.seq_length * _BYTES_OF_A_TOKEN)
     values = {name: column.values for name, column in stored.items()}
     offsets = np.cumsum(lengths) - lengths
     rows_at_once = max(1, _TOKENS_AT_ONCE // rules.seq_length)

@@ -37,6 +37,7 @@ from mindspeed_ift.data.ledger_file import ledger_path
 from mindspeed_ift.data.mixing import Mixture, read_datasets
 from mindspeed_ift.data.notices import notices
 from mindspeed_ift.data.packed_rows import write_packed
+from mindspeed_ift.data.progress import Progress, Show, SpaceWatch
 from mindspeed_ift.data.records import Origin, Readable, Record, find_datasets
 from mindspeed_ift.data.shards import Share, Shares, ShareWriter
 from mindspeed_ift.data.staging import Mark, Staging, report_write_errors
@@ -85,12 +86,13 @@ class _Work:
         return isinstance(self.job.form, TextFormat)
 
 
-def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print) -> Summary:
+def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print, show: Show | None = None) -> Summary:
     """Make the dataset that ``config`` asks for.
 
     Args:
         config: Input, output, template, lengths, mode.
         report: Takes progress lines.
+        show: Takes how far it is, several times a second, instead of lines that say so.
 
     Raises:
         UserError: Input, columns, tokenizer or flags cannot be used, too many records are malformed, or none is left;
@@ -102,7 +104,7 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print) 
     inputs = InputMarks(work.sources)
     find = functools.cache(lambda: fingerprint(config, inputs, work.token_facts))
     if config.shard_index is not None:
-        return _encode_share(config, work, find, report)
+        return _encode_share(config, work, find, report, show)
     shares = Shares(config.output_prefix, config.num_shards, find()) if config.merge_shards else None
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(Staging(config.output_prefix))
@@ -112,7 +114,7 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print) 
         stack.enter_context(_say_how_to_go_on(waits))
         intake = open_intake(waits, find, functools.partial(_writer, config, work.job.form, waits), report)
         stack.callback(intake.close)
-        _take_in(intake, work, config, shares, lambda: find() if inputs.known else None, report)
+        _take_in(intake, work, config, shares, lambda: find() if inputs.known else None, report, show)
         _check(config, work, intake.ledger)
         intake.save(find())
         manifest = _publish(intake, place, work, config, inputs, report)
@@ -151,36 +153,27 @@ def _take_in(
     shares: Shares | None,
     find: Callable[[], dict[str, Any] | None],
     report: Callable[[str], None],
+    show: Show | None,
 ) -> None:
     """Encode the records that an earlier run has not, or take them from the shares, and tell how far it is."""
-    tell = _Progress(intake.ledger, config.log_interval, report)
+    tell = Progress(intake.ledger, work.sources, config.log_interval, report, show)
+    watch = SpaceWatch(intake.staging.folder, report)
     before = intake.ledger.read
     records = itertools.islice(work.records, before, None)
     for chunk in work.pool.encode_all(work.job, records) if shares is None else shares.chunks(before):
         intake.add(chunk)
-        tell()
+        tell(chunk.ledger.entries)
         if intake.is_due and (found := find()) is not None:
             intake.save(found)
-
-
-class _Progress:
-    """A line after every so many records."""
-
-    def __init__(self, ledger: Ledger, interval: int, report: Callable[[str], None]) -> None:
-        self.ledger, self.interval, self.report = ledger, interval, report
-        self.started, self.before = time.monotonic(), ledger.read
-        self.told = ledger.read // interval
-
-    def __call__(self) -> None:
-        read = self.ledger.read
-        if read // self.interval > self.told:
-            self.told = read // self.interval
-            rate = (read - self.before) / max(time.monotonic() - self.started, 1e-9)
-            self.report(f"{read:,} records read, {self.ledger.kept:,} kept, {rate:,.0f} records/s")
+            watch(intake.writer.bytes_written, tell.standing().part)
 
 
 def _encode_share(
-    config: PreprocessConfig, work: _Work, find: Callable[[], dict[str, Any]], report: Callable[[str], None]
+    config: PreprocessConfig,
+    work: _Work,
+    find: Callable[[], dict[str, Any]],
+    report: Callable[[str], None],
+    show: Show | None,
 ) -> Summary:
     """Encode one of --num-shards and leave it beside the dataset that will be."""
     assert config.shard_index is not None
@@ -192,11 +185,11 @@ def _encode_share(
         stack.enter_context(_say_how_to_go_on(place))
         writer = ShareWriter(prefix, place, find, report)
         stack.callback(writer.close)
-        tell = _Progress(writer.ledger, config.log_interval, report)
+        tell = Progress(writer.ledger, work.sources, config.log_interval, report, show)
         records = share.deal_out(work.records, writer.done)
         for chunk in work.pool.encode_all(work.job, records):
             writer.add(chunk)
-            tell()
+            tell(chunk.ledger.entries)
             if writer.is_due:
                 writer.save()
         files = writer.commit(list(work.mixture.notices()))

@@ -46,6 +46,24 @@ def report_write_errors(path: str | Path, flag: str = "--output-prefix") -> Iter
         raise
 
 
+def require_space(folder: Path, count: int) -> None:
+    """Refuse to begin what will not fit.
+
+    Args:
+        folder: Where it goes.
+        count: Bytes to be written.
+
+    Raises:
+        RunError: The disk has not that much room.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < count:
+        raise RunError(
+            f"the disk of {folder} has {free / 2**30:.1f} GiB free and {count / 2**30:.1f} GiB are to be written;"
+            " free some or choose another --output-prefix"
+        )
+
+
 def mark_of(path: Path) -> Mark:
     """Size and sha256 of a whole file."""
     count, found = 0, hashlib.sha256()
@@ -83,6 +101,11 @@ class GrowingFile:
         self._file.write(data)
         self._hash.update(data)
         self._bytes += memoryview(data).nbytes
+
+    @property
+    def size(self) -> int:
+        """Bytes written."""
+        return self._bytes
 
     def mark(self) -> Mark:
         """Size and sha256 of what was written; it can be read by others from then on."""

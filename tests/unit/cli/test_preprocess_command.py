@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
+import rich.progress
 
 from mindspeed_ift.cli.command import run
 from mindspeed_ift.cli.preprocess import main
@@ -72,3 +74,15 @@ def test_merge_group_keys_joins_what_is_there(
     assert read_manifest(tmp_path / "whole")["samples"] == 2
     assert exit_code([*joins, *keys[:1], "packed_answers_document"]) == 2
     assert "no dataset of --input has *_packed_answers_document.idx" in capsys.readouterr().err
+
+
+def test_a_terminal_gets_a_bar(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[str] = []
+    monkeypatch.setattr(rich.progress.Progress, "update", lambda self, task, **to: moved.append(to["description"]))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert exit_code([*arguments, "--max-drop-fraction", "0.5", "--log-interval", "1"]) == 0
+    assert len(moved) == 1 and moved[0].startswith("2 records read, 1 kept, ")
+    said = capsys.readouterr().out
+    assert "2 records -> 1 documents" in said and "2 records read, 1 kept" not in said
