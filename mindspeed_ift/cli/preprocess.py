@@ -71,7 +71,7 @@ def _merge(parsed: Parsed) -> int:
     if other:
         flags = ", ".join("--" + name.replace("_", "-") for name in other)
         print(f"notice: --merge-group-keys joins datasets as they are; not used: {flags}")
-    return merge_and_tell(",".join(config.input), config.output_prefix, config.merge_group_keys)
+    return merge_and_tell(config.input, config.output_prefix, config.merge_group_keys)
 
 
 def _print_summary(summary: Summary) -> None:
