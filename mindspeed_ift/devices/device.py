@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.devices.kernels import reference
 
 
@@ -76,6 +77,9 @@ def current() -> Device:
     """The device of this process: NPU, else CUDA, else CPU; ``MINDSPEED_IFT_DEVICE`` overrides.
 
     The index is ``LOCAL_RANK`` modulo the number of devices.
+
+    Raises:
+        UserError: the override names a device that is not there.
     """
     wanted = os.environ.get("MINDSPEED_IFT_DEVICE", "")
     rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -85,7 +89,9 @@ def current() -> Device:
     if wanted in ("", "cuda") and torch.cuda.is_available():
         return _accelerator("cuda", rank % torch.cuda.device_count(), "nccl", "torch finds a CUDA device")
     if wanted not in ("", "cpu"):
-        raise RuntimeError(f"MINDSPEED_IFT_DEVICE={wanted}, but torch finds no such device")
+        raise UserError(
+            f"MINDSPEED_IFT_DEVICE={wanted}, but torch finds no such device; unset it to take what is there"
+        )
     reason = "MINDSPEED_IFT_DEVICE=cpu" if wanted else "no NPU and no CUDA device"
     return Device("cpu", 0, "gloo", reason, reference, "plain torch")
 

@@ -112,12 +112,14 @@ def test_every_gradient(pair, chunk: int | None) -> None:  # noqa: ANN001
         _close(name, gradient, theirs[name], GRADIENTS)
 
 
-def test_packed_row_is_its_samples_alone(pair) -> None:  # noqa: ANN001
-    """A row of three samples, positions restarted, against Hugging Face on each sample."""
+@pytest.mark.parametrize("restart", [True, False], ids=["positions restart", "positions go on"])
+def test_packed_row_is_its_samples_alone(pair, restart: bool) -> None:  # noqa: ANN001
+    """Rows of several samples against Hugging Face on each sample; rotary turns by differences, so both must agree."""
     reference, ours = pair
     tokens, _ = _inputs(batch=2)
     ends = [0, 11, 30, 48, 60, 96]
-    positions = torch.cat([torch.arange(b - a) for a, b in zip(ends, ends[1:], strict=False)]).view(2, 48)
+    restarted = torch.cat([torch.arange(b - a) for a, b in zip(ends, ends[1:], strict=False)]).view(2, 48)
+    positions = restarted if restart else torch.arange(48).expand(2, 48)
     with torch.no_grad():
         packed = ours(tokens, positions, torch.tensor(ends, dtype=torch.int32))[..., :VOCAB].flatten(0, 1)
         flat = tokens.flatten()

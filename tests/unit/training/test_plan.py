@@ -83,7 +83,7 @@ def test_the_certificate_of_the_template_is_read(data: Path) -> None:
         planned(prefix)
 
 
-@pytest.mark.parametrize("template", ["qwen", "qwen3"])
+@pytest.mark.parametrize("template", ["qwen", "qwen_lf", "qwen3"])
 def test_the_template_tells_how_documents_end_where_no_manifest_does(data: Path, template: str) -> None:
     """qwen3 closes a turn with a line break after the token, so the doubled token of --append-eod is not adjacent."""
     packing = ["--pack", "--append-eod", "--seq-length", "160", "--prompt-type", template]

@@ -1,0 +1,73 @@
+"""Which device is chosen and why; what it answers on CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.devices import device
+
+
+@pytest.fixture(autouse=True)
+def _ask_again() -> Iterator[None]:
+    """`current` remembers its answer for the life of a process."""
+    device.current.cache_clear()
+    yield
+    device.current.cache_clear()
+
+
+def without_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MINDSPEED_IFT_DEVICE", raising=False)
+    monkeypatch.setattr(device, "_npu_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def test_the_cpu_where_there_is_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_accelerators(monkeypatch)
+    found = device.current()
+    assert (found.kind, found.index, found.backend) == (
+        "cpu",
+        0,
+        "gloo",
+    ) and found.reason == "no NPU and no CUDA device"
+    assert found.torch_device == torch.device("cpu") and not found.asynchronous and device.count() == 1
+    assert found.peak_memory() > 10 * 2**20
+    found.synchronize()
+
+
+def test_the_random_state_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_accelerators(monkeypatch)
+    state = device.current().random_state()
+    drawn = torch.rand(3)
+    device.current().set_random_state(state)
+    assert torch.equal(torch.rand(3), drawn)
+
+
+@pytest.mark.parametrize(("npu", "kind", "backend"), [(True, "npu", "hccl"), (False, "cuda", "nccl")])
+def test_npu_before_cuda_before_cpu(monkeypatch: pytest.MonkeyPatch, npu: bool, kind: str, backend: str) -> None:
+    """Each process takes the device of its local rank, and starts over when there are fewer."""
+    without_accelerators(monkeypatch)
+    monkeypatch.setattr(device, "_npu_available", lambda: npu)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch, "get_device_module", lambda _: torch.cuda)
+    monkeypatch.setenv("LOCAL_RANK", "6")
+    found = device.current()
+    assert (found.kind, found.index, found.backend) == (kind, 2, backend) and found.asynchronous
+
+
+@pytest.mark.parametrize("wanted", ["npu", "cuda", "tpu"])
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
+    without_accelerators(monkeypatch)
+    monkeypatch.setenv("MINDSPEED_IFT_DEVICE", wanted)
+    with pytest.raises(UserError, match=f"MINDSPEED_IFT_DEVICE={wanted}, but torch finds no such device; unset it"):
+        device.current()
+
+
+def test_the_cpu_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("MINDSPEED_IFT_DEVICE", "cpu")
+    assert device.current().kind == "cpu" and device.current().reason == "MINDSPEED_IFT_DEVICE=cpu"
