@@ -14,6 +14,7 @@ import numpy as np
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.boundaries import PAD_SEGMENT, choose_boundaries
 from mindspeed_ift.data.dataset import InstructionDataset, is_dataset
+from mindspeed_ift.data.encode_pairs import PAIR_COLUMNS
 from mindspeed_ift.data.indexed import IndexedColumn, column_path, read_manifest
 from mindspeed_ift.data.ledger_file import ledger_path
 from mindspeed_ift.data.pack_index import load_index
@@ -67,6 +68,33 @@ class Document:
             yield Part(0 if pads else samples, self.input_ids[start:stop], self.learnt[start:stop])
 
 
+class PreferencePairs:
+    """Columns of a better and a worse answer to each prompt; a document is both, one after the other.
+
+    Args:
+        prefix: ``--output-prefix`` of preprocess_data.py.
+
+    Raises:
+        UserError: A column is missing or not whole.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._columns = [IndexedColumn(column_path(prefix, name)) for name in PAIR_COLUMNS]
+        self.lengths: np.ndarray = self._columns[0].lengths + self._columns[2].lengths
+        """int32 ``[documents]``."""
+        if any(not np.array_equal(self._columns[at].lengths, self._columns[at + 1].lengths) for at in (0, 2)):
+            raise UserError(f"{prefix}: ids and labels of its pairs differ in length; prepare it again")
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, number: int) -> Sample:
+        """Both, as segments 1 and 2."""
+        better, better_labels, worse, worse_labels = (column[number] for column in self._columns)
+        segments = np.repeat(np.array([1, 2], np.int32), [len(better), len(worse)])
+        return Sample(np.concatenate([better, worse]), np.concatenate([better_labels, worse_labels]), segments)
+
+
 class ShownDataset:
     """Any dataset of this package or of MindSpeed-LLM: document number -> `Document`.
 
@@ -84,15 +112,15 @@ class ShownDataset:
         self.prefix = prefix
         self.notice = ""
         """Why the borders of samples are not shown; "" where they are."""
-        data = InstructionDataset(prefix) if is_dataset(prefix) else _text_column(prefix)
-        self.manifest: dict[str, Any] | None = _manifest(data)
+        data = _open(prefix)
+        self.manifest: dict[str, Any] | None = _manifest(prefix, data)
         """As preprocess.py wrote it, or None."""
         self.tokenizer = _find_tokenizer(self.manifest, tokenizer, prefix)
         """Turns its ids into text."""
-        self._data: InstructionDataset | PackedView | IndexedColumn = data
+        self._data: InstructionDataset | PackedView | PreferencePairs | IndexedColumn = data
         if pack_index is not None:
-            if isinstance(data, IndexedColumn):
-                raise UserError(f"--pack-index is for instruction data, and {prefix} is plain text; leave it out")
+            if not isinstance(data, InstructionDataset):
+                raise UserError(f"--pack-index is for instruction data, which {prefix} is not; leave it out")
             self._data = PackedView(data, load_index(pack_index, data), self.tokenizer.pad_id)
         self._segments = self._choose_segments()
 
@@ -110,6 +138,12 @@ class ShownDataset:
     def lengths(self) -> np.ndarray:
         """int32 ``[documents]``: tokens of each, pads too."""
         return self._data.lengths
+
+    def name(self, part: Part) -> str:
+        """What a part of a document is called."""
+        if isinstance(self._data, PreferencePairs):
+            return ("chosen", "rejected")[part.number - 1]
+        return f"sample {part.number}"
 
     def origin(self, number: int) -> str:
         """``FILE:RECORD`` of which a document was made; "" for a packed row, and where no ledger tells."""
@@ -133,7 +167,7 @@ class ShownDataset:
         if isinstance(self._data, IndexedColumn):
             return _whole
         manifest = self.manifest
-        if self._data.has_segments:
+        if isinstance(self._data, PreferencePairs) or self._data.has_segments:
             return lambda sample: np.asarray(sample.segments)
         if manifest is None:
             # A row of one sample looks like a packed one: what ends in pads may be either.
@@ -160,6 +194,16 @@ def _without_pads(sample: Sample, pad_id: int) -> np.ndarray:
     return segments
 
 
+def _open(prefix: str) -> InstructionDataset | PreferencePairs | IndexedColumn:
+    if is_dataset(prefix):
+        return InstructionDataset(prefix)
+    return (
+        PreferencePairs(prefix)
+        if Path(f"{column_path(prefix, PAIR_COLUMNS[0])}.idx").is_file()
+        else _text_column(prefix)
+    )
+
+
 def _text_column(prefix: str) -> IndexedColumn:
     """The column of plain text at a prefix."""
     if _COLUMN_END.search(prefix):
@@ -175,10 +219,10 @@ def _text_column(prefix: str) -> IndexedColumn:
     return IndexedColumn(column_path(prefix, columns[0], packed_name=False))
 
 
-def _manifest(data: InstructionDataset | IndexedColumn) -> dict[str, Any] | None:
+def _manifest(prefix: str, data: InstructionDataset | PreferencePairs | IndexedColumn) -> dict[str, Any] | None:
     """The manifest of a dataset; that of a single column stands under the prefix that the column's name begins with."""
-    if isinstance(data, InstructionDataset):
-        return data.manifest
+    if not isinstance(data, IndexedColumn):
+        return read_manifest(prefix)
     column = Path(data.path)
     for length in range(len(column.name), 0, -1):
         manifest = read_manifest(column.with_name(column.name[:length]))

@@ -97,7 +97,7 @@ def render(dataset: ShownDataset, found: Survey, documents: Sequence[int]) -> st
         facts=_facts(dataset, found),
         length_bars=_length_bars(found.length),
         share_bars=_percent_bars(found.share),
-        fill_bars=_percent_bars(found.filled / np.maximum(found.row, 1)) if _is_packed(found) else [],
+        fill_bars=_percent_bars(found.filled / np.maximum(found.row, 1)) if (found.filled < found.row).any() else [],
         ledger=_ledger(dataset.manifest),
         oddities=[(case.name, len(case.samples), case.detail(int(case.samples[0]))) for case in odd],
         documents=[part for number in documents for part in _shown_document(dataset, number)],
@@ -108,10 +108,6 @@ def render(dataset: ShownDataset, found: Survey, documents: Sequence[int]) -> st
             for sample in case.samples[:_ODDEST]
         ],
     )
-
-
-def _is_packed(found: Survey) -> bool:
-    return len(found.length) > len(found.row) or bool((found.filled < found.row).any())
 
 
 def _facts(dataset: ShownDataset, found: Survey) -> list[tuple[str, str]]:
@@ -184,9 +180,8 @@ def _shown_sample(dataset: ShownDataset, found: Survey, sample: int, why: str) -
 def _shown_part(dataset: ShownDataset, number: int, part: Part, why: str) -> ShownPart:
     if not part.number:
         return ShownPart(f"document {number}: {len(part.input_ids):,} pads", why, [])
-    heading = (
-        f"document {number}, sample {part.number}: {len(part.input_ids):,} tokens, {int(part.learnt.sum()):,} learnt"
-    )
+    tokens = f"{len(part.input_ids):,} tokens, {int(part.learnt.sum()):,} learnt"
+    heading = f"document {number}, {dataset.name(part)}: {tokens}"
     origin = dataset.origin(number)
     heading += f", from {origin}" if origin else ""
     left_out = len(part.input_ids) - _FIRST_TOKENS - _LAST_TOKENS

@@ -39,7 +39,7 @@ def lines(dataset: ShownDataset, document: Document, coloured: bool) -> Iterator
             continue
         if samples > 1:
             learnt = int(part.learnt.sum())
-            yield Text(f"-- sample {part.number}: {len(part.input_ids):,} tokens, {learnt:,} learnt", BORDER)
+            yield Text(f"-- {dataset.name(part)}: {len(part.input_ids):,} tokens, {learnt:,} learnt", BORDER)
         yield _coloured(dataset, part) if coloured else _bracketed(dataset, part)
 
 

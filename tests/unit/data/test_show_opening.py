@@ -19,6 +19,7 @@ from mindspeed_ift.data.pack_index import build_index
 from mindspeed_ift.data.packing import PackRules
 from mindspeed_ift.data.preprocess import preprocess
 from mindspeed_ift.data.show.opening import ShownDataset
+from mindspeed_ift.data.show.survey import survey
 from mindspeed_ift.data.tokenizer import load_tokenizer
 from tests.shared_paths import SHARED, needs_shared
 from tests.tiny_tokenizer import make_tiny_tokenizer
@@ -99,6 +100,18 @@ def test_pads_at_the_end_are_found_without_manifest(config: PreprocessConfig, to
     manifest_path(prefix).unlink()
     last = list(ShownDataset(prefix, str(tokenizer))[0].parts())[-1]
     assert last.number == 0 and set(last.input_ids.tolist()) == {load_tokenizer(tokenizer).pad_id}
+
+
+def test_pairs_are_shown_side_by_side(config: PreprocessConfig, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"instruction": "q", "chosen": "good", "rejected": "bad one"}\n' * 2)
+    dataset = ShownDataset(prepared(config, handler_name="AlpacaStylePairwiseHandler"))
+    better, worse = dataset[1].parts()
+    assert (dataset.name(better), dataset.name(worse)) == ("chosen", "rejected")
+    learnt = [dataset.tokenizer.decode(part.input_ids[part.learnt]) for part in (better, worse)]
+    assert learnt == ["good<|im_end|>\n", "bad one<|im_end|>\n"]
+    found = survey(dataset)
+    assert found.document.tolist() == [0, 0, 1, 1] and found.row.tolist() == dataset.lengths.tolist()
+    assert dataset.origin(1) == f"{tmp_path}/in.jsonl:2"
 
 
 def test_rows_of_a_pack_index(config: PreprocessConfig, tmp_path: Path) -> None:
