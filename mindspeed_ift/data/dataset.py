@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.data.indexed import IndexedColumn, column_path, manifest_path, read_manifest
+from mindspeed_ift.data.indexed import WEIGHTS, IndexedColumn, column_path, manifest_path, read_manifest
 from mindspeed_ift.data.sample import IGNORED_LABEL, Sample
 
 COLUMNS = ("input_ids", "labels", "attention_mask")
@@ -67,7 +67,8 @@ class InstructionDataset:
         _check_files(self.prefix)
         self.manifest = read_manifest(self.prefix)
         """What preprocess.py noted (see there), or None for a dataset of MindSpeed-LLM."""
-        self._columns = {name: IndexedColumn(column_path(self.prefix, name)) for name in COLUMNS}
+        weights = (WEIGHTS,) if Path(f"{column_path(self.prefix, WEIGHTS)}.idx").is_file() else ()
+        self._columns = {name: IndexedColumn(column_path(self.prefix, name)) for name in (*COLUMNS, *weights)}
         self.lengths: np.ndarray = np.asarray(self._columns["input_ids"].lengths)
         """int32 ``[samples]``: number of tokens of each sample."""
         self._check_columns()
@@ -79,7 +80,13 @@ class InstructionDataset:
     def __getitem__(self, number: int) -> Sample:
         """The sample of that number, as views of the mapped files."""
         segments = self._columns["attention_mask"][number] if self.has_segments else None
-        return Sample(self._columns["input_ids"][number], self._columns["labels"][number], segments)
+        weights = self._columns[WEIGHTS][number] if self.has_weights else None
+        return Sample(self._columns["input_ids"][number], self._columns["labels"][number], segments, weights)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether labels have shares in the loss other than 0 and 1 (`Sample.loss_weights`)."""
+        return WEIGHTS in self._columns
 
     @cached_property
     def has_segments(self) -> bool:
@@ -130,7 +137,7 @@ class InstructionDataset:
     def _check_columns(self) -> None:
         if len(self) == 0:
             raise UserError(f"dataset {self.prefix} holds no samples; prepare it again from records that are kept")
-        for name in COLUMNS[1:]:
+        for name in list(self._columns)[1:]:
             lengths = self._columns[name].lengths
             if len(lengths) != len(self):
                 raise UserError(

@@ -26,8 +26,10 @@ from mindspeed_ift.data.staging import GrowingFile, Mark, Staging, publish, repo
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
 _HEADER = struct.Struct("<9sQBQQ")
-_DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
-_INT32_CODE = 4
+_DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 7: np.float32, 8: np.uint16}
+_CODES = {np.dtype(np.int32): 4, np.dtype(np.float32): 7}
+WEIGHTS = "loss_weights"
+"""Column of the labels' shares in the loss, float32; there only if some record asks for other shares than 0 and 1."""
 _DOCUMENTS_AT_ONCE = 1 << 18
 
 
@@ -40,6 +42,11 @@ def column_path(prefix: str | Path, column: str, packed_name: bool = True) -> st
         packed_name: Instruction data is called ``_packed_`` whether packed or not; plain text is not.
     """
     return f"{prefix}_{'packed_' if packed_name else ''}{column}_document"
+
+
+def column_dtype(column: str) -> np.dtype:
+    """What a column holds: float32 for `WEIGHTS`, int32 for all others."""
+    return np.dtype("<f4" if column == WEIGHTS else "<i4")
 
 
 def manifest_path(prefix: str | Path) -> Path:
@@ -121,9 +128,10 @@ class IndexedColumn:
             raise UserError(
                 f"{index} has index version {version}, this program reads version {_VERSION}; prepare the dataset again"
             )
-        if code not in _DTYPES:
+        is_float = code in _DTYPES and _DTYPES[code] is np.float32
+        if code not in _DTYPES or is_float is not index.name.endswith(f"_{WEIGHTS}_document.idx"):
             raise UserError(
-                f"{index} holds values of dtype code {code}, which are no token ids; prepare the dataset again"
+                f"{index} holds values of dtype code {code}, which are none of such a column; prepare the dataset again"
             )
         return np.dtype(_DTYPES[code]).newbyteorder("<"), count, documents
 
@@ -143,13 +151,21 @@ class ColumnWriter:
         path: Final path without suffix.
         folder: Where the files grow.
         marks: Go on from there (see `GrowingFile`); None begins anew.
+        dtype: Of the values, see `column_dtype`.
 
     Raises:
         ChangedFile: A file is not as its mark says.
     """
 
-    def __init__(self, path: str, folder: Path, marks: Mapping[str, Mark] | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        folder: Path,
+        marks: Mapping[str, Mark] | None = None,
+        dtype: np.dtype | None = None,
+    ) -> None:
         self.path = path
+        self.dtype = dtype or column_dtype("")
         self.folder = folder
         self.name = os.path.basename(path)
         self.values, self._lengths = (
@@ -166,11 +182,19 @@ class ColumnWriter:
         """Add documents.
 
         Args:
-            values: int32 ``[sum of lengths]``, the documents one after the other.
+            values: int32 (or the column's dtype) ``[sum of lengths]``, the documents one after the other.
             lengths: int32 ``[documents]``.
         """
-        self.values.write(np.ascontiguousarray(values, dtype="<i4").data)
+        self.values.write(np.ascontiguousarray(values, dtype=self.dtype).data)
         self._lengths.write(np.ascontiguousarray(lengths, dtype="<i4").data)
+
+    def read_back(self) -> tuple[np.ndarray, np.ndarray]:
+        """What was appended so far: values and lengths, mapped."""
+        self.marks()
+        return tuple(
+            np.memmap(file.path, dtype, "r") if file.path.stat().st_size else np.zeros(0, dtype)
+            for file, dtype in ((self.values, self.dtype), (self._lengths, np.dtype("<i4")))
+        )
 
     def marks(self) -> dict[str, Mark]:
         """Of the files as they are now."""
@@ -182,7 +206,7 @@ class ColumnWriter:
         count = self._lengths.path.stat().st_size // 4
         lengths = np.memmap(self._lengths.path, "<i4", "r") if count else np.zeros(0, "<i4")
         index = GrowingFile(self.folder / f"{self.name}.idx")
-        index.write(_HEADER.pack(_MAGIC, _VERSION, _INT32_CODE, count, count + 1))
+        index.write(_HEADER.pack(_MAGIC, _VERSION, _CODES[self.dtype], count, count + 1))
         offset = 0
         blocks = [slice(start, start + _DOCUMENTS_AT_ONCE) for start in range(0, count, _DOCUMENTS_AT_ONCE)]
         for block in blocks:
@@ -238,16 +262,24 @@ class DatasetWriter:
         try:
             with report_write_errors(self.prefix):
                 for column in columns:
-                    self.columns[column] = ColumnWriter(column_path(prefix, column, packed_name), self.folder, marks)
+                    self.add_column(column, packed_name, marks)
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
+
+    def add_column(self, column: str, packed_name: bool = True, marks: Mapping[str, Mark] | None = None) -> None:
+        """Have one column more; what the others hold already must be appended to it.
+
+        Arguments as of the class.
+        """
+        path = column_path(self.prefix, column, packed_name)
+        self.columns[column] = ColumnWriter(path, self.folder, marks, column_dtype(column))
 
     def append(self, values: Mapping[str, np.ndarray], lengths: np.ndarray | Mapping[str, np.ndarray]) -> None:
         """Add documents to every column.
 
         Args:
-            values: Column -> int32 ``[sum of lengths]``.
+            values: Column -> int32 (or the column's dtype) ``[sum of lengths]``.
             lengths: int32 ``[documents]``, of all columns alike or by column.
         """
         with report_write_errors(self.prefix):
@@ -281,7 +313,9 @@ class DatasetWriter:
         with report_write_errors(self.prefix):
             aside = self.folder / target.name
             aside.write_text(json.dumps(complete, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-            publish(self.folder, target.parent, [*complete["files"], target.name])
+            weights = os.path.basename(column_path(self.prefix, WEIGHTS))
+            obsolete = [] if WEIGHTS in self.columns else [f"{weights}.idx", f"{weights}.bin"]
+            publish(self.folder, target.parent, [*complete["files"], target.name], obsolete)
         return complete
 
     def __enter__(self) -> DatasetWriter:

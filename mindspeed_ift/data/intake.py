@@ -20,14 +20,16 @@ import mindspeed_ift
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.hub import HubDataset
-from mindspeed_ift.data.indexed import DatasetWriter
+from mindspeed_ift.data.indexed import WEIGHTS, DatasetWriter
+from mindspeed_ift.data.learning import plain_weights
 from mindspeed_ift.data.ledger import Ledger
 from mindspeed_ift.data.ledger_file import LedgerFile
 from mindspeed_ift.data.records import Readable
-from mindspeed_ift.data.staging import ChangedFile, Mark, Staging, mark_of
+from mindspeed_ift.data.staging import ChangedFile, Mark, Staging, mark_of, report_write_errors
 from mindspeed_ift.data.workers import EncodedChunk
 
 SECONDS_BETWEEN_MARKS = 2.0
+_BLOCK = 1 << 20
 _NOT_OF_THE_BYTES = (
     *("output_prefix", "workers", "tokenizer_backend", "log_interval", "cache_dir", "max_drop_fraction", "dry_run"),
     *("num_shards", "shard_index", "merge_shards"),
@@ -125,12 +127,26 @@ class Intake:
     def add(self, chunk: EncodedChunk) -> None:
         """Take in what became of the next records."""
         values = dict(chunk.values)
+        if WEIGHTS in values and WEIGHTS not in self.writer.columns:
+            self._add_weights()
+        if WEIGHTS in self.writer.columns and WEIGHTS not in values:
+            values[WEIGHTS] = plain_weights(values["labels"])
         if "attention_mask" in self.writer.columns:
             values["attention_mask"] = np.ones_like(values["input_ids"])
         lengths = {name: chunk.lengths.get(name, chunk.lengths.get("input_ids")) for name in self.writer.columns}
         self.writer.append(values, lengths)
         self.rows.append(chunk.ledger.entries)
         self.ledger.merge(chunk.ledger)
+
+    def _add_weights(self) -> None:
+        """Give the samples so far the weights that their labels say."""
+        labels, lengths = self.writer.columns["labels"].read_back()
+        self.writer.add_column(WEIGHTS)
+        weights = self.writer.columns[WEIGHTS]
+        with report_write_errors(self.writer.prefix):
+            for start in range(0, len(labels), _BLOCK):
+                weights.append(plain_weights(labels[start : start + _BLOCK]), np.zeros(0, np.int32))
+            weights.append(np.zeros(0, np.float32), lengths)
 
     @property
     def is_due(self) -> bool:

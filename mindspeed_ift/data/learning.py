@@ -122,6 +122,11 @@ class Learning:
         return low
 
 
+def plain_weights(labels: np.ndarray) -> np.ndarray:
+    """The weights of labels that all count alike: float32 ``[n]``, 1 where one is learnt, else 0."""
+    return (labels != IGNORED_LABEL).astype(np.float32)
+
+
 def weighed(sample: Sample, weights: np.ndarray) -> Sample:
     """The sample with labels only where there is weight, and with the weights if they are not all 0 or 1.
 

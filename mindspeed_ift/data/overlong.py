@@ -66,8 +66,7 @@ def cut_sample(sample: Sample, seq_length: int, policy: Overlong) -> Sample:
         kept: slice | np.ndarray = slice(0, seq_length)
     else:
         kept = _kept_positions(sample.labels, seq_length)
-    segments = None if sample.segments is None else sample.segments[kept]
-    return Sample(sample.input_ids[kept], sample.labels[kept], segments)
+    return sample.part(kept)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mindspeed_ift.config.data import PreprocessConfig
-from mindspeed_ift.data.indexed import DatasetWriter, IndexedColumn
+from mindspeed_ift.data.indexed import WEIGHTS, DatasetWriter, IndexedColumn
 from mindspeed_ift.data.packing import PackRules, describe_packs, pack
 from mindspeed_ift.data.packing_algorithms import ranges
 from mindspeed_ift.data.sample import IGNORED_LABEL
@@ -30,7 +30,7 @@ def write_packed(
 
     Args:
         writer: Of the rows.
-        stored: ``input_ids`` and ``labels`` of the samples, a document each.
+        stored: ``input_ids`` and ``labels`` of the samples, a document each, and `WEIGHTS` if there are some.
         config: Length of a row, kind of packing.
         pad_id: Fills samples and rows up.
         report: Takes a line that says how full the rows are.
@@ -72,7 +72,7 @@ def _rows(
     rules: PackRules,
     pad_id: int,
 ) -> dict[str, np.ndarray]:
-    """Some rows of all three columns, each int32 ``[rows * seq_length]``; the mask numbers the samples of a row from 1.
+    """Some rows of all columns, each ``[rows * seq_length]``; the mask numbers the samples of a row from 1.
 
     Args:
         stored: The samples that wait, one after the other.
@@ -89,6 +89,8 @@ def _rows(
     source, target = ranges(offsets, lengths), ranges(places, lengths)
     size = len(sizes) * rules.seq_length
     rows = {"input_ids": np.full(size, pad_id, np.int32), "labels": np.full(size, IGNORED_LABEL, np.int32)}
+    if WEIGHTS in stored:
+        rows[WEIGHTS] = np.zeros(size, np.float32)
     for name, values in rows.items():
         values[target] = stored[name][source]
     mask = np.zeros(size, np.int32)

@@ -42,6 +42,7 @@ class PackedView:
         size = self.index.rules.seq_length
         ids, labels = np.full(size, self.pad_id, np.int32), np.full(size, IGNORED_LABEL, np.int32)
         segments = np.zeros(size, np.int32)
+        weights = np.zeros(size, np.float32) if self.dataset.has_weights else None
         first, stop = (int(end) for end in self.index.packs.starts[number : number + 2])
         spaces = self.index.rules.spaces(self.index.taken[first:stop])
         start = 0
@@ -51,8 +52,10 @@ class PackedView:
             ids[start : start + len(part)] = part.input_ids
             labels[start : start + len(part)] = part.labels
             segments[start : start + space] = segment
+            if weights is not None:
+                weights[start : start + len(part)] = part.loss_weights
             start += space
-        return Sample(ids, labels, segments)
+        return Sample(ids, labels, segments, weights)
 
     def check_fits(self, vocab_size: int) -> None:
         """See `InstructionDataset.check_fits`."""
@@ -64,7 +67,7 @@ class PackedView:
             return whole
         kept = self.index.cut.kept(whole.labels)
         assert len(kept) == taken, "the index counts other tokens than the sample has"
-        return Sample(whole.input_ids[kept], whole.labels[kept])
+        return whole.part(kept)
 
 
 def packed_samples(dataset: InstructionDataset, data: TrainingDataFlags, seed: int, pad_id: int) -> Samples:

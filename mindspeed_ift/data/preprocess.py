@@ -30,7 +30,7 @@ from mindspeed_ift.data.formats import (
     make_format,
 )
 from mindspeed_ift.data.hub import load_hub_dataset, read_parameters
-from mindspeed_ift.data.indexed import DatasetWriter, IndexedColumn
+from mindspeed_ift.data.indexed import WEIGHTS, DatasetWriter, IndexedColumn, column_path
 from mindspeed_ift.data.intake import InputMarks, Intake, fingerprint, open_intake
 from mindspeed_ift.data.ledger import Ledger
 from mindspeed_ift.data.ledger_file import ledger_path
@@ -221,7 +221,8 @@ def _publish(
     if config.pack:
         writer.finish()
         stored = {name: IndexedColumn(column.aside) for name, column in writer.columns.items()}
-        writer = DatasetWriter(config.output_prefix, COLUMNS, staging=place)
+        columns = (*COLUMNS, *(name for name in stored if name == WEIGHTS))
+        writer = DatasetWriter(config.output_prefix, columns, staging=place)
         counts |= write_packed(writer, stored, config, work.tokenizer.pad_id, report)
     ledger_file = place.folder / ledger_path(config.output_prefix).name
     with report_write_errors(ledger_file):
@@ -236,9 +237,12 @@ def _writer(config: PreprocessConfig, form: Format, waits: Staging, marks: Mappi
         return DatasetWriter(config.output_prefix, form.json_keys, packed_name=False, staging=waits, marks=marks)
     if form.makes_pairs:
         return DatasetWriter(config.output_prefix, PAIR_COLUMNS, staging=waits, marks=marks)
+    prefix, columns = config.output_prefix, COLUMNS
     if config.pack:
-        return DatasetWriter(f"{config.output_prefix}.samples", SAMPLE_COLUMNS, staging=waits, marks=marks)
-    return DatasetWriter(config.output_prefix, COLUMNS, staging=waits, marks=marks)
+        prefix, columns = f"{prefix}.samples", SAMPLE_COLUMNS
+    if f"{os.path.basename(column_path(prefix, WEIGHTS))}.bin" in (marks or {}):
+        columns = (*columns, WEIGHTS)
+    return DatasetWriter(prefix, columns, staging=waits, marks=marks)
 
 
 @contextlib.contextmanager

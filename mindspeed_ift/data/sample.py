@@ -31,6 +31,15 @@ class Sample:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def part(self, kept: slice | np.ndarray) -> Sample:
+        """The tokens at some positions, with all that belongs to them."""
+        return Sample(
+            self.input_ids[kept],
+            self.labels[kept],
+            None if self.segments is None else self.segments[kept],
+            None if self.loss_weights is None else self.loss_weights[kept],
+        )
+
     @property
     def learnt_tokens(self) -> int:
         """How many labels are learnt."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data import workers
+from mindspeed_ift.data.indexed import column_dtype
 from mindspeed_ift.data.ledger import Entry, Ledger, Outcome
 from mindspeed_ift.data.staging import ChangedFile, GrowingFile, Mark, Staging, mark_of, publish, report_write_errors
 from mindspeed_ift.data.workers import EncodedChunk
@@ -87,7 +88,7 @@ class ShareWriter:
         }
         with report_write_errors(self.prefix):
             for name in chunk.lengths:
-                self._files["values"].write(np.ascontiguousarray(chunk.values[name], "<i4").data)
+                self._files["values"].write(np.ascontiguousarray(chunk.values[name], column_dtype(name)).data)
             self._files["chunks"].write(json.dumps(line).encode() + b"\n")
         self.ledger.merge(chunk.ledger)
         self.done += 1
@@ -216,7 +217,10 @@ def _read_chunks(prefix: str) -> Iterator[EncodedChunk]:
             ledger = Ledger.from_state(found["ledger"])
             ledger.entries = [Entry(file, record, Outcome(out), *rest) for file, record, out, *rest in found["entries"]]
             yield EncodedChunk(
-                {name: np.fromfile(values, "<i4", int(each.sum(dtype=np.int64))) for name, each in lengths.items()},
+                {
+                    name: np.fromfile(values, column_dtype(name), int(each.sum(dtype=np.int64)))
+                    for name, each in lengths.items()
+                },
                 lengths,
                 ledger,
             )

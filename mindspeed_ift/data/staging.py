@@ -212,7 +212,7 @@ class Staging:
         self.close()
 
 
-def publish(source: Path, target: Path, names: Sequence[str]) -> None:
+def publish(source: Path, target: Path, names: Sequence[str], obsolete: Sequence[str] = ()) -> None:
     """Move files to their place; whoever looks in between finds no dataset that looks whole.
 
     The old manifest and the old indices go first, so that no index ever stands beside values of another dataset; new
@@ -222,6 +222,7 @@ def publish(source: Path, target: Path, names: Sequence[str]) -> None:
         source: Folder in which all of them lie.
         target: Folder that they go to.
         names: Of the files.
+        obsolete: Of files that an earlier dataset may have had there, and this one has not.
     """
     for name in names:
         with (source / name).open("rb") as file:
@@ -229,7 +230,7 @@ def publish(source: Path, target: Path, names: Sequence[str]) -> None:
     (source / _PROGRESS).unlink(missing_ok=True)
     *files, manifest = names
     indices = [name for name in files if name.endswith(".idx")]
-    for name in [manifest, *indices]:
+    for name in [manifest, *indices, *obsolete]:
         (target / name).unlink(missing_ok=True)
     for name in [*(name for name in files if name not in indices), *indices, manifest]:
         os.replace(source / name, target / name)

@@ -28,8 +28,11 @@ from mindspeed_ift.data.encode import CUT_NOTE, SPLIT_NOTE, EncodeOptions, Encod
 from mindspeed_ift.data.encode_pairs import PAIR_COLUMNS, encode_pairs
 from mindspeed_ift.data.fast_tokenizer import PACKAGE, is_installed
 from mindspeed_ift.data.formats import OPTIONAL_COLUMNS, Format, TextFormat
+from mindspeed_ift.data.indexed import WEIGHTS
+from mindspeed_ift.data.learning import plain_weights
 from mindspeed_ift.data.ledger import Ledger
 from mindspeed_ift.data.records import Origin, Record
+from mindspeed_ift.data.sample import Sample
 from mindspeed_ift.data.template_choice import get_template, make_encoder
 from mindspeed_ift.data.template_files import Row
 from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
@@ -38,8 +41,6 @@ CHUNK = 500
 """Records a worker takes at a time."""
 PROOF = 100
 """Records on which a fast encoder is held to the exact one."""
-
-WEIGHT_REASON = "a message's weight is neither 0 nor 1, which a dataset cannot hold"
 
 Chunk = list[tuple[Record, Origin]]
 
@@ -69,7 +70,7 @@ class EncodedChunk:
 
     Attributes:
         values: Column -> int32 ``[sum of lengths]``: ``input_ids`` and ``labels``, or the columns of pairs or
-            of plain text.
+            of plain text; `WEIGHTS`, float32, too if a record asks for it.
         lengths: Column -> int32 ``[samples]``.
         ledger: The account of these records.
     """
@@ -123,9 +124,6 @@ class Worker:
             if isinstance(result, DropRecord):
                 _drop(ledger, origin, result)
                 continue
-            if any(sample.loss_weights is not None for sample in result.samples):
-                _drop(ledger, origin, LeaveOut(WEIGHT_REASON))
-                continue
             samples += result.samples
             ledger.keep(
                 origin,
@@ -136,14 +134,8 @@ class Worker:
                 cut_tokens=result.cut_tokens,
             )
         lengths = np.array([len(sample) for sample in samples], np.int32)
-        return EncodedChunk(
-            {
-                "input_ids": _joined([sample.input_ids for sample in samples]),
-                "labels": _joined([sample.labels for sample in samples]),
-            },
-            {"input_ids": lengths, "labels": lengths},
-            ledger,
-        )
+        values = _columns(samples)
+        return EncodedChunk(values, dict.fromkeys(values, lengths), ledger)
 
     def _encode_pairs(self, chunk: Chunk, ledger: Ledger, encoder: Encoder) -> EncodedChunk:
         converted = [self._convert(record) for record, _ in chunk]
@@ -369,6 +361,18 @@ def _encode(job: Job, chunk: Chunk, use_fast: bool) -> EncodedChunk:
 
 def _drop(ledger: Ledger, origin: Origin, reason: DropRecord) -> None:
     ledger.drop(origin, str(reason), malformed=reason.malformed, cut_tokens=reason.cut_tokens)
+
+
+def _columns(samples: list[Sample]) -> dict[str, np.ndarray]:
+    values = {
+        "input_ids": _joined([sample.input_ids for sample in samples]),
+        "labels": _joined([sample.labels for sample in samples]),
+    }
+    given = [sample.loss_weights for sample in samples]
+    if any(one is not None for one in given):
+        weights = [plain_weights(sample.labels) if one is None else one for sample, one in zip(samples, given)]
+        values[WEIGHTS] = np.concatenate(weights)
+    return values
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.data.indexed import IndexedColumn, column_path, manifest_path, read_manifest
+from mindspeed_ift.data.indexed import WEIGHTS, IndexedColumn, column_path, manifest_path, read_manifest
 from mindspeed_ift.data.ledger_file import ledger_path
 from mindspeed_ift.data.sample import IGNORED_LABEL
 from mindspeed_ift.data.staging import mark_of
@@ -150,6 +150,7 @@ class _Group:
     ids: IndexedColumn
     labels: IndexedColumn
     mask: IndexedColumn | None
+    weights: IndexedColumn | None
 
 
 class _Contents:
@@ -166,7 +167,7 @@ class _Contents:
         self.prefix, self.manifest, self.columns, self.report = prefix, manifest, columns, report
         self.vocab_size = vocab_size or manifest.get("vocab_size")
         self.groups = [
-            _Group(column, columns[f"{kind}labels"], columns.get(f"{kind}attention_mask"))
+            _Group(column, *(columns.get(f"{kind}{one}") for one in ("labels", "attention_mask", WEIGHTS)))
             for name, column in columns.items()
             if name.endswith("input_ids") and f"{(kind := name.removesuffix('input_ids'))}labels" in columns
         ]
@@ -195,7 +196,7 @@ class _Contents:
     def _check_lengths(self, check: Check) -> None:
         first = next(iter(self.columns.values()))
         for group in self.groups:
-            for other in (group.labels, group.mask):
+            for other in (group.labels, group.mask, group.weights):
                 if other is not None and not np.array_equal(other.lengths, group.ids.lengths):
                     check.problems.append(
                         f"{other.path} and {group.ids.path} have documents of other lengths: they are not of one run"
@@ -216,7 +217,7 @@ class _Contents:
     def _check_ids(self, check: Check) -> None:
         count = 0
         for name, column in self.columns.items():
-            if name.endswith(("labels", "attention_mask")):
+            if name.endswith(("labels", "attention_mask", WEIGHTS)):
                 continue
             count += len(column.values)
             found = _Finding(column, "id {value}, which is none of the vocabulary")
@@ -234,11 +235,17 @@ class _Contents:
         labels = _Finding(group.labels, "label {value} where the id is another")
         masks = _Finding(group.mask or group.ids, self._mask_fault)
         pads = _Finding(group.ids, "id {value} where a pad must be, or a pad that is learnt")
+        weights = _Finding(group.weights or group.labels, "weight {value} where nothing, or all, is learnt")
         count = 0
         for start, stop, first in _document_blocks(group.ids):
             ids, marks = group.ids.values[start:stop], group.labels.values[start:stop]
             labels.add(start, self._mislabelled(ids, marks), marks)
             self.learnt += int(np.count_nonzero(marks != IGNORED_LABEL))
+            if group.weights is not None:
+                shares = group.weights.values[start:stop]
+                weights.add(
+                    start, ~np.isfinite(shares) | (shares < 0) | ((shares > 0) != (marks != IGNORED_LABEL)), shares
+                )
             if group.mask is None:
                 continue
             mask = group.mask.values[start:stop]
@@ -250,7 +257,7 @@ class _Contents:
                 self.pad = int(ids[blank][0]) if self.pad is None else self.pad
                 pads.add(start, blank & ((ids != self.pad) | (marks != IGNORED_LABEL)), ids)
                 count += int(np.count_nonzero(blank))
-        labels_check.problems += labels.lines()
+        labels_check.problems += labels.lines() + weights.lines()
         mask_check.problems += masks.lines() + pads.lines()
         labels_check.examined = f"{self.learnt:,} learnt, each its own id"
         kind = "samples numbered in each row" if self.neat else "all ones"
@@ -305,7 +312,7 @@ class _Finding:
         if wrong.any():
             if not self.count:
                 place = int(wrong.argmax())
-                self.position, self.value = start + place, int(values[place])
+                self.position, self.value = start + place, values[place].item()
             self.count += int(np.count_nonzero(wrong))
 
     def lines(self) -> list[str]:
