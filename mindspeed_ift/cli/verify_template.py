@@ -75,6 +75,7 @@ def _print(report: Report) -> None:
         table.add_column(name, justify="right" if name == "records" else "left")
     for mode in report.modes:
         table.add_row(_options(mode), "equal, token for token", f"{mode.equal:,}")
+        table.add_row("", "prompts equal, not the answers", f"{mode.prompts_equal - mode.equal:,}")
         for kind, count in mode.differ.most_common():
             table.add_row("", Text(f"differ first in: {kind}"), f"{count:,}")
     for reason, count in report.certificate.left_out.items():
@@ -86,6 +87,12 @@ def _print(report: Report) -> None:
             f"equal: served with {_options(best)}, the model sees what --prompt-type {name} trains it on"
             f" ({certificate.records:,} records)"
         )
+    elif certificate.prompts_equal == certificate.records:
+        print(
+            f"prompts equal: served with {_options(best)}, the model is asked as --prompt-type {name} trains it, but the"
+            f" chat template writes its answers otherwise in {certificate.records - certificate.equal:,} of"
+            f" {certificate.records:,} records"
+        )
     else:
         print(
             f"differs: the chat template shows the model something else than --prompt-type {name} trains it on, in"
@@ -95,4 +102,4 @@ def _print(report: Report) -> None:
 
 
 def _options(mode: Mode) -> str:
-    return ", ".join(f"{name}={value}" for name, value in mode.serve_with.items()) or "no options"
+    return ", ".join(f"{name}={value!r}" for name, value in mode.serve_with.items()) or "no options"

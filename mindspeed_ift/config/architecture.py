@@ -161,6 +161,9 @@ class Architecture:
             "rope_theta": self.rotary_base,
             "tie_word_embeddings": self.tied,
             "torch_dtype": dtype,
+            # The first that knows Qwen3. Without it, transformers takes the folder's tokenizer for a faulty one of
+            # Mistral's and says so at every load.
+            "transformers_version": "4.51.0",
             "use_cache": True,
             "vocab_size": self.vocab_size,
         }

@@ -27,9 +27,10 @@ class Certificate:
         enable_thinking: Mode of training.
         tokenizer_sha256: `Tokenizer.fingerprint`.
         chat_template_sha256: Of the source of the chat template.
-        serve_with: Options of the chat template with which most records are equal.
+        serve_with: Options of the chat template, and perhaps a ``system`` prompt, with which most records are equal.
         records: Records that were compared.
         equal: Those of which every prompt and the whole are equal, token for token.
+        prompts_equal: Those of which every prompt is.
         differ: Kind of the first difference -> records.
         left_out: Reason -> records that are no samples.
     """
@@ -39,9 +40,10 @@ class Certificate:
     enable_thinking: str
     tokenizer_sha256: str
     chat_template_sha256: str
-    serve_with: dict[str, bool]
+    serve_with: dict[str, bool | str]
     records: int
     equal: int
+    prompts_equal: int
     differ: dict[str, int]
     left_out: dict[str, int]
 
@@ -52,7 +54,9 @@ class Certificate:
 
     def as_dict(self) -> dict[str, Any]:
         """For a file: the attributes, the verdict, and the hash over these."""
-        content = {**asdict(self), "verdict": "equal" if self.holds else "differs"}
+        prompts = self.prompts_equal == self.records > 0
+        verdict = "equal" if self.holds else "prompts equal" if prompts else "differs"
+        content = {**asdict(self), "verdict": verdict}
         return {**content, "sha256": _hash(content)}
 
 
@@ -77,10 +81,11 @@ def check_certificate(recorded: Mapping[str, Any] | None, template_sha256: str |
         raise UserError(f"the template certificate of {where} is not about its template; run verify-template again")
     if recorded["verdict"] == "equal":
         return None
+    records, otherwise, prompts = (recorded["records"] - recorded.get(key, 0) for key in ("", "equal", "prompts_equal"))
     return (
-        f"the template certificate of {where}: the tokenizer's chat template writes"
-        f" {recorded['records'] - recorded['equal']} of {recorded['records']} records otherwise than --prompt-type"
-        f" {recorded['prompt_type']}; ask the tuned model with that --prompt-type, as generate does"
+        f"the template certificate of {where}: the tokenizer's chat template writes {otherwise} of {records} records"
+        f" otherwise than --prompt-type {recorded['prompt_type']} ({prompts} in a prompt); ask the tuned model with that"
+        " --prompt-type, as generate does"
     )
 
 

@@ -22,6 +22,9 @@ HISTORY = "an answer that is history"
 ANSWER = "the last answer"
 ENDING = "what follows the last answer"
 
+WHOLE = "the whole conversation"
+"""Where every prompt is equal and yet something differs: an answer, or what follows it."""
+
 _BEFORE, _AFTER = 3, 12
 _SIGNS_OF_THOUGHT = ("<think>", "</think>")
 
@@ -32,7 +35,7 @@ class Difference:
 
     Attributes:
         kind: Of the difference, one of the phrases above.
-        where: Prompt number or the whole conversation.
+        where: Number of the prompt, or `WHOLE`.
         trained: Ids that training wrote.
         served: Ids that the chat template writes; none where it refuses.
         position: First place at which they differ.
@@ -57,7 +60,7 @@ class Difference:
         return rows
 
 
-def compare(encoder: Encoder, conversation: Conversation, options: Mapping[str, bool]) -> Difference | None:
+def compare(encoder: Encoder, conversation: Conversation, serve_with: Mapping[str, bool | str]) -> Difference | None:
     """The first difference, prompt by prompt and then as a whole; None where there is none.
 
     What follows the last answer may differ in white space: generation has stopped there.
@@ -65,12 +68,14 @@ def compare(encoder: Encoder, conversation: Conversation, options: Mapping[str, 
     Args:
         encoder: As training writes.
         conversation: Of the user's records.
-        options: For the chat template (``enable_thinking``, say).
+        serve_with: Options for the chat template (``enable_thinking``); ``system``: a system prompt for conversations
+            without one.
 
     Raises:
         DropRecord: Training cannot write the conversation.
     """
-    sent = _as_sent(encoder, conversation)
+    options = {name: value for name, value in serve_with.items() if name != "system"}
+    sent = _as_sent(encoder, conversation, str(serve_with.get("system", "")))
     turns = encoder.turn_ids(conversation)
     last = len(turns) - 1
     places: list[tuple[int, str]] = []
@@ -85,14 +90,14 @@ def compare(encoder: Encoder, conversation: Conversation, options: Mapping[str, 
                 return found
         trained = trained + target
         places.append((len(trained), HISTORY if number < last else ANSWER))
-    return _differ(encoder, sent, trained, options, "the whole conversation", places)
+    return _differ(encoder, sent, trained, options, WHOLE, places)
 
 
 def _differ(
     encoder: Encoder,
     conversation: Conversation,
     trained: list[int],
-    options: Mapping[str, bool],
+    options: Mapping[str, bool | str],
     where: str,
     places: list[tuple[int, str]],
 ) -> Difference | None:
@@ -140,7 +145,7 @@ def _kind(
     return next((kind for end, kind in places if position < end), ENDING)
 
 
-def _as_sent(encoder: Encoder, conversation: Conversation) -> Conversation:
+def _as_sent(encoder: Encoder, conversation: Conversation, system: str) -> Conversation:
     """The conversation as a client sends it: each tool wrapped as OpenAI does, and no thoughts where training has none."""
     messages = conversation.messages
     if encoder.template.thinking and encoder.options.enable_thinking == "false":
@@ -148,4 +153,5 @@ def _as_sent(encoder: Encoder, conversation: Conversation) -> Conversation:
         messages = tuple(one for pair in zip(messages[::2], thoughtless) for one in pair)
     tools = parse_tools(conversation.tools) if conversation.tools.strip() else []
     wrapped = [tool if tool.get("type") == "function" else {"type": "function", "function": tool} for tool in tools]
-    return replace(conversation, messages=messages, tools=json.dumps(wrapped, ensure_ascii=False) if wrapped else "")
+    described = json.dumps(wrapped, ensure_ascii=False) if wrapped else ""
+    return Conversation(messages, conversation.system or system, described)

@@ -21,6 +21,7 @@ from mindspeed_ift.data.records import find_datasets, read_records
 from mindspeed_ift.data.template_certificate import Certificate
 from mindspeed_ift.data.template_choice import find_row, get_template, make_encoder
 from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
+from mindspeed_ift.verify import comparison
 from mindspeed_ift.verify.comparison import Difference, compare
 
 Sample = tuple[str, Conversation | DropRecord]
@@ -36,14 +37,16 @@ class Mode:
     """What one way to serve came to.
 
     Attributes:
-        serve_with: Options of the chat template.
+        serve_with: Options of the chat template, and ``system`` for a system prompt that the client sends.
         equal: Records without a difference.
+        prompts_equal: Records whose prompts have none.
         differ: Kind of difference -> records.
         examples: Origin and first difference of some records, of as many kinds as there are.
     """
 
-    serve_with: dict[str, bool]
+    serve_with: dict[str, bool | str]
     equal: int = 0
+    prompts_equal: int = 0
     differ: Counter[str] = field(default_factory=Counter)
     examples: list[tuple[str, Difference]] = field(default_factory=list)
 
@@ -93,9 +96,11 @@ def certify(encoder: Encoder, tokenizer: Tokenizer, samples: Iterable[Sample], e
     if not has_chat_template(tokenizer):
         raise UserError(f"tokenizer {tokenizer.path} has no chat template, so there is nothing to compare with")
     source = str(tokenizer.hugging_face.chat_template)
-    modes = [Mode({})]
+    thinking: list[dict[str, bool | str]] = [{}]
     if "enable_thinking" in source:
-        modes += [Mode({"enable_thinking": False}), Mode({"enable_thinking": True})]
+        thinking += [{"enable_thinking": False}, {"enable_thinking": True}]
+    systems = [{}, *([{"system": encoder.template.default_system}] if encoder.template.default_system else [])]
+    modes = [Mode({**system, **option}) for system in systems for option in thinking]
     records, left_out = 0, Counter[str]()
     for origin, conversation in samples:
         try:
@@ -112,7 +117,7 @@ def certify(encoder: Encoder, tokenizer: Tokenizer, samples: Iterable[Sample], e
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "there are none"
         raise UserError(f"no record could be compared: {reasons}; give --input records that are samples")
     # Stable, so that of equals the one without options is taken.
-    modes.sort(key=lambda mode: -mode.equal)
+    modes.sort(key=lambda mode: (-mode.equal, -mode.prompts_equal))
     certificate = Certificate(
         prompt_type=encoder.template.name,
         template_sha256=encoder.fingerprint,
@@ -122,6 +127,7 @@ def certify(encoder: Encoder, tokenizer: Tokenizer, samples: Iterable[Sample], e
         serve_with=modes[0].serve_with,
         records=records,
         equal=modes[0].equal,
+        prompts_equal=modes[0].prompts_equal,
         differ=dict(modes[0].differ.most_common()),
         left_out=dict(left_out.most_common()),
     )
@@ -158,6 +164,7 @@ def serving_notice(facts: Mapping[str, Any], folder: Path) -> str | None:
 
 
 def _count(mode: Mode, origin: str, difference: Difference | None, examples: int) -> None:
+    mode.prompts_equal += difference is None or difference.where == comparison.WHOLE
     if difference is None:
         mode.equal += 1
         return

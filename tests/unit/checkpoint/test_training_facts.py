@@ -36,6 +36,6 @@ def test_a_generation_asks_as_training_did(tmp_path: Path, capsys: pytest.Captur
     assert "asked with --prompt-type qwen3, but the model was trained with qwen" in capsys.readouterr().out
     with pytest.raises(UserError, match="made with another definition of --prompt-type qwen"):
         _encoder(GenerateConfig(load=tmp_path), {**facts, "template_sha256": "0" * 64})
-    other = Certificate("qwen", "0" * 64, "none", "", "", {}, 1, 1, {}, {}).as_dict()
+    other = Certificate("qwen", "0" * 64, "none", "", "", {}, 1, 1, 1, {}, {}).as_dict()
     with pytest.raises(UserError, match="not about its template"):
         _encoder(GenerateConfig(load=tmp_path), {**facts, KEY: other})

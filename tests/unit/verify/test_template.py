@@ -70,7 +70,7 @@ def test_qwen3_sees_what_it_is_trained_on(thinking: str, answer: str, serve_with
 @pytest.mark.parametrize(
     ("template", "name", "conversation", "kind"),
     [
-        (PLAIN, "qwen", talk("one", "two"), comparison.SYSTEM),
+        (PLAIN, "default", talk("one", "two"), comparison.SYSTEM),
         (PLAIN, "qwen3_nothink", talk("one", "two", tools=TOOLS), comparison.TOOLS),
         (REFUSING, "qwen3_nothink", talk("one", "two", system="s"), comparison.REFUSED),
         (None, "qwen3", talk("one", "<think>\nhm\n</think>\n\ntwo", "three", "four"), comparison.THOUGHTS),
@@ -114,6 +114,11 @@ def test_same_text_in_other_tokens(tmp_path: Path) -> None:
     assert found.certificate.differ == {comparison.TOKENS: 1}
 
 
+def test_a_default_system_prompt_can_be_sent(tmp_path: Path) -> None:
+    found = report(folder(tmp_path, PLAIN), "qwen", talk("one", "two"), talk("one", "two", system="s"))
+    assert found.certificate.holds and found.certificate.serve_with == {"system": "You are a helpful assistant."}
+
+
 def test_only_the_last_prompt_counts_where_only_it_is_learnt(tmp_path: Path) -> None:
     conversation = talk("one", "<think>\nhm\n</think>\n\ntwo", "three", "four")
     path = folder(tmp_path)
@@ -125,6 +130,13 @@ def test_white_space_behind_the_end_does_not_count(tmp_path: Path) -> None:
     path = folder(tmp_path, PLAIN)
     assert report(path, "qwen", talk("one", "two", system="s")).certificate.holds
     assert report(path, "chatml", talk("one", "two", "three", "four")).certificate.holds
+
+
+def test_prompts_may_be_equal_where_answers_are_not(tmp_path: Path) -> None:
+    """Qwen3's template puts an empty thought in front of an answer that is there, but not where it shall come."""
+    found = report(folder(tmp_path), "qwen", talk("one", "two"))
+    assert found.certificate.as_dict()["verdict"] == "prompts equal" and found.certificate.differ == {"thoughts": 1}
+    assert found.certificate.serve_with == {"system": "You are a helpful assistant."}
 
 
 def test_differences_are_aligned(tmp_path: Path) -> None:
@@ -160,7 +172,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     said = capsys.readouterr().out
     assert "equal: served with enable_thinking=False" in said and "no sample: 'output' is missing or null" in said
     assert json.loads(output.read_text(encoding="utf-8"))["verdict"] == "equal"
-    assert command("--tokenizer-name-or-path", str(tokenizer), *common) == 1
+    assert command("--tokenizer-name-or-path", str(tokenizer), "--prompt-type", "default", *common) == 1
     said = capsys.readouterr().out
     assert "in.json:1: prompt 1: system prompt" in said and "trained" in said and "served" in said
     assert "1 of 1 records" in said and json.loads(output.read_text(encoding="utf-8"))["verdict"] == "differs"
@@ -202,8 +214,8 @@ def test_the_certificate_of_a_dataset(tmp_path: Path) -> None:
 
 
 def certificate(**changes: Any) -> Certificate:
-    given = {"records": 2, "equal": 1, "differ": {"x": 1}, "left_out": {}, "serve_with": {}, **changes}
-    return Certificate("qwen", "a" * 64, "none", "b" * 64, "c" * 64, **given)
+    given = {"records": 2, "equal": 1, "prompts_equal": 1, "differ": {"x": 1}, "left_out": {}, **changes}
+    return Certificate("qwen", "a" * 64, "none", "b" * 64, "c" * 64, {}, **given)
 
 
 def test_a_certificate_is_held_to_its_template(tmp_path: Path) -> None:
@@ -222,7 +234,7 @@ def test_an_exported_model_is_told_how_to_be_asked(tmp_path: Path) -> None:
     path = folder(tmp_path / "own")
     assert serving_notice({}, path) is None
     assert serving_notice({"prompt_type": "qwen3", "enable_thinking": "true"}, path) is None
-    notice = serving_notice({"prompt_type": "qwen", "template_row": None}, path) or ""
-    assert "(--prompt-type qwen; first difference: system prompt" in notice and "as generate does" in notice
+    notice = serving_notice({"prompt_type": "default", "template_row": None}, path) or ""
+    assert "(--prompt-type default; first difference: system prompt" in notice and "as generate does" in notice
     (path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}', encoding="utf-8")
     assert "has no chat template" in (serving_notice({"prompt_type": "qwen"}, path) or "")
