@@ -20,7 +20,7 @@ from mindspeed_ift.checkpoint.transforms import from_shards, to_shard
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.convert import ConvertConfig
 from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.config.layout import Layout, padded_vocab_size
+from mindspeed_ift.config.layout import Layout, layout_of, padded_vocab_size
 
 TRAINING_FACTS = ("prompt_type", "template_row", "template_sha256", "template_certificate", "enable_thinking")
 """What of a checkpoint's manifest says how its model was trained to be asked."""
@@ -106,13 +106,11 @@ def _shards(
 ) -> list[dict[str, Tensor]]:
     """State dicts of a stage, one a tensor rank; those of ``base`` with the adapters of ``folder``."""
     size, stages = manifest["layout"]["tensor"], manifest["stage_layers"]
-    shards = [megatron.read_shard(folder, rank, number, len(stages))["model"] for rank in range(size)]
+    shards = [_read_stage(folder, manifest, rank, number) for rank in range(size)]
     if base is None:
         return shards
     if megatron.read_manifest(base) is not None:
-        return [
-            megatron.read_shard(base, rank, number, len(stages))["model"] | shard for rank, shard in enumerate(shards)
-        ]
+        return [_read_stage(base, manifest, rank, number) | shard for rank, shard in enumerate(shards)]
     return [
         hugging_face_shard(
             base,
@@ -127,6 +125,16 @@ def _shards(
         | shard
         for rank, shard in enumerate(shards)
     ]
+
+
+def _read_stage(folder: Path, manifest: dict[str, Any], rank: int, number: int) -> dict[str, Tensor]:
+    """One tensor rank's state dict of a stage, which may be one of several of its pipeline rank."""
+    pipeline, stages = manifest["layout"]["pipeline"], len(manifest["stage_layers"])
+    shard = megatron.read_shard(folder, rank, number % pipeline, pipeline)
+    key = megatron.model_keys(stages // pipeline)[number // pipeline]
+    if key not in shard:
+        raise UserError(f"{folder} has no {key} in the file of tensor rank {rank}; it is not as its manifest says")
+    return shard[key]
 
 
 def _merged(
@@ -224,7 +232,7 @@ def _newest(flag: str, source: Path) -> Path:
 
 def _to_megatron(config: ConvertConfig, source: Path, target: Path) -> str:
     architecture = Architecture.from_hugging_face(source)
-    layout = Layout(config.target_tensor_parallel_size, config.target_pipeline_parallel_size)
+    layout = layout_of(config.target_layout, config.target_tensor_parallel_size * config.target_pipeline_parallel_size)
     for count in (architecture.num_attention_heads, architecture.num_query_groups, architecture.ffn_hidden_size):
         if count % layout.tensor:
             raise UserError(
@@ -267,19 +275,21 @@ def _write_stages(
     """Write every rank's shard; returns the dtype of the weights, and what is said of the files."""
     dtype, files = "", {}
     stages = layout.stage_layers(architecture.num_layers)
-    for number, layers in enumerate(stages):
+    keys = megatron.model_keys(len(stages) // layout.pipeline)
+    for place in range(layout.pipeline):
         for rank in range(layout.tensor):
-            weights = hugging_face_shard(
-                source,
-                architecture,
-                layers=layers,
-                first_stage=number == 0,
-                last_stage=number == len(stages) - 1,
-                tensor_size=layout.tensor,
-                tensor_rank=rank,
-                padded_vocab=padded,
-            )
-            dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
-            state = {"checkpoint_version": 3.0, "iteration": 0, "model": weights}
-            files |= megatron.write_shard(staging, rank, number, len(stages), state)
+            state: dict[str, Any] = {"checkpoint_version": 3.0, "iteration": 0}
+            for key, number in zip(keys, range(place, len(stages), layout.pipeline), strict=True):
+                state[key] = hugging_face_shard(
+                    source,
+                    architecture,
+                    layers=stages[number],
+                    first_stage=number == 0,
+                    last_stage=number == len(stages) - 1,
+                    tensor_size=layout.tensor,
+                    tensor_rank=rank,
+                    padded_vocab=padded,
+                )
+            dtype = str(next(iter(state[keys[0]].values())).dtype).removeprefix("torch.")
+            files |= megatron.write_shard(staging, rank, place, layout.pipeline, state)
     return dtype, files

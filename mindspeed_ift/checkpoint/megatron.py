@@ -33,6 +33,11 @@ def staging_folder(directory: Path, iteration: int) -> Path:
     return Path(directory) / f".iter_{iteration:07d}.saving"
 
 
+def model_keys(chunks: int) -> list[str]:
+    """Under which names a rank's file keeps its stages: Megatron's, which numbers several."""
+    return ["model"] if chunks == 1 else [f"model{number}" for number in range(chunks)]
+
+
 def begin_save(directory: Path, iteration: int) -> Path:
     """Make an empty staging folder, once, before any rank writes."""
     staging = staging_folder(directory, iteration)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.layout import LayoutFlags
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,24 @@ class ConvertConfig:
     """Tensor parallel size to write."""
     target_pipeline_parallel_size: int = 1
     """Pipeline parallel size to write."""
+    num_layers_per_virtual_pipeline_stage: int | None = None
+    """Layers of one chunk to write, where a pipeline device holds several."""
+    num_layer_list: str | None = None
+    """Layers of each pipeline device to write, with commas between; default: as many everywhere."""
     make_vocab_size_divisible_by: int = 1
     """Pad the embedding to this times the tensor parallel size."""
     dry_run: bool = False
     """Print the resolved configuration and stop."""
+
+    @property
+    def target_layout(self) -> LayoutFlags:
+        """The layout to write, as training's flags would say it."""
+        return LayoutFlags(
+            self.target_tensor_parallel_size,
+            self.target_pipeline_parallel_size,
+            num_layers_per_virtual_pipeline_stage=self.num_layers_per_virtual_pipeline_stage,
+            num_layer_list=self.num_layer_list,
+        )
 
     def check(self) -> None:
         """Refuse what cannot be converted.

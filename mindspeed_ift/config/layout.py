@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -33,7 +34,9 @@ class LayoutFlags:
     expert_model_parallel_size: int = 1
     """Devices that share the experts of a mixture (EP). Not yet: only 1."""
     num_layers_per_virtual_pipeline_stage: int | None = None
-    """Layers of one interleaved pipeline piece (VPP). Not yet: leave it out."""
+    """Layers of one chunk: each pipeline device then holds several, which are run in turn (VPP, interleaved 1F1B)."""
+    num_layer_list: str | None = None
+    """Layers of each pipeline device, with commas between: 11,13,19,21. Default: as many everywhere."""
     use_distributed_optimizer: bool = False
     """Shard optimizer state and main weights over the data parallel devices."""
     overlap_grad_reduce: bool = False
@@ -56,6 +59,8 @@ class Layout:
         context: context parallel size.
         ulysses: neighbouring context ranks that exchange positions for heads; divides ``context``.
         gather_keys: the other context ranks gather each other's keys, instead of passing them around a ring.
+        chunk_layers: layers of one chunk where a pipeline rank holds several; None: one chunk a rank.
+        layer_list: layers of each pipeline rank; empty: as many everywhere.
     """
 
     tensor: int = 1
@@ -65,6 +70,8 @@ class Layout:
     context: int = 1
     ulysses: int = 1
     gather_keys: bool = False
+    chunk_layers: int | None = None
+    layer_list: tuple[int, ...] = ()
 
     @property
     def world(self) -> int:
@@ -88,17 +95,41 @@ class Layout:
         return math.lcm(chunks, self.context * (self.tensor if self.sequence_parallel else 1))
 
     def stage_layers(self, num_layers: int) -> list[range]:
-        """The global, zero-based layer numbers each pipeline stage holds.
+        """The global, zero-based layer numbers of each stage, in the order in which a token meets them.
+
+        Stage ``s`` lies on pipeline rank ``s % pipeline``, as its chunk ``s // pipeline``.
 
         Raises:
-            UserError: the layers do not divide evenly.
+            UserError: the layers do not divide.
         """
-        if num_layers % self.pipeline:
+        flag = f"--pipeline-model-parallel-size {self.pipeline}"
+        if self.layer_list:
+            if len(self.layer_list) != self.pipeline or sum(self.layer_list) != num_layers:
+                raise UserError(
+                    f"--num-layer-list {','.join(map(str, self.layer_list))} must name {self.pipeline} numbers ({flag}) that"
+                    f" sum up to {num_layers} layers"
+                )
+            counts = list(self.layer_list)
+        elif self.chunk_layers is not None:
+            if num_layers % (self.pipeline * self.chunk_layers):
+                raise UserError(
+                    f"{num_layers} layers do not divide over {flag} x --num-layers-per-virtual-pipeline-stage"
+                    f" {self.chunk_layers}; choose divisors"
+                )
+            counts = [self.chunk_layers] * (num_layers // self.chunk_layers)
+        elif num_layers % self.pipeline:
             raise UserError(
-                f"{num_layers} layers do not divide over --pipeline-model-parallel-size {self.pipeline}; choose a divisor"
+                f"{num_layers} layers do not divide over {flag}; choose a divisor, or say with --num-layer-list who"
+                " holds how many"
             )
-        per_stage = num_layers // self.pipeline
-        return [range(stage * per_stage, (stage + 1) * per_stage) for stage in range(self.pipeline)]
+        else:
+            counts = [num_layers // self.pipeline] * self.pipeline
+        ends = list(itertools.accumulate(counts, initial=0))
+        return [range(start, stop) for start, stop in itertools.pairwise(ends)]
+
+    def chunks(self, num_layers: int) -> int:
+        """Stages of each pipeline rank (Megatron's virtual pipeline size)."""
+        return len(self.stage_layers(num_layers)) // self.pipeline
 
 
 def layout_of(flags: LayoutFlags, world_size: int) -> Layout:
@@ -130,7 +161,33 @@ def layout_of(flags: LayoutFlags, world_size: int) -> Layout:
         context=context,
         ulysses=_ulysses_degree(flags),
         gather_keys=flags.context_parallel_algo == "kvallgather_cp_algo" and context > 1,
+        chunk_layers=_chunk_layers(flags),
+        layer_list=_layer_list(flags),
     )
+
+
+def _chunk_layers(flags: LayoutFlags) -> int | None:
+    layers = flags.num_layers_per_virtual_pipeline_stage
+    if layers is None:
+        return None
+    if layers < 1:
+        raise UserError(f"--num-layers-per-virtual-pipeline-stage {layers} must be at least 1")
+    if flags.pipeline_model_parallel_size < 2:
+        raise UserError("--num-layers-per-virtual-pipeline-stage needs --pipeline-model-parallel-size over 1")
+    if flags.num_layer_list is not None:
+        raise UserError("--num-layers-per-virtual-pipeline-stage and --num-layer-list exclude each other; give one")
+    return layers
+
+
+def _layer_list(flags: LayoutFlags) -> tuple[int, ...]:
+    if flags.num_layer_list is None:
+        return ()
+    numbers = [part.strip() for part in flags.num_layer_list.split(",")]
+    if not all(number.isdigit() and int(number) for number in numbers):
+        raise UserError(
+            f"--num-layer-list {flags.num_layer_list} must be numbers over 0 with commas between: 11,13,19,21"
+        )
+    return tuple(map(int, numbers))
 
 
 def _ulysses_degree(flags: LayoutFlags) -> int:

@@ -37,9 +37,13 @@ def check_layout(config: TuneConfig, architecture: Architecture, layout: Layout)
             raise UserError(
                 f"--tensor-model-parallel-size {layout.tensor} does not divide {count} {name}; choose a divisor"
             )
-    layout.stage_layers(architecture.num_layers)
     _vocabulary_fits(config, architecture, layout)
-    num_micro_batches(config, layout)
+    micro_batches = num_micro_batches(config, layout)
+    if layout.chunks(architecture.num_layers) > 1 and micro_batches % layout.pipeline:
+        raise UserError(
+            f"--num-layers-per-virtual-pipeline-stage needs a multiple of {layout.pipeline} micro-batches a step (the"
+            f" pipeline's size), not {micro_batches}; change --global-batch-size"
+        )
     _heads_fit(architecture, layout)
 
 
@@ -81,10 +85,7 @@ def _vocabulary_fits(config: TuneConfig, architecture: Architecture, layout: Lay
 
 def _not_yet(config: TuneConfig) -> None:
     layout = config.layout
-    for flag, given in (
-        ("--expert-model-parallel-size over 1", layout.expert_model_parallel_size > 1),
-        ("--num-layers-per-virtual-pipeline-stage", layout.num_layers_per_virtual_pipeline_stage is not None),
-    ):
+    for flag, given in (("--expert-model-parallel-size over 1", layout.expert_model_parallel_size > 1),):
         if given:
             raise UserError(f"{flag} is not supported yet; leave it out")
 

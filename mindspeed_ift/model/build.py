@@ -51,20 +51,22 @@ class Qwen3Model(GPTModel):
     """
 
     def __init__(
-        self, config: TransformerConfig, architecture: Architecture, options: ModelOptions, groups: Groups
+        self, config: TransformerConfig, architecture: Architecture, options: ModelOptions, groups: Groups, chunk: int
     ) -> None:
-        layers = groups.layout.stage_layers(architecture.num_layers)[groups.pipeline_rank]
+        stages, stage = groups.layout.stage_layers(architecture.num_layers), groups.stage(chunk)
+        layers = stages[stage]
         super().__init__(
             config,
             block_spec(config, len(layers), architecture.qk_layernorm, options.lora),
             vocab_size=options.padded_vocab,
             max_sequence_length=architecture.max_position_embeddings,
-            pre_process=groups.first_stage,
-            post_process=groups.last_stage,
+            pre_process=stage == 0,
+            post_process=stage == len(stages) - 1,
             share_embeddings_and_output_weights=architecture.tied,
             position_embedding_type="rope",
             rotary_base=architecture.rotary_base,
             pg_collection=groups.collection,
+            vp_stage=chunk if groups.chunks > 1 else None,
         )
         self.architecture, self.options, self.layer_numbers = architecture, options, layers
         self.rotary_pos_emb = PositionRotary(architecture.kv_channels, architecture.rotary_base)
@@ -114,13 +116,21 @@ class Qwen3Model(GPTModel):
         )
 
 
-def build_model(architecture: Architecture, options: ModelOptions, groups: Groups) -> Qwen3Model:
-    """Build this rank's stage on the current device; with adapters, all else frozen."""
+def build_stages(architecture: Architecture, options: ModelOptions, groups: Groups) -> list[Qwen3Model]:
+    """Build this rank's stages on the current device; with adapters, all else frozen."""
     config = transformer_config(architecture, options, groups)
-    model = Qwen3Model(config, architecture, options, groups)
-    if options.lora is not None:
-        freeze(model, options.lora)
-    return model.to(device=current().torch_device, dtype=options.dtype)
+    stages = [Qwen3Model(config, architecture, options, groups, chunk) for chunk in range(groups.chunks)]
+    for model in stages:
+        if options.lora is not None:
+            freeze(model, options.lora)
+        model.to(device=current().torch_device, dtype=options.dtype)
+    return stages
+
+
+def build_model(architecture: Architecture, options: ModelOptions, groups: Groups) -> Qwen3Model:
+    """`build_stages` for a rank that holds one."""
+    (model,) = build_stages(architecture, options, groups)
+    return model
 
 
 _INIT_METHODS = ("init_method", "output_layer_init_method", "embedding_init_method")
@@ -158,12 +168,16 @@ def transformer_config(architecture: Architecture, options: ModelOptions, groups
         **({} if options.fresh else dict.fromkeys(_INIT_METHODS, _undrawn)),
         tensor_model_parallel_size=groups.layout.tensor,
         pipeline_model_parallel_size=groups.layout.pipeline,
+        pipeline_model_parallel_layout=_pipeline_layout(architecture, groups),
         context_parallel_size=groups.layout.context,
         cp_comm_type=communication_type(groups.layout),
         sequence_parallel=groups.layout.sequence_parallel,
         params_dtype=options.dtype,
         pipeline_dtype=options.dtype,
         bf16=options.dtype is torch.bfloat16,
+        # In one batch, what two ranks that are each other's both neighbours send could not be told apart.
+        overlap_p2p_comm=groups.chunks > 1,
+        batch_p2p_comm=groups.chunks == 1,
         variable_seq_lengths=options.variable_lengths,
         # gloo sends from the tensor's own storage; freeing it while a send is in flight corrupts data without a word.
         deallocate_pipeline_outputs=False,
@@ -182,3 +196,13 @@ def transformer_config(architecture: Architecture, options: ModelOptions, groups
         persist_layer_norm=False,
         apply_rope_fusion=False,
     )
+
+
+def _pipeline_layout(architecture: Architecture, groups: Groups) -> list[list[str]] | None:
+    """Who holds what, in Megatron's words: a list for each stage, in the order in which a token meets them."""
+    if groups.layout.pipeline == 1:
+        return None
+    stages = [["decoder"] * len(layers) for layers in groups.layout.stage_layers(architecture.num_layers)]
+    stages[0].insert(0, "embedding")
+    stages[-1].append("loss")
+    return stages

@@ -27,6 +27,7 @@ class Groups:
         context_rank: position among the context parallel peers.
         data_rank: position among the data parallel replicas: ranks of one number read the same samples.
         collection: Megatron's process groups, for its constructors.
+        chunks: stages of this rank (Megatron's virtual pipeline size).
         owns_world: whether `start` joined the world, so that `stop` leaves it.
     """
 
@@ -37,17 +38,12 @@ class Groups:
     context_rank: int
     data_rank: int
     collection: ProcessGroupCollection
+    chunks: int = 1
     owns_world: bool = True
 
-    @property
-    def first_stage(self) -> bool:
-        """Whether this rank embeds tokens."""
-        return self.pipeline_rank == 0
-
-    @property
-    def last_stage(self) -> bool:
-        """Whether this rank computes the loss."""
-        return self.pipeline_rank == self.layout.pipeline - 1
+    def stage(self, chunk: int) -> int:
+        """Number of the stage that is this rank's ``chunk``: 0 embeds tokens, the last computes the loss."""
+        return chunk * self.layout.pipeline + self.pipeline_rank
 
     @property
     def replica_rank(self) -> int:
@@ -82,11 +78,17 @@ class Groups:
 
 
 def start(
-    layout: Layout, device: Device, *, seed: int, backend: str | None = None, timeout_minutes: int = 30
+    layout: Layout,
+    device: Device,
+    *,
+    seed: int,
+    chunks: int = 1,
+    backend: str | None = None,
+    timeout_minutes: int = 30,
 ) -> Groups:
     """Join the world (``RANK``, ``WORLD_SIZE``, ... as torchrun sets them) and build the groups of ``layout``.
 
-    ``seed`` starts the random generators of the host and of Megatron.
+    ``seed`` starts the random generators of the host and of Megatron; ``chunks`` are the stages that each rank holds.
     """
     owns_world = not dist.is_initialized()
     if owns_world:
@@ -101,6 +103,7 @@ def start(
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
+        virtual_pipeline_model_parallel_size=chunks if chunks > 1 else None,
         context_parallel_size=layout.context,
         hierarchical_context_parallel_sizes=[layout.ulysses, ring] if 1 < layout.ulysses < layout.context else None,
     )
@@ -114,6 +117,7 @@ def start(
         context_rank=parallel_state.get_context_parallel_rank(),
         data_rank=parallel_state.get_data_parallel_rank(),
         collection=ProcessGroupCollection.use_mpu_process_groups(),
+        chunks=chunks,
         owns_world=owns_world,
     )
 

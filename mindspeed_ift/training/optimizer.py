@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,19 +21,23 @@ from mindspeed_ift.mcore import (
 from mindspeed_ift.model.build import Qwen3Model
 
 
-def wrap(model: Qwen3Model, layout: LayoutFlags) -> DistributedDataParallel:
-    """Give the model gradient buffers in fp32 and the reduction over replicas."""
+def wrap(stages: list[Qwen3Model], layout: LayoutFlags) -> list[DistributedDataParallel]:
+    """Give the stages of this rank gradient buffers in fp32 and the reduction over replicas."""
     options = DistributedDataParallelConfig(
         use_distributed_optimizer=layout.use_distributed_optimizer,
         overlap_grad_reduce=layout.overlap_grad_reduce,
         overlap_param_gather=layout.overlap_param_gather,
         grad_reduce_in_fp32=True,
     )
-    return DistributedDataParallel(model.config, options, model)
+    # One bucket for later stages: with several, the schedule starts the reduction of a whole one.
+    return [
+        DistributedDataParallel(stage.config, options, stage, disable_bucketing=number > 0)
+        for number, stage in enumerate(stages)
+    ]
 
 
-def build_optimizer(model: DistributedDataParallel, flags: OptimizerFlags, layout: LayoutFlags) -> Any:
-    """Megatron's AdamW over ``model``, and the hooks its schedule needs in the model's config.
+def build_optimizer(model: list[DistributedDataParallel], flags: OptimizerFlags, layout: LayoutFlags) -> Any:
+    """Megatron's AdamW over the stages of a rank, and the hooks its schedule needs in their config.
 
     Weight decay spares biases and norms (Megatron's rule: one-dimensional parameters).
     """
@@ -52,15 +57,20 @@ def build_optimizer(model: DistributedDataParallel, flags: OptimizerFlags, layou
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        optimizer = get_megatron_optimizer(config, [model])
-    core = model.config
+        optimizer = get_megatron_optimizer(config, model)
+    core = model[0].config
     core.finalize_model_grads_func = finalize_model_grads
     core.grad_scale_func = optimizer.scale_loss
     if layout.overlap_grad_reduce:
-        core.no_sync_func = model.no_sync
+        core.no_sync_func = _one_or_all([stage.no_sync for stage in model])
     if layout.overlap_param_gather:
-        core.param_sync_func = model.start_param_sync
+        core.param_sync_func = _one_or_all([stage.start_param_sync for stage in model])
     return optimizer
+
+
+def _one_or_all(functions: list[Callable[..., Any]]) -> Any:
+    """As Megatron's schedules want them: a function for one stage, a list for several."""
+    return functions[0] if len(functions) == 1 else functions
 
 
 def build_schedule(optimizer: Any, flags: OptimizerFlags) -> OptimizerParamScheduler:

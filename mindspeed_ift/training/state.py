@@ -25,7 +25,7 @@ def save(
     directory: Path,
     iteration: int,
     *,
-    model: Qwen3Model,
+    stages: list[Qwen3Model],
     optimizer: Any,
     schedule: OptimizerParamScheduler,
     groups: Groups,
@@ -40,7 +40,7 @@ def save(
     Args:
         directory: the run's folder.
         iteration: steps done.
-        model: this rank's stage, without the wrapper.
+        stages: this rank's, without the wrapper.
         optimizer: Megatron's optimizer.
         schedule: of the learning rate.
         groups: who writes what.
@@ -51,7 +51,7 @@ def save(
     Raises:
         RunError: on every rank, if one has no room or cannot write; nothing is left behind.
     """
-    needed = bytes_of_save(model, optimizer, groups, distributed_optimizer)
+    needed = bytes_of_save(stages, optimizer, groups, distributed_optimizer)
     require_space(directory, needed, "--save", free=groups.gather(free_bytes(directory))[0])
     staging = megatron.staging_folder(directory, iteration)
     if groups.rank == 0:
@@ -59,7 +59,7 @@ def save(
     groups.barrier()
     failure, files = None, {}
     try:
-        files = _write_files(staging, iteration, model, optimizer, schedule, groups, device, distributed_optimizer)
+        files = _write_files(staging, iteration, stages, optimizer, schedule, groups, device, distributed_optimizer)
     except RunError as error:
         failure = str(error)
     # All have written, or all stop: a peer that waits for one that failed would wait for the time-out.
@@ -70,7 +70,7 @@ def save(
             megatron.abandon_save(staging)
         raise RunError(failures[0])
     if groups.rank == 0:
-        manifest = _manifest(model, iteration, groups, distributed_optimizer) | facts
+        manifest = _manifest(stages[0], iteration, groups, distributed_optimizer) | facts
         megatron.commit(staging, directory, iteration, manifest, dict(ChainMap(*(one for _, one in told))))
     groups.barrier()
 
@@ -78,7 +78,7 @@ def save(
 def _write_files(
     staging: Path,
     iteration: int,
-    model: Qwen3Model,
+    stages: list[Qwen3Model],
     optimizer: Any,
     schedule: OptimizerParamScheduler,
     groups: Groups,
@@ -89,8 +89,10 @@ def _write_files(
     place = (staging, groups.tensor_rank, groups.pipeline_rank, groups.layout.pipeline)
     files: megatron.Files = {}
     if groups.model_writer:
-        weights = {name: value for name, value in model.state_dict().items() if _is_saved(model, name, value)}
-        state = {"checkpoint_version": 3.0, "iteration": iteration, "model": _on_host(weights)}
+        state: dict[str, Any] = {"checkpoint_version": 3.0, "iteration": iteration}
+        for key, stage in zip(megatron.model_keys(len(stages)), stages, strict=True):
+            weights = {name: value for name, value in stage.state_dict().items() if _is_saved(stage, name, value)}
+            state[key] = _on_host(weights)
         files |= megatron.write_shard(*place, state, megatron.MODEL_FILE)
     if groups.model_writer or distributed_optimizer:
         state = {
@@ -104,11 +106,12 @@ def _write_files(
     return files
 
 
-def bytes_of_save(model: Qwen3Model, optimizer: Any, groups: Groups, distributed_optimizer: bool) -> int:
+def bytes_of_save(stages: list[Qwen3Model], optimizer: Any, groups: Groups, distributed_optimizer: bool) -> int:
     """What a checkpoint takes on the disk, over all ranks (their own part of it is asked of each)."""
     own = 0
     if groups.model_writer:
-        own += sum(value.nbytes for name, value in model.named_parameters() if _is_saved(model, name, value))
+        for stage in stages:
+            own += sum(value.nbytes for name, value in stage.named_parameters() if _is_saved(stage, name, value))
     if groups.model_writer or distributed_optimizer:
         # In fp32: the main weight and two moments, which are there only after the first step.
         own += sum(12 * parameter.numel() for _, parameter in _parameters(optimizer))
@@ -123,11 +126,10 @@ def _is_saved(model: Qwen3Model, name: str, value: Any) -> bool:
 
 def _manifest(model: Qwen3Model, iteration: int, groups: Groups, distributed_optimizer: bool) -> dict[str, Any]:
     layout = groups.layout
-    stages = layout.stage_layers(model.architecture.num_layers)
     return {
         "architecture": asdict(model.architecture),
         "layout": {key: getattr(layout, key) for key in ("tensor", "pipeline", "context", "data")},
-        "stage_layers": [[stage.start, stage.stop] for stage in stages],
+        "stage_layers": _ranges(layout.stage_layers(model.architecture.num_layers)),
         "padded_vocab_size": model.options.padded_vocab,
         "dtype": str(model.options.dtype).removeprefix("torch."),
         "distributed_optimizer": distributed_optimizer,
@@ -137,9 +139,9 @@ def _manifest(model: Qwen3Model, iteration: int, groups: Groups, distributed_opt
 
 
 def load_model(
-    folder: Path, model: Qwen3Model, groups: Groups, wanted: Callable[[str], bool] = lambda name: True
+    folder: Path, stages: list[Qwen3Model], groups: Groups, wanted: Callable[[str], bool] = lambda name: True
 ) -> None:
-    """Fill the ``wanted`` parameters of this rank's stage from a checkpoint of the same tensor and pipeline layout.
+    """Fill the ``wanted`` parameters of this rank's stages from a checkpoint of the same tensor and pipeline layout.
 
     Raises:
         UserError: another layout or architecture, a missing or damaged file.
@@ -153,10 +155,23 @@ def load_model(
                 f"{folder} was saved with TP {saved['tensor']} PP {saved['pipeline']}, this run has TP {mine['tensor']} "
                 f"PP {mine['pipeline']}; use the saved layout, or convert it with tools/convert_ckpt.py"
             )
-        if manifest["architecture"] != asdict(model.architecture):
+        architecture = stages[0].architecture
+        if manifest["architecture"] != asdict(architecture):
             raise UserError(f"{folder} holds another architecture than the flags describe; give the same architecture")
+        if manifest["stage_layers"] != _ranges(groups.layout.stage_layers(architecture.num_layers)):
+            raise UserError(
+                f"{folder} was saved with other layers on its pipeline devices; give the same --num-layer-list and"
+                " --num-layers-per-virtual-pipeline-stage, or convert it with tools/convert_ckpt.py"
+            )
     shard = megatron.read_shard(folder, groups.tensor_rank, groups.pipeline_rank, groups.layout.pipeline)
-    fill(model, shard["model"], str(folder), wanted)
+    for key, stage in zip(megatron.model_keys(len(stages)), stages, strict=True):
+        if key not in shard:
+            raise UserError(f"{folder} has no {key}: was it saved with another virtual pipeline size?")
+        fill(stage, shard[key], str(folder), wanted)
+
+
+def _ranges(stages: list[range]) -> list[list[int]]:
+    return [[stage.start, stage.stop] for stage in stages]
 
 
 def load_training(

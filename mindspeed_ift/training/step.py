@@ -38,7 +38,7 @@ class StepReport:
 
 
 def train_step(
-    model: DistributedDataParallel,
+    model: list[DistributedDataParallel],
     optimizer: Any,
     schedule: OptimizerParamScheduler,
     batches: Sequence[Batch],
@@ -53,7 +53,8 @@ def train_step(
     Raises:
         RunError: the loss or the gradient norm is not finite; raised before the weights are touched by the loss.
     """
-    model.zero_grad_buffer()
+    for stage in model:
+        stage.zero_grad_buffer()
     optimizer.zero_grad()
     totals = _forward_backward(model, batches, groups, device, forward_only=False)
     if not math.isfinite(totals[0]):
@@ -71,24 +72,33 @@ def train_step(
 
 
 def evaluate_step(
-    model: DistributedDataParallel, batches: Sequence[Batch], groups: Groups, device: Device
+    model: list[DistributedDataParallel], batches: Sequence[Batch], groups: Groups, device: Device
 ) -> tuple[float, float]:
     """(loss sum, learnt tokens) over all replicas, without gradients."""
+    for stage in model:
+        stage.eval()
     with torch.no_grad():
         totals = _forward_backward(model, batches, groups, device, forward_only=True)
+    for stage in model:
+        stage.train()
     return totals[0], totals[1]
 
 
 def _forward_backward(
-    model: DistributedDataParallel, batches: Sequence[Batch], groups: Groups, device: Device, *, forward_only: bool
+    model: list[DistributedDataParallel],
+    batches: Sequence[Batch],
+    groups: Groups,
+    device: Device,
+    *,
+    forward_only: bool,
 ) -> list[float]:
     """[loss sum, learnt tokens, tokens] over the global batch, gradients left in the model."""
     length = batches[0].tokens.shape[1]  # of whole rows, as Megatron wants it
     batches = [_local_part(batch, groups) for batch in batches]
     sums = get_forward_backward_func()(
         forward_step_func=_forward_step,
-        data_iterator=_on_device(batches, device),
-        model=[model],
+        data_iterator=[_on_device(batches, device) for _ in model] if len(model) > 1 else _on_device(batches, device),
+        model=model,
         num_microbatches=len(batches),
         seq_length=length,
         micro_batch_size=batches[0].tokens.shape[0],

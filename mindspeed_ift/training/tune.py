@@ -12,7 +12,7 @@ from mindspeed_ift.checkpoint.disk import free_bytes, in_gigabytes, require_spac
 from mindspeed_ift.config.layout import padded_vocab_size
 from mindspeed_ift.data.batch import Batch
 from mindspeed_ift.devices.device import Device, current
-from mindspeed_ift.model.build import ModelOptions, Qwen3Model, build_model
+from mindspeed_ift.model.build import ModelOptions, Qwen3Model, build_stages
 from mindspeed_ift.model.lora import start_adapters
 from mindspeed_ift.model.weights import fill, without_adapters
 from mindspeed_ift.parallel import groups as process_groups
@@ -36,18 +36,19 @@ def tune(plan: Plan) -> None:
         plan.layout,
         device,
         seed=config.optimizer.seed,
+        chunks=plan.layout.chunks(plan.architecture.num_layers),
         backend=config.run.collective_backend,
         timeout_minutes=config.run.distributed_timeout_minutes,
     )
     _say(groups, f"device: {device.kind} ({device.reason}); kernels: {device.kernel_notice}")
-    stage = build_model(plan.architecture, _model_options(plan), groups)
-    _load_weights(plan, stage, groups)
-    model = wrap(stage, config.layout)
+    stages = build_stages(plan.architecture, _model_options(plan), groups)
+    _load_weights(plan, stages, groups)
+    model = wrap(stages, config.layout)
     optimizer = build_optimizer(model, config.optimizer, config.layout)
     schedule = build_schedule(optimizer, config.optimizer)
     done, consumed = _resume(plan, optimizer, schedule, groups, device)
-    _check_space(plan, done, stage, optimizer, groups)
-    _loop(plan, done, consumed, stage, model, optimizer, schedule, groups, device)
+    _check_space(plan, done, stages, optimizer, groups)
+    _loop(plan, done, consumed, stages, model, optimizer, schedule, groups, device)
     process_groups.stop(groups)
 
 
@@ -55,7 +56,7 @@ def _loop(
     plan: Plan,
     done: int,
     consumed: int,
-    stage: Qwen3Model,
+    stages: list[Qwen3Model],
     model: Any,
     optimizer: Any,
     schedule: Any,
@@ -88,7 +89,7 @@ def _loop(
             state.save(
                 config.run.save,
                 iteration,
-                model=stage,
+                stages=stages,
                 optimizer=optimizer,
                 schedule=schedule,
                 groups=groups,
@@ -108,9 +109,7 @@ def _evaluate(plan: Plan, iteration: int, model: Any, groups: Groups, device: De
     batches = _validation_batches(plan, groups.data_rank)
     if not batches:
         return
-    model.eval()
     loss, learnt = evaluate_step(model, batches, groups, device)
-    model.train()
     if learnt:
         metrics.evaluation(iteration, loss / learnt)
 
@@ -122,6 +121,8 @@ def _validation_batches(plan: Plan, data_rank: int) -> list[Batch]:
     passes = min(plan.config.run.eval_iters * plan.micro_batches, -(-len(plan.valid) // per_pass))
     if not passes:
         return []
+    if plan.layout.chunks(plan.architecture.num_layers) > 1:  # the interleaved schedule takes whole rounds
+        passes = -(-passes // plan.layout.pipeline) * plan.layout.pipeline
     batches = plan.samples(plan.valid, data_rank, shuffle=False).take(0, passes)
     for number, batch in enumerate(batches):
         rows = torch.arange(micro) + number * per_pass + data_rank * micro
@@ -148,32 +149,34 @@ def _model_options(plan: Plan) -> ModelOptions:
     )
 
 
-def _load_weights(plan: Plan, stage: Qwen3Model, groups: Groups) -> None:
+def _load_weights(plan: Plan, stages: list[Qwen3Model], groups: Groups) -> None:
     sources = plan.sources
     if sources.hugging_face is not None:
         folder = sources.hugging_face
-        weights = hugging_face_shard(
-            folder,
-            plan.architecture,
-            layers=stage.layer_numbers,
-            first_stage=groups.first_stage,
-            last_stage=groups.last_stage,
-            tensor_size=groups.layout.tensor,
-            tensor_rank=groups.tensor_rank,
-            padded_vocab=stage.options.padded_vocab,
-        )
-        fill(stage, weights, str(folder), without_adapters)
+        for stage in stages:
+            weights = hugging_face_shard(
+                folder,
+                plan.architecture,
+                layers=stage.layer_numbers,
+                first_stage=stage.pre_process,
+                last_stage=stage.post_process,
+                tensor_size=groups.layout.tensor,
+                tensor_rank=groups.tensor_rank,
+                padded_vocab=stage.options.padded_vocab,
+            )
+            fill(stage, weights, str(folder), without_adapters)
         _say(groups, f"weights: {folder} (Hugging Face)")
     elif sources.weights is not None:
-        state.load_model(sources.weights, stage, groups, without_adapters)
+        state.load_model(sources.weights, stages, groups, without_adapters)
         _say(groups, f"weights: {sources.weights}")
     else:
         _say(groups, "weights: fresh (no --load)")
     if sources.adapters is not None:
-        state.load_model(sources.adapters, stage, groups, plan.config.lora.is_trained)
+        state.load_model(sources.adapters, stages, groups, plan.config.lora.is_trained)
         _say(groups, f"adapters: {sources.adapters}")
     elif plan.config.lora.active:
-        start_adapters(stage, stage.layer_numbers, plan.config.optimizer.seed)
+        for stage in stages:
+            start_adapters(stage, stage.layer_numbers, plan.config.optimizer.seed)
         _say(groups, f"adapters: fresh, on {' '.join(plan.config.lora.lora_target_modules)}")
 
 
@@ -201,12 +204,12 @@ def _resume(plan: Plan, optimizer: Any, schedule: Any, groups: Groups, device: D
     return done, int(manifest.get("consumed_samples", done * plan.rows_of_a_step))
 
 
-def _check_space(plan: Plan, done: int, stage: Qwen3Model, optimizer: Any, groups: Groups) -> None:
+def _check_space(plan: Plan, done: int, stages: list[Qwen3Model], optimizer: Any, groups: Groups) -> None:
     """Refuse a run whose first checkpoint would find no room, before hours are spent on it."""
     run, total = plan.config.run, plan.config.optimizer.train_iters or 0
     if run.save is None or done >= total:
         return
-    each = state.bytes_of_save(stage, optimizer, groups, plan.config.layout.use_distributed_optimizer)
+    each = state.bytes_of_save(stages, optimizer, groups, plan.config.layout.use_distributed_optimizer)
     free = groups.gather(free_bytes(run.save))[0]
     require_space(run.save, each, "--save", free)
     count = -(-total // (run.save_interval or total)) - done // (run.save_interval or total)

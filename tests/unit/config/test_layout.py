@@ -49,6 +49,33 @@ def test_stages_hold_equal_runs_of_layers(pipeline: int, layers: int, expected: 
     assert Layout(pipeline=pipeline).stage_layers(layers) == expected
 
 
+def test_stages_of_several_chunks_and_of_unequal_lengths() -> None:
+    """Stage s lies on pipeline rank s % PP as chunk s // PP, in the order in which a token meets them."""
+    interleaved = layout_of(LayoutFlags(1, 2, num_layers_per_virtual_pipeline_stage=1), 2)
+    assert interleaved.stage_layers(4) == [range(0, 1), range(1, 2), range(2, 3), range(3, 4)]
+    assert interleaved.chunks(4) == 2 and interleaved.chunks(2) == 1
+    uneven = layout_of(LayoutFlags(1, 3, num_layer_list="1, 3,2"), 3)
+    assert uneven.stage_layers(6) == [range(0, 1), range(1, 4), range(4, 6)] and uneven.chunks(6) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (LayoutFlags(1, 1, num_layers_per_virtual_pipeline_stage=1), "needs --pipeline-model-parallel-size over 1"),
+        (LayoutFlags(1, 2, num_layers_per_virtual_pipeline_stage=0), "must be at least 1"),
+        (LayoutFlags(1, 2, num_layers_per_virtual_pipeline_stage=2, num_layer_list="3,3"), "exclude each other"),
+        (LayoutFlags(1, 2, num_layers_per_virtual_pipeline_stage=2), "6 layers do not divide"),
+        (LayoutFlags(1, 2, num_layer_list="3,2"), "must name 2 numbers .* that sum up to 6 layers"),
+        (LayoutFlags(1, 2, num_layer_list="2,2,2"), "must name 2 numbers"),
+        (LayoutFlags(1, 2, num_layer_list="6,0"), "must be numbers over 0 with commas between"),
+        (LayoutFlags(1, 2, num_layer_list="a,b"), "must be numbers over 0 with commas between"),
+    ],
+)
+def test_stages_that_do_not_fit_are_refused(flags: LayoutFlags, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        layout_of(flags, 2).stage_layers(6)
+
+
 @pytest.mark.parametrize(("pipeline", "layers"), [(2, 3), (4, 2), (3, 64)])
 def test_layers_that_do_not_divide_are_refused(pipeline: int, layers: int) -> None:
     with pytest.raises(

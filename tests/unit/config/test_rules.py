@@ -19,7 +19,6 @@ GOOD = "--data-path data --train-iters 100"
 # Flags beside GOOD -> what the message must say.
 BROKEN = [
     ("--expert-model-parallel-size 2", "--expert-model-parallel-size over 1 is not supported yet"),
-    ("--num-layers-per-virtual-pipeline-stage 2", "--num-layers-per-virtual-pipeline-stage is not supported yet"),
     ("--lora-target-modules q_proj", "--lora-target-modules q_proj is no module; give some of: linear_qkv"),
     ("--lora-target-modules linear_qkv --lora-r 0", "--lora-r 0 and --lora-alpha 32 must be at least 1"),
     ("--lora-target-modules linear_qkv --lora-dropout 1", "--lora-dropout 1.0 must be at least 0 and less than 1"),

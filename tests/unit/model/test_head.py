@@ -121,7 +121,7 @@ def test_computed_again_it_adds_to_megatrons_buffer(
         process_groups.tensor_parallel.model_parallel_cuda_manual_seed(1)
         torch.manual_seed(1)
         model = build_model(architecture, ModelOptions(padded_vocab=PADDED), groups)
-        wrapped = wrap(model, LayoutFlags())
+        (wrapped,) = wrap([model], LayoutFlags())
         wrapped.zero_grad_buffer()
         labels, mask = _inputs()[2:]
         for shift in (0, 1):

@@ -65,11 +65,11 @@ def test_one_update_written_out(distributed: bool, clip: float) -> None:
     flags = OptimizerFlags(lr=1e-2, clip_grad=clip, train_iters=1, lr_decay_style="constant", **adam)
     layout = LayoutFlags(use_distributed_optimizer=distributed)
     with world_of_one() as groups:
-        model = wrap(tiny_model(groups), layout)
+        model = wrap([tiny_model(groups)], layout)
         optimizer = build_optimizer(model, flags, layout)
         build_schedule(optimizer, flags)  # it also tells each group its weight decay
         before, gradients = {}, {}
-        for number, (name, parameter) in enumerate(model.module.named_parameters()):
+        for number, (name, parameter) in enumerate(model[0].module.named_parameters()):
             before[name] = parameter.detach().clone()
             gradients[name] = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
             parameter.main_grad.copy_(gradients[name])
@@ -77,7 +77,7 @@ def test_one_update_written_out(distributed: bool, clip: float) -> None:
         total = math.sqrt(sum(float(gradient.double().square().sum()) for gradient in gradients.values()))
         assert norm == pytest.approx(total, rel=1e-6)
         scale = min(1.0, clip / (total + 1e-6)) if clip else 1.0
-        for name, parameter in model.module.named_parameters():
+        for name, parameter in model[0].module.named_parameters():
             gradient, decay = gradients[name] * scale, 0.1 if before[name].dim() > 1 else 0.0
             # Of the first step: each moment is (1 - beta) of the gradient, and is divided by as much.
             step = gradient / (gradient.abs() + 1e-6)
@@ -89,10 +89,10 @@ def test_overlap_leaves_its_hooks() -> None:
     layout = LayoutFlags(use_distributed_optimizer=True, overlap_grad_reduce=True, overlap_param_gather=True)
     flags = OptimizerFlags(train_iters=1)
     with world_of_one() as groups:
-        plain = wrap(tiny_model(groups), LayoutFlags())
+        plain = wrap([tiny_model(groups)], LayoutFlags())
         build_optimizer(plain, flags, LayoutFlags())
-        overlapped = wrap(tiny_model(groups), layout)
+        overlapped = wrap([tiny_model(groups)], layout)
         build_optimizer(overlapped, flags, layout)
-        assert plain.config.no_sync_func is None and plain.config.param_sync_func is None
-        assert overlapped.config.no_sync_func is not None and overlapped.config.param_sync_func is not None
-        assert plain.config.finalize_model_grads_func is not None and plain.config.grad_scale_func is not None
+        assert plain[0].config.no_sync_func is None and plain[0].config.param_sync_func is None
+        assert overlapped[0].config.no_sync_func is not None and overlapped[0].config.param_sync_func is not None
+        assert plain[0].config.finalize_model_grads_func is not None and plain[0].config.grad_scale_func is not None

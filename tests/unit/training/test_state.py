@@ -37,7 +37,7 @@ class Run:
         self.groups, self.distributed = groups, distributed
         layout = LayoutFlags(use_distributed_optimizer=distributed)
         self.stage = tiny_model(groups, dtype=torch.bfloat16 if bf16 else torch.float32)
-        self.model = wrap(self.stage, layout)
+        self.model = wrap([self.stage], layout)
         flags = OptimizerFlags(lr=1e-2, train_iters=9, bf16=bf16)
         self.optimizer = build_optimizer(self.model, flags, layout)
         self.schedule = build_schedule(self.optimizer, flags)
@@ -55,7 +55,7 @@ class Run:
         state.save(
             folder,
             3,
-            model=self.stage,
+            stages=[self.stage],
             optimizer=self.optimizer,
             schedule=self.schedule,
             groups=self.groups,
@@ -66,7 +66,7 @@ class Run:
 
     def load(self, folder: Path) -> None:
         """Weights, then all else."""
-        state.load_model(folder, self.stage, self.groups)
+        state.load_model(folder, [self.stage], self.groups)
         state.load_training(
             folder,
             self.optimizer,
@@ -106,7 +106,7 @@ def test_a_file_holds_its_tensors_and_not_the_buffers_behind_them(tmp_path: Path
     run = Run(groups, distributed=True)
     run.step(1)
     run.save(tmp_path)
-    needed = state.bytes_of_save(run.stage, run.optimizer, groups, True)
+    needed = state.bytes_of_save([run.stage], run.optimizer, groups, True)
     size = sum(path.stat().st_size for path in tmp_path.rglob("*.pt"))
     assert needed <= size < needed + 60_000  # names and padding of the archive
     weights = megatron.read_shard(tmp_path / "iter_0000003", 0, 0, 1)["model"]
