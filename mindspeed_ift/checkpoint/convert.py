@@ -171,7 +171,7 @@ def whole_model(folder: Path) -> tuple[Architecture, dict[str, Any], dict[str, T
     state = {
         name: to_shard(
             transform,
-            [parts[part] for part in names],
+            [parts.pop(part) for part in names],  # each has one place; let go of it
             architecture,
             tensor_size=1,
             tensor_rank=0,
