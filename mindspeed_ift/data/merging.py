@@ -15,7 +15,16 @@ import numpy as np
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.merge import MergeConfig
-from mindspeed_ift.data.indexed import DatasetWriter, IndexedColumn, manifest_path, read_manifest
+from mindspeed_ift.data.indexed import (
+    WEIGHTS,
+    DatasetWriter,
+    IndexedColumn,
+    column_dtype,
+    column_path,
+    manifest_path,
+    read_manifest,
+)
+from mindspeed_ift.data.learning import plain_weights
 from mindspeed_ift.data.ledger import joined_account
 from mindspeed_ift.data.ledger_file import join_ledgers, ledger_path
 from mindspeed_ift.data.staging import report_write_errors
@@ -70,6 +79,8 @@ def merge(config: MergeConfig) -> MergeSummary:
         key.removeprefix("packed_").removesuffix("_document"): [_open(f"{prefix}_{key}") for prefix in prefixes]
         for key in found
     }
+    if "labels" in columns:
+        columns |= _weights(columns["labels"], prefixes)
     _check_counts(columns, prefixes)
     manifests = [read_manifest(prefix) for prefix in prefixes]
     facts, notices = _facts(manifests, prefixes)
@@ -81,7 +92,7 @@ def merge(config: MergeConfig) -> MergeSummary:
     ):
         for name, parts in columns.items():
             for part in parts:
-                for values in _values(part):
+                for values in _values(part, name):
                     writer.columns[name].append(values, np.zeros(0, np.int32))
                 writer.columns[name].append(np.zeros(0, np.int32), part.lengths)
         beside = {}
@@ -150,7 +161,8 @@ def _split_name(name: str, keys: tuple[str, ...]) -> list[tuple[str, str]]:
     if keys:
         return [(name.removesuffix(f"_{key}"), key) for key in keys if name.endswith(f"_{key}")]
     match = _PACKED_NAME.fullmatch(name) or _TEXT_NAME.fullmatch(name)
-    return [(match["prefix"], match["key"])] if match else []
+    # Weights go with the labels, where there are some.
+    return [(match["prefix"], match["key"])] if match and not name.endswith(f"_{WEIGHTS}_document") else []
 
 
 def _open(path: str) -> IndexedColumn:
@@ -175,10 +187,20 @@ def _check_counts(columns: dict[str, list[IndexedColumn]], prefixes: list[str]) 
             raise UserError(f"dataset {prefix} has {told}: not of one run; prepare or copy it again")
 
 
-def _values(column: IndexedColumn) -> Iterator[np.ndarray]:
+def _weights(labels: list[IndexedColumn], prefixes: list[str]) -> dict[str, list[IndexedColumn]]:
+    """The column of weights if some part has one; the labels stand for that of a part in which all count alike."""
+    paths = [column_path(prefix, WEIGHTS) for prefix in prefixes]
+    there = [Path(f"{path}.idx").is_file() for path in paths]
+    if not any(there):
+        return {}
+    return {WEIGHTS: [_open(path) if is_file else alike for path, is_file, alike in zip(paths, there, labels)]}
+
+
+def _values(column: IndexedColumn, name: str) -> Iterator[np.ndarray]:
+    makes_weights = name == WEIGHTS and column.dtype != column_dtype(WEIGHTS)
     with open(f"{column.path}.bin", "rb") as file:
         while len(block := np.fromfile(file, column.dtype, _BLOCK)):
-            yield block
+            yield plain_weights(block) if makes_weights else block
 
 
 def _facts(manifests: list[dict[str, Any] | None], prefixes: list[str]) -> tuple[dict[str, Any], list[str]]:

@@ -242,3 +242,21 @@ def test_ledgers_are_joined(tmp_path: Path) -> None:
     ledger_path(tmp_path / "parts" / "a").write_bytes(b"no parquet")
     with pytest.raises(UserError, match="a.ledger.parquet is no ledger"):
         joined(tmp_path)
+
+
+def test_weights_go_with_the_labels(tmp_path: Path) -> None:
+    """Also of a part in which all labels count alike, and where only the columns of MindSpeed-LLM are named."""
+    tokenizer = str(make_tiny_tokenizer(tmp_path / "tokenizer"))
+    for name, weight in (("a", None), ("b", 0.5)):
+        answer = {"role": "assistant", "content": "x"} | ({"weight": weight} if weight else {})
+        (tmp_path / f"{name}.json").write_text(json.dumps([{"messages": [{"role": "user", "content": "q"}, answer]}]))
+        source, output = (str(tmp_path / f"{name}.json"),), str(tmp_path / "parts" / name)
+        preprocess(PreprocessConfig(input=source, output_prefix=output, tokenizer_name_or_path=tokenizer), print)
+    keys = tuple(f"packed_{name}_document" for name in ("input_ids", "attention_mask", "labels"))
+    for given in ((), keys):
+        assert joined(tmp_path, keys=given).manifest["columns"][-1] == "loss_weights"
+        dataset = InstructionDataset(tmp_path / "whole" / "data")
+        for row, weight in ((0, 1), (1, 0.5)):
+            sample = dataset[row]
+            assert sample.loss_weights is not None
+            np.testing.assert_array_equal(sample.loss_weights, (sample.labels != -100) * np.float32(weight))

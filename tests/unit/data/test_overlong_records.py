@@ -207,7 +207,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreprocessConfig:
     records = [{"messages": [system, *map(vars, one.messages)]} for one in conversations]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return PreprocessConfig(
-        input=str(tmp_path / "in.jsonl"),
+        input=(str(tmp_path / "in.jsonl"),),
         output_prefix=str(tmp_path / "out" / "data"),
         tokenizer_name_or_path=str(make_tiny_tokenizer(tmp_path / "tokenizer")),
         prompt_type="qwen3",
@@ -261,7 +261,9 @@ def test_packed_rows_hold_what_was_split(config: PreprocessConfig, neat_pack: bo
 
 def test_plain_text(config: PreprocessConfig, tmp_path: Path) -> None:
     (tmp_path / "text.jsonl").write_text(json.dumps({"text": "word " * 100}) + "\n" + '{"text": "word"}\n')
-    text = replace(config, input=str(tmp_path / "text.jsonl"), handler_name="GeneralPretrainHandler", append_eod=True)
+    text = replace(
+        config, input=(str(tmp_path / "text.jsonl"),), handler_name="GeneralPretrainHandler", append_eod=True
+    )
     whole, (length, short) = prepare(text, seq_length=None)
     assert prepare(text, seq_length=51, overlong="truncate")[1] == [50, short]
     ledger, lengths = prepare(text, seq_length=51, overlong="split")

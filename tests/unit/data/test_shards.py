@@ -44,7 +44,7 @@ def config(tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> 
     records = [{**record, "input_text": "the answer" * number} for number, record in enumerate(RECORDS, 1)]
     file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return PreprocessConfig(
-        input=str(file),
+        input=(str(file),),
         output_prefix=str(tmp_path / "out" / "data"),
         tokenizer_name_or_path=str(tokenizer),
         prompt_type="qwen3",
@@ -79,6 +79,20 @@ def test_the_bytes_of_a_single_run(config: PreprocessConfig, tmp_path: Path, mod
     assert joined.manifest["files"] == once.manifest["files"]
 
 
+def test_weights_of_messages(config: PreprocessConfig, tmp_path: Path) -> None:
+    """In the chunks of one share only."""
+    messages = [
+        [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a" * number}] for number in range(12)
+    ]
+    messages[6][1]["weight"] = 0.5
+    Path(config.input[0]).write_text("".join(json.dumps({"messages": one}) + "\n" for one in messages))
+    run(config, num_shards=1, output_prefix=str(tmp_path / "once" / "data"))
+    encode(config, 0, 1, 2)
+    run(config, merge_shards=True)
+    assert datasets(config.output_prefix) == datasets(str(tmp_path / "once" / "data"))
+    assert any("loss_weights" in name for name in datasets(config.output_prefix))
+
+
 def test_any_number_of_workers_and_more_shards_than_chunks(config: PreprocessConfig, tmp_path: Path) -> None:
     config = replace(config, max_samples=9, num_shards=5)
     once = run(config, num_shards=1, output_prefix=str(tmp_path / "once" / "data"))
@@ -106,10 +120,12 @@ def test_tells_what_comes_next(config: PreprocessConfig) -> None:
         ({"input": "other"}, "other flags: --input"),
     ],
 )
-def test_shards_of_other_runs_are_refused(config: PreprocessConfig, change: dict[str, Any], message: str) -> None:
+def test_shards_of_other_runs_are_refused(
+    config: PreprocessConfig, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
     encode(config, 0, 1, 2)
     if "input" in change:
-        change = {"input": str(Path(config.input).rename(Path(config.input).with_name("other.jsonl")))}
+        change = {"input": (str(Path(config.input[0]).rename(tmp_path / "other.jsonl")),)}
     with pytest.raises(UserError, match=message):
         run(config, merge_shards=True, **change)
     assert not datasets(config.output_prefix)
@@ -117,7 +133,7 @@ def test_shards_of_other_runs_are_refused(config: PreprocessConfig, change: dict
 
 def test_changed_input_is_noticed(config: PreprocessConfig) -> None:
     encode(config, 0, 1, 2)
-    with Path(config.input).open("a") as file:
+    with Path(config.input[0]).open("a") as file:
         file.write(json.dumps(RECORDS[0]) + "\n")
     with pytest.raises(UserError, match="was made with other input files"):
         run(config, merge_shards=True)
