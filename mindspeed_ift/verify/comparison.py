@@ -10,7 +10,7 @@ from itertools import zip_longest
 
 from mindspeed_ift.data.conversation import Conversation, DropRecord, parse_tools
 from mindspeed_ift.data.encode import Encoder
-from mindspeed_ift.data.hf_template import render_chat
+from mindspeed_ift.data.hf_template import ChatTemplateEncoder, render_chat
 
 REFUSED = "the chat template refuses the record"
 TOKENS = "the same text in other tokens"
@@ -78,14 +78,17 @@ def compare(encoder: Encoder, conversation: Conversation, serve_with: Mapping[st
     sent = _as_sent(encoder, conversation, str(serve_with.get("system", "")))
     turns = encoder.turn_ids(conversation)
     last = len(turns) - 1
+    # With only the last answer learnt, the tokenizer's own template writes all before it as one prompt.
+    joined = len(sent.messages) // 2 - len(turns)
     places: list[tuple[int, str]] = []
     trained: list[int] = []
     for number, (source, target) in enumerate(turns):
         trained = trained + source
         places.append((len(trained), PROMPT))
         if number == last or not encoder.options.mask_history:
-            part = replace(sent, messages=sent.messages[: 2 * number + 1])
-            found = _differ(encoder, part, trained, options, f"prompt {number + 1}", places)
+            count = number + joined + 1
+            part = replace(sent, messages=sent.messages[: 2 * count - 1])
+            found = _differ(encoder, part, trained, options, f"prompt {count}", places)
             if found:
                 return found
         trained = trained + target
@@ -146,8 +149,13 @@ def _kind(
 
 
 def _as_sent(encoder: Encoder, conversation: Conversation, system: str) -> Conversation:
-    """The conversation as a client sends it: each tool wrapped as OpenAI does, and no thoughts where training has none."""
+    """The conversation as a client sends it: each tool wrapped as OpenAI does, and no thoughts where training has none.
+
+    The tokenizer's own template is served what it was trained on, as it is.
+    """
     messages = conversation.messages
+    if isinstance(encoder, ChatTemplateEncoder):
+        return conversation
     if encoder.template.thinking and encoder.options.enable_thinking == "false":
         thoughtless = (replace(one, content=encoder.template.without_thought(one.content)) for one in messages[1::2])
         messages = tuple(one for pair in zip(messages[::2], thoughtless) for one in pair)

@@ -119,11 +119,21 @@ def test_a_default_system_prompt_can_be_sent(tmp_path: Path) -> None:
     assert found.certificate.holds and found.certificate.serve_with == {"system": "You are a helpful assistant."}
 
 
+@pytest.mark.parametrize("thinking", ["none", "true", "false"])
+def test_the_own_template_of_a_tokenizer_is_equal(thinking: str, tmp_path: Path) -> None:
+    talks = talk("one", "<think>\nhm\n</think>\n\ntwo", tools=TOOLS), talk("one", "two", "three", "four", system="s")
+    for template in (None, PLAIN):
+        path = folder(tmp_path / str(template is None), template)
+        found = report(path, "hf", *talks, enable_thinking=thinking, mask_history=True)
+        assert found.certificate.holds, found.certificate
+
+
 def test_only_the_last_prompt_counts_where_only_it_is_learnt(tmp_path: Path) -> None:
     conversation = talk("one", "<think>\nhm\n</think>\n\ntwo", "three", "four")
     path = folder(tmp_path)
     assert not report(path, "qwen3", conversation).certificate.holds
-    assert report(path, "qwen3", conversation, mask_history=True).certificate.holds
+    for name in ("qwen3", "hf"):
+        assert report(path, name, conversation, mask_history=True, enable_thinking="false").certificate.holds
 
 
 def test_white_space_behind_the_end_does_not_count(tmp_path: Path) -> None:
