@@ -128,7 +128,7 @@ def _facts(dataset: ShownDataset, found: Survey) -> list[tuple[str, str]]:
     ]
     named = {"prompt_type": "template", "enable_thinking": "thinking", "seq_length": "sequence length"}
     facts += [(label, str(manifest[key])) for key, label in named.items() if manifest.get(key)]
-    return [*facts, *(("input", name) for name in manifest.get("input", []))]
+    return [*facts, *(("input", str(one["file"])) for one in manifest.get("input", []))]
 
 
 def _ledger(manifest: dict[str, Any] | None) -> dict[str, Any] | None:

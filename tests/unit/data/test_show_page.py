@@ -116,6 +116,7 @@ def test_the_page_tells_the_figures(page: Path, dataset: ShownDataset) -> None:
     assert dataset.manifest is not None
     assert "45 records were read, 44 samples made of them." in text and "'output' is missing or null" in text
     assert f"learnt{dataset.manifest['learnt_tokens']:,} (" in text and "a rare length" in text
+    assert f"input{dataset.manifest['input'][0]['file']}\n" in text
     for heading in ("Lengths", "Fill of the rows", "What is learnt", "The strangest samples", "The longest samples"):
         assert heading in text
 
