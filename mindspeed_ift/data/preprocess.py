@@ -39,7 +39,7 @@ from mindspeed_ift.data.notices import notices
 from mindspeed_ift.data.packed_rows import write_packed
 from mindspeed_ift.data.progress import Progress, Show, SpaceWatch
 from mindspeed_ift.data.records import Origin, Readable, Record, find_datasets
-from mindspeed_ift.data.shards import Share, Shares, ShareWriter
+from mindspeed_ift.data.shards import Share, Shares, ShareWriter, check_sources
 from mindspeed_ift.data.staging import Mark, Staging, report_write_errors
 from mindspeed_ift.data.template_choice import find_row, get_template, make_encoder
 from mindspeed_ift.data.templates import Template
@@ -103,6 +103,8 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print, 
     work = _prepare(config, report)
     inputs = InputMarks(work.sources)
     find = functools.cache(lambda: fingerprint(config, inputs, work.token_facts))
+    if config.num_shards > 1:
+        check_sources(work.sources)
     if config.shard_index is not None:
         return _encode_share(config, work, find, report, show)
     shares = Shares(config.output_prefix, config.num_shards, find()) if config.merge_shards else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,8 +18,10 @@ import numpy as np
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data import workers
+from mindspeed_ift.data.hub import HubDataset
 from mindspeed_ift.data.indexed import column_dtype
 from mindspeed_ift.data.ledger import Entry, Ledger, Outcome
+from mindspeed_ift.data.records import Readable
 from mindspeed_ift.data.staging import ChangedFile, GrowingFile, Mark, Staging, mark_of, publish, report_write_errors
 from mindspeed_ift.data.workers import EncodedChunk
 
@@ -54,6 +56,20 @@ class Share:
         """
         blocks = iter(lambda: list(itertools.islice(records, workers.CHUNK)), [])
         return itertools.chain.from_iterable(itertools.islice(blocks, self.index + done * self.count, None, self.count))
+
+
+def check_sources(sources: Sequence[Readable]) -> None:
+    """Do nothing if all runs can be told to read the same records.
+
+    Raises:
+        UserError: One is a stream, which may hold others another time.
+    """
+    for source in sources:
+        if isinstance(source, HubDataset) and source.fingerprint is None:
+            raise UserError(
+                f"--num-shards: Hugging Face dataset {source} is a stream, which may hold other records in another run;"
+                " leave streaming out, or save it with save_to_disk first"
+            )
 
 
 class ShareWriter:

@@ -23,7 +23,7 @@ from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data import workers
 from mindspeed_ift.data.conversation import Conversation, Message, Role
-from mindspeed_ift.data.encode import Encoded, EncodeOptions, Encoder
+from mindspeed_ift.data.encode import CUT_NOTE, SPLIT_NOTE, Encoded, EncodeOptions, Encoder
 from mindspeed_ift.data.preprocess import preprocess
 from mindspeed_ift.data.sample import IGNORED_LABEL
 from mindspeed_ift.data.template_choice import get_template, make_encoder
@@ -131,6 +131,29 @@ def test_labels_cover_exactly_the_answers(
     assert np.count_nonzero(ends) == (len(answers) - 1 if unclosed else 0)
     assert set(labels[ends]) <= {found.end_id}
     assert learnt[-1], "the end of the last answer"
+
+
+@in_every_template
+@some(30)
+@given(conversation=conversations(ASKED, ANSWERED), room=st.integers(40, 250), append_eod=st.booleans())
+def test_split_conversations_lose_nothing(
+    name: str, thinking: str, conversation: Conversation, room: int, append_eod: bool
+) -> None:
+    """Each sample fits and has the system prompt; together they hold every turn once, in order, and learn each answer."""
+    found = encoder(name, enable_thinking=thinking, append_eod=append_eod, overlong="split", room=room)
+    (encoded,) = found.encode([conversation])
+    assert isinstance(encoded, Encoded) and all(len(sample) <= room for sample in encoded.samples)
+    if CUT_NOTE in encoded.notes:
+        assert encoded.cut_tokens > 0
+        return
+    assert encoded.cut_tokens == 0 and (SPLIT_NOTE in encoded.notes) == (len(encoded.samples) > 1)
+    asked = answered = ""
+    for sample in encoded.samples:
+        learnt = sample.labels == sample.input_ids
+        asked += greek(decoded(found, sample.input_ids[~learnt])).removeprefix(greek(conversation.system))
+        answered += cyrillic(decoded(found, sample.input_ids[learnt]))
+    assert asked == greek("".join(message.content for message in conversation.messages[::2]))
+    assert answered == cyrillic("".join(message.content for message in conversation.messages[1::2]))
 
 
 def decoded(found: Encoder, ids: np.ndarray) -> str:

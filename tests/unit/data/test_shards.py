@@ -208,3 +208,16 @@ def test_too_many_malformed_records_are_found_at_the_end(config: PreprocessConfi
     encode(config, 0, 1, 2)
     with pytest.raises(UserError, match="1 of 41 records are malformed"):
         run(config, merge_shards=True)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_stream_of_the_hub_is_no_input_of_shards(config: PreprocessConfig, tmp_path: Path, streaming: bool) -> None:
+    """Two runs may read other records of it, and nothing would tell."""
+    parameters = {"path": "json", "data_files": config.input[0], "streaming": streaming}
+    hub = replace(config, input=(), hf_datasets_params=json.dumps(parameters), cache_dir=str(tmp_path / "cache"))
+    if streaming:
+        with pytest.raises(UserError, match="--num-shards: Hugging Face dataset json is a stream"):
+            encode(hub, 0)
+    else:
+        encode(hub, 0, 1, 2)
+        assert run(hub, merge_shards=True).ledger.read == 41
