@@ -113,7 +113,7 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print, 
         waits = place
         if config.pack and config.cache_dir:
             waits = stack.enter_context(Staging(Path(config.cache_dir) / os.path.basename(config.output_prefix)))
-        stack.enter_context(_say_how_to_go_on(waits))
+        stack.enter_context(_say_how_to_go_on(waits, report))
         intake = open_intake(waits, find, functools.partial(_writer, config, work.job.form, waits), report)
         stack.callback(intake.close)
         _take_in(intake, work, config, shares, lambda: find() if inputs.known else None, report, show)
@@ -184,7 +184,7 @@ def _encode_share(
     prefix = share.prefix(config.output_prefix)
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(Staging(prefix))
-        stack.enter_context(_say_how_to_go_on(place))
+        stack.enter_context(_say_how_to_go_on(place, report))
         writer = ShareWriter(prefix, place, find, report)
         stack.callback(writer.close)
         tell = Progress(writer.ledger, work.sources, config.log_interval, report, show)
@@ -248,13 +248,16 @@ def _writer(config: PreprocessConfig, form: Format, waits: Staging, marks: Mappi
 
 
 @contextlib.contextmanager
-def _say_how_to_go_on(waits: Staging) -> Iterator[None]:
+def _say_how_to_go_on(waits: Staging, report: Callable[[str], None]) -> Iterator[None]:
+    hint = f"the same command goes on from what is finished in {waits.folder}"
     try:
         yield
     except RunError as error:
-        if not waits.holds_progress:
-            raise
-        raise RunError(f"{error}; the same command then goes on from what is finished in {waits.folder}") from error
+        raise RunError(f"{error}; {hint}" if waits.holds_progress else str(error)) from error
+    except KeyboardInterrupt:
+        if waits.holds_progress:
+            report(hint)
+        raise
 
 
 def encode_options(config: PreprocessConfig, template: Template, pairs: bool = False) -> EncodeOptions:

@@ -168,8 +168,8 @@ class SpaceWatch:
         if left > free:
             self._told = True
             self._report(
-                f"at this rate {self._folder} will be full: about {left / 2**30:.1f} GiB are still to be written,"
-                f" {free / 2**30:.1f} GiB are free"
+                f"at this rate {self._folder} will be full: about {left / 2**20:,.0f} MiB are still to be written,"
+                f" {free / 2**20:,.0f} MiB are free"
             )
 
 

@@ -59,7 +59,7 @@ def require_space(folder: Path, count: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < count:
         raise RunError(
-            f"the disk of {folder} has {free / 2**30:.1f} GiB free and {count / 2**30:.1f} GiB are to be written;"
+            f"the disk of {folder} has {free / 2**20:,.0f} MiB free and {count / 2**20:,.0f} MiB are to be written;"
             " free some or choose another --output-prefix"
         )
 

@@ -103,11 +103,11 @@ def test_says_once_that_the_disk_will_be_full(tmp_path: Path, monkeypatch: pytes
     assert lines == []
     watch(10 * 2**20, 0.1)
     watch(10 * 2**20, 0.1)
-    assert lines == [f"at this rate {tmp_path} will be full: about 0.1 GiB are still to be written, 0.0 GiB are free"]
+    assert lines == [f"at this rate {tmp_path} will be full: about 90 MiB are still to be written, 40 MiB are free"]
 
 
 def test_room_for_what_will_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**30))
     require_space(tmp_path, 2**30)
-    with pytest.raises(RunError, match="has 1.0 GiB free and 1.5 GiB are to be written; free some"):
+    with pytest.raises(RunError, match="has 1,024 MiB free and 1,536 MiB are to be written; free some"):
         require_space(tmp_path, 3 * 2**29)
