@@ -12,6 +12,7 @@ from mindspeed_ift.data.tokenizer import Tokenizer
 
 _CACHED_LENGTH = 2048
 _CACHED_PIECES = 4096
+_TEXTS = (str, Text)  # a tuple: the union would be made anew at every look
 
 
 class PieceEncoder:
@@ -47,16 +48,24 @@ class PieceEncoder:
 
     def encode_all(self, turns: Iterable[Turn]) -> dict[str | Text, list[int]]:
         """Ids of every distinct piece of text; short ones are remembered, since system prompts come again."""
-        pieces = {piece for turn in turns for piece in _texts(turn)}
         if len(self._known) > _CACHED_PIECES:
             self._known.clear()
-        found = {piece: self._known[piece] for piece in pieces & self._known.keys()}
-        # Sorted, so that the order of a batch does not depend on hashes.
-        missing = sorted(pieces - found.keys(), key="".join)
-        whole = [piece for piece in missing if not self._is_escaped(piece)]
+        found: dict[str | Text, list[int]] = {}
+        missing: list[str | Text] = []
+        # A dictionary, not a set, so that the order of a batch does not depend on hashes.
+        for piece in dict.fromkeys(piece for turn in turns for piece in _texts(turn)):
+            ids = self._known.get(piece)
+            if ids is None:
+                missing.append(piece)
+            else:
+                found[piece] = ids
+        whole = [piece for piece in missing if not self._is_escaped(piece)] if self._escape else missing
         found.update(zip(whole, self.tokenizer.encode_batch(["".join(piece) for piece in whole])))
-        found.update({piece: self._encode_escaped(piece) for piece in missing if self._is_escaped(piece)})
-        self._known.update({piece: found[piece] for piece in missing if sum(map(len, piece)) <= _CACHED_LENGTH})
+        for piece in missing:
+            if piece not in found:
+                found[piece] = self._encode_escaped(piece)
+            if sum(map(len, piece)) <= _CACHED_LENGTH:
+                self._known[piece] = found[piece]
         return found
 
     def joined(self, pieces: Sequence[FilledPiece], ids: dict[str | Text, list[int]]) -> list[int]:
@@ -68,7 +77,7 @@ class PieceEncoder:
         """
         joined: list[int] = []
         for piece in pieces:
-            if isinstance(piece, str | Text):
+            if isinstance(piece, _TEXTS):
                 joined += ids[piece]
             elif isinstance(piece, NamedToken):
                 joined.append(self._named(piece))
@@ -78,9 +87,13 @@ class PieceEncoder:
 
     def holds_special_tokens(self, turns: Iterable[Turn]) -> bool:
         """Whether a message has special tokens in it."""
-        return any(
-            isinstance(piece, Text) and self.special.stand_in(piece.content) for turn in turns for piece in _texts(turn)
-        )
+        stand_in = self.special.stand_in
+        for turn in turns:
+            for side in (turn.source, turn.target):
+                for piece in side:
+                    if isinstance(piece, Text) and stand_in(piece.content):
+                        return True
+        return False
 
     def _named(self, piece: NamedToken) -> int:
         found = self.tokenizer.token_id(piece.text)
@@ -108,7 +121,7 @@ class PieceEncoder:
 
 
 def _texts(turn: Turn) -> Iterator[str | Text]:
-    return (piece for side in (turn.source, turn.target) for piece in side if isinstance(piece, str | Text))
+    return (piece for side in (turn.source, turn.target) for piece in side if isinstance(piece, _TEXTS))
 
 
 class SpecialTokens:

@@ -7,6 +7,7 @@ and little else, so that they start at once and share its memory.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -306,6 +307,7 @@ def _start_processes(tokenizer: Tokenizer, workers: int) -> ProcessPoolExecutor:
     """Forked where that is safe, which is with one thread; started anew elsewhere, which takes a second and more
     memory."""
     if sys.platform == "linux" and not _other_threads():
+        gc.freeze()  # collections in the children would write to what they share
         pool = ProcessPoolExecutor(workers, get_context("fork"), initializer=_take, initargs=(tokenizer,))
     else:
         source = (str(tokenizer.path), tokenizer.trusts_remote_code)
