@@ -13,6 +13,9 @@ from mindspeed_ift.config.errors import RunError, UserError
 
 Main = Callable[[list[str]], int]
 
+REPORT = "MINDSPEED_IFT_REPORT"
+"""Environment variable with the path of a file that the first process to fail makes, with its exit code."""
+
 
 def run(main: Main, argv: list[str] | None = None, *, hands_on: bool = False) -> None:
     """Run ``main(argv)`` and leave the process with its exit code.
@@ -28,9 +31,8 @@ def run(main: Main, argv: list[str] | None = None, *, hands_on: bool = False) ->
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug" or hands_on]
     code = _guarded(main, argv, debug)
-    distributed = sys.modules.get("torch.distributed")
-    if code and distributed is not None and distributed.is_available() and distributed.is_initialized():
-        # Peers may be gone, and process groups without them hang or abort when they are taken apart.
+    if code and os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        # One of several: peers may be gone, and process groups without them hang or abort when they are taken apart.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -68,12 +70,12 @@ def _report(error: BaseException, message: str, code: int, debug: bool) -> int:
 
 def _first_to_fail(code: int) -> bool:
     """Whether no other process of this start has reported: they fail of the same, or of the first one's end."""
-    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not file:
+    report = _report_of_start()
+    if report is None:
         return True
     try:
-        with open(report_of_start(file), "x", encoding="utf-8") as report:
-            report.write(str(code))
+        with open(report, "x", encoding="utf-8") as file:
+            file.write(str(code))
     except FileExistsError:
         return False
     except OSError:
@@ -81,9 +83,12 @@ def _first_to_fail(code: int) -> bool:
     return True
 
 
-def report_of_start(error_file: str) -> Path:
-    """Where the first process of a start that fails leaves its exit code.
+def _report_of_start() -> Path | None:
+    """Where the first process of a start that fails leaves its exit code: where `cli.torchrun` says.
 
     torchrun gives each process a file for its error; the folder above those of all processes is that of this start.
     """
-    return Path(error_file).parents[1] / "reported"
+    if REPORT in os.environ:
+        return Path(os.environ[REPORT])
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    return Path(file).parents[1] / "reported" if file else None

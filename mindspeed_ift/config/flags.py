@@ -175,7 +175,7 @@ class _Reader:
                     self.config_class,
                     args=words,
                     prog=self.program,
-                    description=self.description,
+                    description=f"{self.description} With --debug an error shows its traceback.".strip(),
                     default=defaults if defaults is not None else tyro.MISSING_NONPROP,
                     # Switches without a default take no value either, and "None" is no value of any flag.
                     config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone),
