@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mindspeed_ift.config.describe import describe
@@ -34,6 +35,8 @@ def main(argv: list[str]) -> int:
 
     if config.data_path is not None and read_manifest(config.data_path) is None:
         raise UserError(f"--data-path {config.data_path} has no manifest; prepare the data with preprocess")
+    if config.output is not None:
+        _make_folder(config.output)
     report = verify_template(config)
     _print(report)
     if config.data_path is not None:
@@ -42,6 +45,16 @@ def main(argv: list[str]) -> int:
         write_json(config.output, report.certificate.as_dict())
         print(f"certificate: {config.output}")
     return 0 if report.certificate.holds else 1
+
+
+def _make_folder(output: Path) -> None:
+    """Before the work, so that its result is not lost."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written ({error.strerror}); choose another place") from None
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder; name a file in it")
 
 
 def _print(report: Report) -> None:

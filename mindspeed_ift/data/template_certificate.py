@@ -111,7 +111,6 @@ def add_to_dataset(certificate: Certificate, prefix: str) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a file that appears whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial, path)
 

@@ -198,11 +198,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["--input", "x", "--tokenizer", "x", "--prompt-type", "qwn"], "did you mean qwen"),
         (["--input", "x", "--tokenizer", "x", "--data-path", "none"], "--data-path none has no manifest"),
         (["--input", "TEXT", "--tokenizer", "TOKENIZER"], "holds plain text"),
+        (["--input", "TEXT", "--tokenizer", "TOKENIZER", "--output", "TOKENIZER"], "is a folder; name a file in it"),
+        (["--input", "TEXT", "--tokenizer", "TOKENIZER", "--output", "FILE"], "cannot be written (File exists)"),
     ],
 )
 def test_mistakes(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in.json").write_text('[{"text": "x"}]', encoding="utf-8")
     places = {"TEXT": str(tmp_path / "in.json"), "TOKENIZER": str(make_tiny_tokenizer(tmp_path / "tokenizer"))}
+    places["FILE"] = str(tmp_path / "in.json" / "certificate.json")
     assert command(*(places.get(word, word) for word in words)) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
