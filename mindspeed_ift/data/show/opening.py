@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.errors import UserError, first_line
 from mindspeed_ift.data.boundaries import PAD_SEGMENT, choose_boundaries
 from mindspeed_ift.data.dataset import InstructionDataset, is_dataset
 from mindspeed_ift.data.encode_pairs import PAIR_COLUMNS
@@ -139,6 +139,12 @@ class ShownDataset:
         """int32 ``[documents]``: tokens of each, pads too."""
         return self._data.lengths
 
+    def pieces(self, ids: np.ndarray) -> list[str]:
+        """The text that each id adds; ``<ID>`` for one that the tokenizer does not have."""
+        known = (ids >= 0) & (ids < self.tokenizer.vocab_size)
+        texts = iter(self.tokenizer.pieces(ids[known].tolist()))
+        return [next(texts) if is_known else f"<{number}>" for number, is_known in zip(ids.tolist(), known)]
+
     def name(self, part: Part) -> str:
         """What a part of a document is called."""
         if isinstance(self._data, PreferencePairs):
@@ -156,9 +162,15 @@ class ShownDataset:
         packed = facts.get("pack", True) or isinstance(self._data, PackedView)
         if packed or not path.is_file() or len(self) > _MOST_ORIGINS:
             return []
+        import pyarrow
         from pyarrow import parquet
 
-        rows = parquet.read_table(path, columns=["file", "record", "samples"]).to_pylist()
+        try:
+            rows = parquet.read_table(path, columns=["file", "record", "samples"]).to_pylist()
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(
+                f"{path} cannot be read ({first_line(error)}); prepare or copy the dataset again"
+            ) from error
         found = [f"{row['file']}:{row['record']}" for row in rows for _ in range(row["samples"])]
         return found if len(found) == len(self) else []
 

@@ -193,5 +193,5 @@ def _shown_part(dataset: ShownDataset, number: int, part: Part, why: str) -> Sho
 
 def _tokens(dataset: ShownDataset, part: Part, which: slice) -> list[tuple[Any, int, bool]]:
     ids = part.input_ids[which]
-    pieces = dataset.tokenizer.pieces(ids)
+    pieces = dataset.pieces(ids)
     return [(visible(piece), int(token), bool(learnt)) for piece, token, learnt in zip(pieces, ids, part.learnt[which])]

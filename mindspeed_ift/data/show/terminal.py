@@ -57,14 +57,14 @@ _VISIBLE |= {
 
 def _coloured(dataset: ShownDataset, part: Part) -> Text:
     shown = Text()
-    for number, (piece, learnt) in enumerate(zip(dataset.tokenizer.pieces(part.input_ids), part.learnt)):
+    for number, (piece, learnt) in enumerate(zip(dataset.pieces(part.input_ids), part.learnt)):
         shown.append(visible(piece), f"{LEARNT if learnt else NOT_LEARNT}{' underline' if number % 2 else ''}")
     return shown
 
 
 def _bracketed(dataset: ShownDataset, part: Part) -> Text:
     shown, before = Text(), False
-    for piece, learnt in zip(dataset.tokenizer.pieces(part.input_ids), part.learnt):
+    for piece, learnt in zip(dataset.pieces(part.input_ids), part.learnt):
         if learnt != before:
             shown.append(_OPEN if learnt else _CLOSE)
         shown.append(visible(piece))

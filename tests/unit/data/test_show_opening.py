@@ -19,9 +19,11 @@ from mindspeed_ift.data.pack_index import build_index
 from mindspeed_ift.data.packing import PackRules
 from mindspeed_ift.data.preprocess import preprocess
 from mindspeed_ift.data.show.opening import ShownDataset
+from mindspeed_ift.data.show.page import write_page
 from mindspeed_ift.data.show.survey import survey
 from mindspeed_ift.data.tokenizer import load_tokenizer
 from tests.shared_paths import SHARED, needs_shared
+from tests.tiny_dataset import sample, write_dataset
 from tests.tiny_tokenizer import make_tiny_tokenizer
 
 RECORDS = [{"instruction": f"question {number}", "output": "one two three " * number} for number in range(1, 9)]
@@ -166,6 +168,23 @@ def test_another_tokenizer_is_refused(config: PreprocessConfig, tmp_path: Path, 
     manifest_path(prefix).write_text(json.dumps({**manifest, "tokenizer": str(tmp_path / "gone")}))
     with pytest.raises(UserError, match="is not at .*gone any more; give its folder with --tokenizer-name-or-path"):
         ShownDataset(prefix)
+
+
+def test_ids_that_the_tokenizer_does_not_have_are_shown_as_numbers(tmp_path: Path, tokenizer: Path) -> None:
+    """Such as the pads of MindSpeed-LLM's plain text, and all the ids of another tokenizer's data."""
+    ids = [*load_tokenizer(tokenizer).encode("one"), 9999, -7, *load_tokenizer(tokenizer).encode(" two")]
+    prefix = write_dataset(tmp_path / "data", [sample(ids, [-100] * len(ids))])
+    dataset = ShownDataset(str(prefix), str(tokenizer))
+    assert "".join(dataset.pieces(dataset[0].input_ids)) == "one<9999><-7> two"
+    write_page(dataset, [0], tmp_path / "page.html")
+    assert "&lt;9999&gt;" in (tmp_path / "page.html").read_text()
+
+
+def test_a_damaged_ledger_is_named(config: PreprocessConfig) -> None:
+    dataset = ShownDataset(prepared(config))
+    ledger_path(dataset.prefix).write_bytes(b"PAR1")
+    with pytest.raises(UserError, match="data.ledger.parquet cannot be read"):
+        dataset.origin(0)
 
 
 def test_no_dataset(tmp_path: Path) -> None:
