@@ -230,14 +230,13 @@ def _read_jsonl(file: Path) -> Iterator[Any]:
             if not line.strip():
                 continue
             try:
-                yield json.loads(line)
-            except (ValueError, RecursionError) as error:
+                yield _DECODER.decode(line)
+            except (ValueError, RecursionError, _EqualKeys) as error:
                 raise UserError(f"{file}: line {number} is not JSON ({error}); mend or remove it") from error
 
 
 def _read_json(file: Path) -> Iterator[Any]:
     """An array of objects, or objects one after the other (lines, or pretty-printed); decoded as they come."""
-    decoder = json.JSONDecoder()
     with _open(file) as stream:
         text, position, ended, number = stream.read(_BLOCK), 0, False, 0
         position = _skip(text, position)
@@ -251,14 +250,14 @@ def _read_json(file: Path) -> Iterator[Any]:
                 return
             if position < len(text):
                 try:
-                    record, position = decoder.raw_decode(text, position)
+                    record, position = _DECODER.raw_decode(text, position)
                     number += 1
                     yield record
                     continue
-                except RecursionError as error:
+                except (RecursionError, _EqualKeys) as error:
                     raise UserError(f"{file}: record {number + 1} is not JSON ({error}); mend or remove it") from error
                 except ValueError as error:
-                    if ended:
+                    if ended or not _may_go_on(error, text):
                         raise UserError(
                             f"{file}: record {number + 1} is not JSON ({error}); mend or remove it"
                         ) from error
@@ -271,6 +270,30 @@ def _read_json(file: Path) -> Iterator[Any]:
             # A record that does not end in this block: as much again, so that a huge one is tried a few times only.
             more = stream.read(max(_BLOCK, len(text) - position))
             text, position, ended = text[position:] + more, 0, not more
+
+
+def _may_go_on(error: ValueError, text: str) -> bool:
+    """Whether more text could mend it. An error in the middle is one, so that a large file is not read to its end."""
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    return error.pos > len(text) - _LONGEST_WORD or error.msg.startswith("Unterminated string")
+
+
+class _EqualKeys(Exception):
+    """An object of JSON with a key that stands twice: one of the values would be lost."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Record:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _EqualKeys(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in an object")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+_LONGEST_WORD = len(r"\ud83d\ude00")
+"""What the decoder takes as one and may find cut: a literal, a number, a pair of escapes."""
 
 
 def _skip(text: str, position: int, also: str = "") -> int:

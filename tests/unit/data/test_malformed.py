@@ -18,12 +18,12 @@ from mindspeed_ift.cli.command import run
 from mindspeed_ift.cli.preprocess import main
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.data import records
 from mindspeed_ift.data.preprocess import preprocess
 from mindspeed_ift.data.records import find_datasets, find_files, read_records
+from tests.preparing import GOOD, kept_and_dropped, lines
 from tests.tiny_tokenizer import make_tiny_tokenizer
 
-GOOD = {"instruction": "q", "output": "a"}
-ALPACA, CHAT, CALLS = "instruction", "conversations", "messages"
 SECONDS = 60
 """Nothing here takes a tenth of it; a test that hangs fails instead."""
 
@@ -43,10 +43,6 @@ def never_hangs() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_tokenizer(tmp_path_factory.mktemp("tiny"))
-
-
-def lines(*records: Any) -> bytes:
-    return "".join(json.dumps(record) + "\n" for record in records).encode()
 
 
 def parquet(table: pyarrow.Table) -> bytes:
@@ -116,6 +112,9 @@ UNREADABLE: dict[str, tuple[bytes, str]] = {
     "python.jsonl": (b"{'instruction': 'q', 'output': 'a'}\n", "line 1 is not JSON"),
     "comma.jsonl": (b'{"instruction": "q", "output": "a"},\n', "line 1 is not JSON"),
     "digits.jsonl": (b'{"instruction": "q", "n": ' + b"9" * 5000 + b"}\n", "line 1 is not JSON"),
+    "twice.jsonl": (b'{"instruction": "q", "output": "a", "output": "b"}\n', "the key 'output' stands twice"),
+    "twice.json": (b'[{"instruction": "q", "output": {"a": 1, "a": 2}}]', "the key 'a' stands twice"),
+    "middle.json": (b'[{"instruction": "q" "output": "a"},' + b" " * 30_000_000, "record 1 is not JSON"),
     "zeros.jsonl": (bytes(1000), "line 1 is not JSON"),
     "tail.jsonl": (lines(GOOD) + bytes(4096), "line 2 is not JSON"),
     "mark_within.jsonl": (lines(GOOD) + b"\xef\xbb\xbf" + lines(GOOD), "line 2 is not JSON"),
@@ -158,20 +157,6 @@ def test_a_damaged_file_is_named(
     assert name in said and any(part in said for part in message.split("|")), said
 
 
-def kept_and_dropped(
-    content: bytes, name: str, tokenizer: Path, folder: Path, **options: Any
-) -> tuple[int, dict[str, int]]:
-    (folder / name).write_bytes(content)
-    config = PreprocessConfig(
-        input=str(folder / name),
-        output_prefix=str(folder / "out" / "data"),
-        tokenizer_name_or_path=str(tokenizer),
-        **{"prompt_type": "qwen3", **options},
-    )
-    ledger = preprocess(config, report=lambda line: None).ledger
-    return ledger.kept, {reason: tally.count for reason, tally in ledger.dropped.items()}
-
-
 READABLE: dict[str, tuple[bytes, int]] = {
     "mark.jsonl": (b"\xef\xbb\xbf" + lines(GOOD), 1),
     "mark.json": (b"\xef\xbb\xbf" + json.dumps([GOOD]).encode(), 1),
@@ -195,102 +180,6 @@ def test_an_odd_file_is_read_whole(name: str, tokenizer: Path, tmp_path: Path) -
 def test_a_line_of_fifty_megabytes_is_a_record(tokenizer: Path, tmp_path: Path) -> None:
     """Beside columns that are not read, so that the line is long and the sample is not."""
     assert kept_and_dropped(lines({**GOOD, "raw": "x" * 50_000_000}, GOOD), "a.jsonl", tokenizer, tmp_path) == (2, {})
-
-
-def talk(*messages: Any, **more: Any) -> dict[str, Any]:
-    return {"conversations": list(messages), **more}
-
-
-def chat(*messages: Any, **more: Any) -> dict[str, Any]:
-    return {"messages": list(messages), **more}
-
-
-HUMAN, GPT = {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}
-USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
-DEEP = "[" * 100_000 + "]" * 100_000
-HALF = "\ud83d"
-CUT = "its text is cut within a character (half of a surrogate pair)"
-
-SENSELESS: dict[str, tuple[dict[str, Any], str | None]] = {
-    "no answer": ({"instruction": "q", "output": None}, "'output' is missing or null"),
-    "number for a question": ({"instruction": 5, "output": "a"}, "'instruction' is not text"),
-    "truth for a question": ({"instruction": True, "output": "a"}, "'instruction' is not text"),
-    "list for an answer": ({"instruction": "q", "output": [1]}, "'output' is not text"),
-    "object for a question": ({"instruction": {"a": 1}, "output": "a"}, "'instruction' is not text"),
-    "half a character in a question": ({"instruction": HALF, "output": "a"}, CUT),
-    "half a character in an answer": ({"instruction": "q", "output": "好" + HALF}, CUT),
-    "null messages": (talk(None), "'conversations' is not a list of messages"),
-    "messages as an object": (talk() | {"conversations": {"a": 1}}, "'conversations' is not a list of messages"),
-    "messages as text": (talk() | {"conversations": "x"}, "'conversations' is not a list of messages"),
-    "an empty message": (talk({}), "unknown or misplaced role 'None'"),
-    "a null message": (talk({"from": None, "value": None}), "unknown or misplaced role 'None'"),
-    "a list for a role": (talk({"from": ["human"], "value": "q"}, GPT), "unknown or misplaced role \"['human']\""),
-    "an object for a role": (talk({"from": {"a": 1}, "value": "q"}, GPT), "unknown or misplaced role \"{'a': 1}\""),
-    "half a character for a role": (talk({"from": HALF, "value": "q"}, GPT), r"unknown or misplaced role '\ud83d'"),
-    "half a character in a talk": (talk({"from": "human", "value": HALF}, GPT), CUT),
-    "half a character in the tools": (talk(HUMAN, GPT, tools=[{"name": HALF, "parameters": {}}]), CUT),
-    "half a character in tools as text": (talk(HUMAN, GPT, tools=json.dumps([{"name": HALF}])), CUT),
-    "a number for tools": (talk(HUMAN, GPT, tools=5), "the description of the tools is not a list of objects"),
-    "tools that are numbers": (talk(HUMAN, GPT, tools=[5]), "the description of the tools is not a list of objects"),
-    "deep tools": (talk(HUMAN, GPT, tools=DEEP), "the description of the tools is not JSON"),
-    "a deep call": (
-        talk(HUMAN, {"from": "function_call", "value": f'{{"name": "f", "arguments": {DEEP}}}'}),
-        "a function call is not JSON",
-    ),
-    "null content": (chat({"role": "user", "content": None}, ASSISTANT), "a message has no text"),
-    "null parts": (
-        chat({"role": "user", "content": [None]}, ASSISTANT),
-        "a message holds more than text, thoughts and calls",
-    ),
-    "a list for the kind of a part": (
-        chat({"role": "user", "content": [{"type": ["text"], "text": "q"}]}, ASSISTANT),
-        "a message holds more than text, thoughts and calls",
-    ),
-    "a number for calls": (chat(USER, {"role": "assistant", "tool_calls": 5}), "'tool_calls' is not a list"),
-    "an object for calls": (chat(USER, {"role": "assistant", "tool_calls": {"a": 1}}), "'tool_calls' is not a list"),
-    "a number for calls beside parts": (
-        chat(USER, {"role": "assistant", "content": [{"type": "text", "text": "a"}], "tool_calls": 5}),
-        "'tool_calls' is not a list",
-    ),
-    "null calls": (
-        chat(USER, {"role": "assistant", "tool_calls": [None]}),
-        "a function call has no name or no arguments",
-    ),
-    "deep arguments": (
-        chat(USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": DEEP}}]}),
-        "a function call is not JSON",
-    ),
-    "a number for a thought": (
-        chat(USER, {"role": "assistant", "content": "a", "reasoning_content": 5}),
-        "a thought is not text",
-    ),
-}
-
-
-@pytest.mark.parametrize("prompt_type", ["qwen", "qwen3", "mistral"])
-@pytest.mark.parametrize("case", SENSELESS)
-def test_a_senseless_record_is_counted(case: str, prompt_type: str, tokenizer: Path, tmp_path: Path) -> None:
-    record, reason = SENSELESS[case]
-    good = (
-        GOOD
-        if "instruction" in record
-        else talk(HUMAN, GPT, tools="")
-        if "conversations" in record
-        else chat(USER, ASSISTANT)
-    )
-    kept, dropped = kept_and_dropped(
-        lines(*[good] * 40, record, good), "a.jsonl", tokenizer, tmp_path, prompt_type=prompt_type
-    )
-    if prompt_type == "qwen" and ("tools" in case or case == "a deep call"):
-        # LLaMA-Factory 0.8.2 reads some of these as no tools at all.
-        assert kept + sum(dropped.values()) == 42 and set(dropped) <= {reason, None}, dropped
-    else:
-        assert (kept, dropped) == (41, {reason: 1})
-
-
-def test_half_a_character_of_plain_text_is_counted(tokenizer: Path, tmp_path: Path) -> None:
-    records = lines(*[{"text": "a"}] * 40, {"text": HALF})
-    assert kept_and_dropped(records, "a.jsonl", tokenizer, tmp_path) == (40, {CUT: 1})
 
 
 @pytest.mark.parametrize("content", [STREAM, FILE], ids=["stream", "file"])
@@ -374,8 +263,23 @@ def test_a_path_that_cannot_be(given: str, tokenizer: Path, tmp_path: Path, caps
     assert stop.value.code == 2 and "no such file" in said and said.count("\n") == 1
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_deep_nesting_in_a_column_that_is_not_read(workers: int, tokenizer: Path, tmp_path: Path) -> None:
-    """JSON reads a thousand levels, but handing a record to another process takes two steps for each."""
-    record = b'{"instruction": "q", "output": "a", "raw": ' + b"[" * 900 + b"]" * 900 + b"}\n"
-    assert kept_and_dropped(record * 3, "a.jsonl", tokenizer, tmp_path, workers=workers) == (3, {})
+def test_a_large_file_is_read_no_further_than_its_first_error(tmp_path: Path) -> None:
+    """What follows a broken record was read whole into memory, to see whether it goes on."""
+    file = tmp_path / "a.json"
+    file.write_bytes(b'[{"instruction": "q" "output": "a"}')
+    with file.open("r+b") as sparse:
+        sparse.truncate(1 << 40)
+    with pytest.raises(UserError, match="record 1 is not JSON"):
+        list(read_records([file]))
+
+
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_a_record_may_be_cut_anywhere_by_a_block(
+    ascii_only: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = {"a": 'é🎉\\n"', "b": [True, False, None, -1.5e-300, 123456789012345678901234567890], "c": {"d": {}}}
+    text = json.dumps([record, record], ensure_ascii=ascii_only)
+    (tmp_path / "a.json").write_text(text, encoding="utf-8")
+    for size in range(1, len(text) + 1):
+        monkeypatch.setattr(records, "_BLOCK", size)
+        assert [found for found, _ in read_records([tmp_path / "a.json"])] == [record, record], size
