@@ -26,7 +26,8 @@ class Batch:
         tokens: int64 ``[micro_batch, sequence]``.
         labels: int64 ``[micro_batch, sequence]``: the token that follows, within the same sample; 0 where nothing is
             learnt.
-        loss_mask: float32 ``[micro_batch, sequence]``: 1 where the label is learnt, else 0.
+        loss_mask: float32 ``[micro_batch, sequence]``: 0 where no label is learnt; else 1, or the label's weight
+            (`Sample.loss_weights`).
         position_ids: int64 ``[micro_batch, sequence]``.
         boundaries: int32 ``[n + 1]`` on the host: ends of the segments that may attend within themselves, cumulative
             over the rows one after another, from 0 to ``micro_batch * sequence``; every end of a row is one of them.
@@ -164,13 +165,17 @@ def _collate(
         # The last token of a segment must not predict the first of the next.
         learnt[:, :-1] &= ~attention_starts[:, 1:]
         boundaries = torch.from_numpy(np.append(np.flatnonzero(attention_starts), tokens.size).astype(np.int32))
+    weights = learnt.astype(np.float32)
+    for row, sample in zip(weights, samples):
+        if sample.loss_weights is not None:
+            row[: len(sample) - 1] *= sample.loss_weights[1:]
     positions = np.broadcast_to(np.arange(length), tokens.shape)
     if position_starts is not None:
         positions = positions - np.maximum.accumulate(np.where(position_starts, positions, 0), axis=1)
     return Batch(
         tokens=torch.from_numpy(tokens),
         labels=torch.from_numpy(np.where(learnt, following, 0)),
-        loss_mask=torch.from_numpy(learnt.astype(np.float32)),
+        loss_mask=torch.from_numpy(weights),
         position_ids=torch.from_numpy(np.array(positions, np.int64)),
         boundaries=boundaries,
     )

@@ -23,7 +23,7 @@ class StepReport:
     """What one step did.
 
     Attributes:
-        loss: mean over the learnt tokens of the global batch.
+        loss: mean over the learnt tokens of the global batch, each times its weight if it has one.
         gradient_norm: before clipping.
         learning_rate: of this step.
         learnt_tokens: tokens with a label, over all replicas.
@@ -133,6 +133,6 @@ def _forward_step(batches: Iterator[tuple[Tensor, ...]], model: torch.nn.Module)
 
     def reduce(loss: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         # Megatron divides the gradients by the sum of these counts over micro-batches and replicas.
-        return loss, loss_mask.sum().to(torch.int), {"loss": loss.detach()}
+        return loss, loss_mask.count_nonzero().to(torch.int), {"loss": loss.detach()}
 
     return output, reduce

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,18 @@ def test_fixed_length_by_hand() -> None:
     assert batch.boundaries is None and batch.learnt_tokens == 3
     assert {batch.tokens.dtype, batch.labels.dtype, batch.position_ids.dtype} == {torch.int64}
     assert batch.loss_mask.dtype == torch.float32
+
+
+def test_weights_are_shifted_with_their_labels() -> None:
+    """Of packed rows too, where no token predicts the first of the next sample."""
+    weights = np.array([0, 0, 0.5, 0.25], np.float32)
+    weighed = replace(sample([1, 2, 3, 4], [-100, -100, 3, 4], [1, 1, 2, 2]), loss_weights=weights)
+    plain = sample([5, 6], [5, 6], [1, 1])
+    batch = FixedLength(6, PAD).collate([weighed, plain])
+    assert batch.loss_mask.tolist() == [[0, 0.5, 0.25, 0, 0, 0], [1, 0, 0, 0, 0, 0]] and batch.learnt_tokens == 3
+    packed = Packed(6, PAD, StoredBoundaries()).collate([weighed, plain])
+    assert packed.loss_mask.tolist() == [[0, 0, 0.25, 0, 0, 0], [1, 0, 0, 0, 0, 0]]
+    assert packed.loss_mask.dtype == torch.float32
 
 
 def test_padding_goes_by_position_not_by_value() -> None:
