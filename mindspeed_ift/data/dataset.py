@@ -16,6 +16,7 @@ import numpy as np
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.indexed import WEIGHTS, IndexedColumn, column_path, manifest_path, read_manifest
 from mindspeed_ift.data.sample import IGNORED_LABEL, Sample
+from mindspeed_ift.data.staging import unfinished
 
 COLUMNS = ("input_ids", "labels", "attention_mask")
 INSPECTED_ROWS = 64
@@ -187,6 +188,8 @@ def _check_files(prefix: str) -> None:
 
 def _found_beside(file: Path, prefix: str) -> str:
     """What --data-path could have meant, from the folder it points to."""
+    if (folder := unfinished(prefix)) is not None:
+        return f"its preparation is not finished ({folder}): run the same preprocess command again, which goes on"
     end = "_packed_input_ids_document.idx"
     found = sorted(str(path)[: -len(end)] for path in file.parent.glob(f"*{end}") if file.parent.is_dir())
     others = [path for path in found if path != prefix]

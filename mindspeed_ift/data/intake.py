@@ -135,7 +135,8 @@ class Intake:
             values["attention_mask"] = np.ones_like(values["input_ids"])
         lengths = {name: chunk.lengths.get(name, chunk.lengths.get("input_ids")) for name in self.writer.columns}
         self.writer.append(values, lengths)
-        self.rows.append(chunk.ledger.entries)
+        with report_write_errors(self.staging.folder):
+            self.rows.append(chunk.ledger.entries)
         self.ledger.merge(chunk.ledger)
 
     def _add_weights(self) -> None:
@@ -155,7 +156,8 @@ class Intake:
 
     def save(self, found: Mapping[str, Any]) -> None:
         """Let later runs with this fingerprint go on from here."""
-        marks = {**self.writer.marks(), **self.rows.marks()}
+        with report_write_errors(self.staging.folder):
+            marks = {**self.writer.marks(), **self.rows.marks()}
         state = {"marks": marks, "ledger": self.ledger.state(), "words": self.rows.state()}
         self.staging.save(found, state)
         self._marked = time.monotonic()

@@ -23,6 +23,8 @@ from mindspeed_ift.config.errors import RunError, UserError
 
 _BLOCK = 1 << 20
 _PROGRESS = "progress.json"
+_NOTE = "UNFINISHED.txt"
+_NOTE_TEXT = "Files of a run that is not finished. The same command goes on with them; without it this folder can go.\n"
 
 Mark = dict[str, Any]
 """``bytes`` and ``sha256`` of a file as far as it was written."""
@@ -133,6 +135,17 @@ class GrowingFile:
             raise ChangedFile(self.path)
 
 
+def unfinished(prefix: str | Path) -> Path | None:
+    """The folder that a run left there which was not finished; None if there is none."""
+    folder = staging_folder(prefix)
+    return folder if (folder / _NOTE).is_file() else None
+
+
+def staging_folder(prefix: str | Path) -> Path:
+    """Where the files of a dataset at ``prefix`` grow."""
+    return Path(f"{prefix}.partial")
+
+
 class Staging:
     """The folder PREFIX.partial, held by one run at a time.
 
@@ -140,14 +153,19 @@ class Staging:
         prefix: ``--output-prefix``, or whatever grows aside.
 
     Raises:
-        UserError: The folder cannot be written, or another run is at it.
+        UserError: The folder cannot be written, another run is at it, or it is not one of a run.
         RunError: The disk is full.
     """
 
     def __init__(self, prefix: str | Path) -> None:
-        self.folder = Path(f"{prefix}.partial")
+        self.folder = staging_folder(prefix)
+        note = self.folder / _NOTE
         with report_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+            if not note.is_file() and any(self.folder.iterdir()):
+                raise UserError(
+                    f"{self.folder} holds files that are not of a run; move it, or choose another --output-prefix"
+                )
         self._lock = os.open(self.folder, os.O_RDONLY)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -159,6 +177,8 @@ class Staging:
             ) from None
         except OSError:
             pass  # a file system without locks
+        with report_write_errors(self.folder):
+            note.write_text(_NOTE_TEXT, encoding="utf-8")
 
     @property
     def holds_progress(self) -> bool:
@@ -183,12 +203,10 @@ class Staging:
             os.replace(aside, self.folder / _PROGRESS)
 
     def clear(self) -> None:
-        """Remove what lies in the folder."""
+        """Remove the files of an earlier run."""
         (self.folder / _PROGRESS).unlink(missing_ok=True)
         for path in self.folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
+            if path.name != _NOTE:
                 path.unlink(missing_ok=True)
 
     def remove(self) -> None:

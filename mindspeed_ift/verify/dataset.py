@@ -18,7 +18,7 @@ from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.indexed import WEIGHTS, IndexedColumn, column_path, manifest_path, read_manifest
 from mindspeed_ift.data.ledger_file import ledger_path
 from mindspeed_ift.data.sample import IGNORED_LABEL
-from mindspeed_ift.data.staging import mark_of
+from mindspeed_ift.data.staging import mark_of, unfinished
 
 _VALUES_AT_ONCE = 1 << 22
 
@@ -93,13 +93,23 @@ def _column_names(prefix: str, manifest: Mapping[str, Any] | None) -> dict[str, 
         plain = [column_path(prefix, name, packed_name=False) for name in manifest["columns"]]
         found = plain if any(Path(f"{path}.idx").is_file() for path in plain) else packed
         return dict(zip(manifest["columns"], found))
-    folder, base = Path(prefix).parent, re.escape(Path(prefix).name)
+    names = _columns_there(Path(prefix))
+    if not names and (folder := unfinished(prefix)) is not None:
+        raise UserError(f"the dataset at {prefix} is not finished ({folder}): run the same preprocess command again")
+    if not names:
+        raise UserError(f"no dataset at {prefix}; give the --output-prefix of preprocess_data.py")
+    return names
+
+
+def _columns_there(prefix: Path) -> dict[str, str]:
+    """Those of instruction data, or of plain text where there are none."""
+    folder, base = prefix.parent, re.escape(prefix.name)
     files = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     for pattern in (rf"{base}_packed_(.+)_document\.idx", rf"{base}_((?!.*_packed_).+)_document\.idx"):
         matches = [match for match in (re.fullmatch(pattern, file) for file in files) if match]
         if matches:
             return {match[1]: str(folder / match[0].removesuffix(".idx")) for match in matches}
-    raise UserError(f"no dataset at {prefix}; give the --output-prefix of preprocess_data.py")
+    return {}
 
 
 def _check_files(check: Check, prefix: str, manifest: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -24,6 +25,7 @@ from mindspeed_ift.data.indexed import read_manifest
 from mindspeed_ift.data.intake import InputMarks, Intake
 from mindspeed_ift.data.preprocess import preprocess
 from mindspeed_ift.data.staging import Staging
+from mindspeed_ift.verify.dataset import verify_dataset
 from tests.tiny_tokenizer import make_tiny_tokenizer
 
 PLAIN: dict[str, Any] = {}
@@ -117,6 +119,10 @@ def test_goes_on_where_it_was_killed(
     assert not any("going on" in line for line in run(whole))
     kill_at(config, owner, name, call)
     assert not looks_whole(config) and read_manifest(config.output_prefix) is None
+    with pytest.raises(UserError, match="not finished .*data.partial.*: run the same preprocess command again"):
+        InstructionDataset(config.output_prefix)
+    with pytest.raises(UserError, match="is not finished .*data.partial"):
+        verify_dataset(config.output_prefix)
     said = run(replace(config, workers=2 if finished == 24 else 1, log_interval=7, max_drop_fraction=0.5))
     assert [line.split(",")[0] for line in said if "going on" in line] == (
         [f"going on after record {finished}"] if finished else []
@@ -206,6 +212,24 @@ def test_a_worker_that_died_leaves_what_is_finished(config: PreprocessConfig, mo
     with pytest.raises(UserError, match="line 41 is not JSON"):
         run(config)
     assert "data.partial" not in {path.name for path in Path(config.output_prefix).parent.iterdir()}
+
+
+def test_a_disk_that_is_full_for_the_ledger_only(config: PreprocessConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line in each place where its rows go to the disk; what is finished stays."""
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("append", "marks", "write_parquet"):
+        with monkeypatch.context() as patch:
+            patch.setattr(intake.LedgerFile, name, full)
+            with pytest.raises(RunError, match="no space left to write .*out/data"):
+                run(config)
+        assert not looks_whole(config)
+    assert any("going on after record 40" in line for line in run(config))
+    with pytest.raises(OSError, match="No space left") as caught:
+        intake.LedgerFile(Path(config.output_prefix).parent).write_parquet(Path("/dev/full"))
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_an_interrupted_run_says_how_to_go_on(config: PreprocessConfig, monkeypatch: pytest.MonkeyPatch) -> None:

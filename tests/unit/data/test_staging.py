@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mindspeed_ift.config.errors import RunError, UserError
-from mindspeed_ift.data.staging import ChangedFile, GrowingFile, Staging, mark_of, publish
+from mindspeed_ift.data.staging import ChangedFile, GrowingFile, Staging, mark_of, publish, unfinished
 
 
 def test_a_file_goes_on_from_its_mark(tmp_path: Path) -> None:
@@ -52,8 +52,20 @@ def test_progress_is_for_the_same_fingerprint(tmp_path: Path) -> None:
     (staging.folder / "progress.json").write_text("{")
     assert staging.load({"flags": (1, 2)}) is None
     staging.clear()
-    assert not list(staging.folder.iterdir())
+    assert [path.name for path in staging.folder.iterdir()] == ["UNFINISHED.txt"]
+    assert unfinished(tmp_path / "data") == staging.folder
+    staging.remove()
     staging.close()
+    assert unfinished(tmp_path / "data") is None
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "data.partial"
+    folder.mkdir()
+    (folder / "mine.txt").write_text("")
+    with pytest.raises(UserError, match="data.partial holds files that are not of a run; move it"):
+        Staging(tmp_path / "data")
+    assert [path.name for path in folder.iterdir()] == ["mine.txt"]
 
 
 @pytest.mark.parametrize(("error", "saved"), [(None, True), (UserError("bad record"), True), (RunError("full"), False)])
