@@ -14,7 +14,7 @@ from mindspeed_ift.data.conversation import (
     Role,
     check_text,
 )
-from mindspeed_ift.data.fields import Record, json_text_of, text_of
+from mindspeed_ift.data.fields import Record, json_text_of, text_of, unwrapped
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class AlpacaFormat:
         return Conversation(tuple(messages), system, tools)
 
     def _history(self, record: Record) -> list[Any]:
-        history = record.get(self.history) if self.history else None
+        history = unwrapped(record.get(self.history)) if self.history else None
         if not history:
             return []
         if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):

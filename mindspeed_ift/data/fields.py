@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from mindspeed_ift.data.conversation import DropRecord
+from mindspeed_ift.data.conversation import DropRecord, parse_json
 
 Record = Mapping[str, Any]
 
@@ -40,6 +40,16 @@ def json_text_of(value: Any, what: str) -> str:
         return json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
         raise DropRecord(f"{what} cannot be written as JSON") from None
+
+
+def unwrapped(value: Any) -> Any:
+    """The list that a text is the JSON of, as csv and many parquet files hold it; any other value as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        return parse_json(value, "")
+    except DropRecord:
+        return value
 
 
 def weight_of(message: Record) -> float | None:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.column_formats import AlpacaFormat, AlpacaPairFormat, TextFormat
 from mindspeed_ift.data.conversation import Conversation, DropRecord, PreferencePair
-from mindspeed_ift.data.fields import Record
+from mindspeed_ift.data.fields import Record, unwrapped
 from mindspeed_ift.data.message_formats import (
     OpenAIFormat,
     OpenAIPairFormat,
@@ -138,7 +138,7 @@ class AutoFormat:
             return self._known[columns]
         messages = _named(self.map_keys, "messages", _MESSAGES, columns)
         column = messages or _named(self.map_keys, "chosen", ("chosen",), columns)
-        value = record.get(column) if column else None
+        value = unwrapped(record.get(column)) if column else None
         given = value if isinstance(value, list) else [value]
         shape = [message for message in given if isinstance(message, dict)]
         speakers = frozenset(one["from"] for one in shape if isinstance(one.get("from"), str))

@@ -14,7 +14,7 @@ from mindspeed_ift.data.conversation import (
     check_turns,
     parse_json,
 )
-from mindspeed_ift.data.fields import Record, json_text_of, text_of, weight_of
+from mindspeed_ift.data.fields import Record, json_text_of, text_of, unwrapped, weight_of
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class SharegptFormat:
         return message.get(self.tags.role_tag) == self.tags.system_tag
 
     def _list(self, messages: Any, column: str) -> list[Record]:
+        messages = unwrapped(messages)
         if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
             raise DropRecord(f"'{column}' is not a list of messages")
         return list(messages)
@@ -192,6 +193,9 @@ class SharegptPairFormat(SharegptFormat):
 
     def _split(self, value: Any, column: str) -> tuple[list[Record], Record]:
         """Messages in front of an answer, and the answer."""
+        listed = unwrapped(value)
+        if isinstance(listed, list) and all(isinstance(one, dict) for one in listed):
+            value = listed
         if isinstance(value, str):
             value = {self.tags.role_tag: self.tags.assistant_tag, self.tags.content_tag: value}
         *before, answer = self._list(value if isinstance(value, list) and value else [value], column)
@@ -247,7 +251,7 @@ def _without_parts(message: Record, content_tag: str) -> Record:
 
 def _calls(message: Record) -> list[Any]:
     """``tool_calls``, or the one ``function_call`` of older data."""
-    calls = message.get("tool_calls")
+    calls = unwrapped(message.get("tool_calls"))
     if calls is not None and not isinstance(calls, list):
         raise DropRecord("'tool_calls' is not a list")
     older = message.get("function_call")

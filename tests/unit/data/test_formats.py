@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import pickle
 from collections.abc import Iterator
 from typing import Any
@@ -252,6 +253,26 @@ def test_openai_text_in_front_of_a_call() -> None:
     )
     calls = TEMPLATES["qwen3"].split_call(found.messages[1].content)
     assert calls == ("<think>\nhm\n</think>\n\nLet me look.\n", '[{"name": "f", "arguments": {"x": 1}}]')
+
+
+def test_lists_within_text_are_lists() -> None:
+    """As csv holds them, and parquet files whose messages have no common schema."""
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    record: dict[str, Any] = {"messages": json.dumps(talk)}
+    assert form(record).convert(record).messages == turns((USER, "q"), (ANSWER, "a"))
+    record = {"conversations": json.dumps(talk)}
+    assert form(record).convert(record).messages == turns((USER, "q"), (ANSWER, "a"))
+    record = {"instruction": "q", "output": "a", "history": '[["x", "y"]]'}
+    assert form(record).convert(record).messages == turns((USER, "x"), (ANSWER, "y"), (USER, "q"), (ANSWER, "a"))
+    record = {"instruction": "[1]", "output": "[a", "history": "[]"}
+    assert form(record).convert(record).messages == turns((USER, "[1]"), (ANSWER, "[a"))
+    calls = json.dumps([{"function": {"name": "f", "arguments": "{}"}}])
+    record = {"messages": [talk[0], {"role": "assistant", "content": None, "tool_calls": calls}]}
+    assert form(record).convert(record).messages[1] == Message(CALL, '[{"name": "f", "arguments": {}}]')
+    record = {"messages": json.dumps(talk[:1]), "chosen": json.dumps(talk[1:]), "rejected": "b"}
+    assert form(record).convert(record).chosen.messages == turns((USER, "q"), (ANSWER, "a"))
+    record["chosen"] = "[1, 2]"
+    assert form(record).convert(record).chosen.messages == turns((USER, "q"), (ANSWER, "[1, 2]"))
 
 
 def test_openai_results_name_their_call() -> None:
