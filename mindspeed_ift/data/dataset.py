@@ -92,7 +92,7 @@ class InstructionDataset:
     @cached_property
     def has_segments(self) -> bool:
         """Whether the attention_mask column says which tokens belong together (neat-pack), or is all ones."""
-        if self.manifest is not None and "neat_pack" in self.manifest:
+        if self.manifest is not None:
             return bool(self.manifest["neat_pack"])
         rows = range(min(len(self), INSPECTED_ROWS))
         return any((self._columns["attention_mask"][number] != 1).any() for number in rows)

@@ -33,7 +33,7 @@ _PACKED_NAME = re.compile(r"(?P<prefix>.+)_(?P<key>packed_.+_document)")
 _TEXT_NAME = re.compile(r"(?P<prefix>.+)_(?P<key>[^_]+_document)")
 _BLOCK = 1 << 20
 _SAME = (
-    *("prompt_type", "template_sha256", "tokenizer_sha256", "pack", "neat_pack"),
+    *("prompt_type", "template_sha256", "tokenizer_sha256", "pack", "neat_pack", "append_eod"),
     *("vocab_size", "eod_id", "pad_id", "turn_end_ids"),
 )
 """What the manifests must agree about: how ids are read, and how rows are laid out."""
@@ -50,7 +50,7 @@ class MergeSummary:
 
     Attributes:
         prefixes: The datasets joined, in order.
-        manifest: As written.
+        manifest: As written; only that a part had none keeps it from the disk.
         notices: What the user should know, a line each.
         seconds: Wall time.
     """
@@ -100,6 +100,9 @@ def merge(config: MergeConfig) -> MergeSummary:
             ledger = ledger_path(config.output_prefix).name
             beside[ledger] = join_ledgers(ledgers, writer.folder / ledger)
         manifest = writer.commit({**facts, "columns": list(columns)}, beside)
+        if None in manifests:
+            # Whoever reads a manifest relies on it to know how the dataset was made.
+            manifest_path(config.output_prefix).unlink()
     return MergeSummary(tuple(prefixes), manifest, tuple(notices), time.monotonic() - started)
 
 
@@ -116,6 +119,8 @@ def find_columns(config: MergeConfig) -> dict[str, list[str]]:
     found: dict[str, list[str]] = defaultdict(list)
     for part in filter(None, map(str.strip, ",".join(config.input).split(","))):
         named = list(_named(Path(part).expanduser(), config))
+        if Path(part).expanduser().absolute() == Path(config.output_prefix).absolute():
+            raise UserError(f"--input {part} is --output-prefix too; give the whole another name")
         if not named:
             wanted = ", ".join(f"*_{key}.idx" for key in config.merge_group_keys) or "*_document.idx"
             raise UserError(f"--input {part}: no dataset there ({wanted}); give a folder or an --output-prefix")
@@ -217,7 +222,7 @@ def _facts(manifests: list[dict[str, Any] | None], prefixes: list[str]) -> tuple
     if unknown:
         return facts, [
             f"no manifest beside {', '.join(unknown)} (made by MindSpeed-LLM?): whether tokenizer and template are the"
-            " same for all cannot be checked, and training will need --tokenizer-name-or-path"
+            " same for all cannot be checked, and the whole has no manifest either"
         ]
     made = list(known.values())
     alike, differing = _compare(made)

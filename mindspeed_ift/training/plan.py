@@ -178,10 +178,10 @@ def token_facts(data: TrainingDataFlags, dataset: InstructionDataset) -> dict[st
     _add_template(facts, data, dataset)
     path = facts["tokenizer"] = data.tokenizer_name_or_path
     if path is None:
-        if "tokenizer_sha256" not in manifest:
+        if not manifest:
             raise UserError(
-                f"--data-path {dataset.prefix} has no manifest that tells its tokenizer, so --tokenizer-name-or-path is "
-                "needed: the one it was made with"
+                f"--data-path {dataset.prefix} has no manifest, so --tokenizer-name-or-path is needed: the tokenizer it "
+                "was made with"
             )
         return facts | {key: manifest[key] for key in ("vocab_size", "eod_id", "pad_id", "turn_end_ids")}
     tokenizer = load_tokenizer(path)

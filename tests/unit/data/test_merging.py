@@ -73,6 +73,11 @@ def test_joined_is_as_if_written_at_once(parts: Path, monkeypatch: pytest.Monkey
     assert len(InstructionDataset(parts / "whole" / "data")) == 9
 
 
+def test_a_dataset_is_not_joined_to_itself(parts: Path) -> None:
+    with pytest.raises(UserError, match="parts/a is --output-prefix too; give the whole another name"):
+        joined(parts, "parts/a,parts/b", output="parts/a")
+
+
 def test_prefixes_are_joined_in_the_order_given(parts: Path) -> None:
     summary = joined(parts, "parts/b,parts/a")
     assert [Path(prefix).name for prefix in summary.prefixes] == ["b", "a"]
@@ -120,6 +125,7 @@ def test_plain_text(tmp_path: Path) -> None:
         ({"prompt_type": "qwen"}, "prompt_type is qwen3 and qwen "),
         ({"pack": True, "seq_length": 64}, "pack is False and True"),
         ({"neat_pack": True}, "neat_pack is False and True"),
+        ({"append_eod": True}, "append_eod is None and True"),
     ],
 )
 def test_what_was_not_made_alike_is_refused(parts: Path, change: dict[str, Any], message: str) -> None:
@@ -148,7 +154,7 @@ def test_datasets_of_others_have_no_manifest(parts: Path) -> None:
     (notice,) = joined(parts).notices
     assert "no manifest beside" in notice and notice.count("/parts/") == 1
     dataset = InstructionDataset(parts / "whole" / "data")
-    assert not dataset.has_segments and "tokenizer_sha256" not in dataset.manifest
+    assert not dataset.has_segments and dataset.manifest is None
 
 
 def test_repeated_document_numbers_of_mindspeed_llm(parts: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mindspeed_ift.cli.merge_datasets import main as merge_datasets
 from mindspeed_ift.cli.preprocess import main as preprocess
 from mindspeed_ift.cli.repack_dataset import main as repack
 from mindspeed_ift.cli.verify_template import main as verify_template
@@ -97,6 +98,24 @@ def test_the_template_tells_how_documents_end_where_no_manifest_does(data: Path,
     assert isinstance(found, Packed) and isinstance(found.boundaries, EndOfDocument) and len(found.boundaries.mark) > 1
     with pytest.raises(UserError, match="--tokenizer-name-or-path is needed"):
         planned(foreign, *flags)
+
+
+def test_joined_datasets(data: Path, tmp_path: Path) -> None:
+    """Joined, they are planned as one; with one of MindSpeed-LLM, as one of MindSpeed-LLM."""
+    packing = ["--pack", "--neat-pack", "--seq-length", "128", "--prompt-type", "qwen3"]
+    parts = [prepare(data, f"joined_{name}", *packing) for name in ("a", "b")]
+    flags = ["--seq-length", "128", "--reset-attention-mask"]
+    one, whole = planned(parts[0], *flags), str(tmp_path / "whole")
+    assert merge_datasets(["--input", *parts, "--output-prefix", whole]) == 0
+    joined = planned(whole, *flags)
+    assert len(joined.dataset) == 2 * len(one.dataset)
+    assert joined.mode == one.mode and joined.token_facts == one.token_facts
+    (data / "joined_b.manifest.json").unlink()
+    assert merge_datasets(["--input", *parts, "--output-prefix", whole]) == 0
+    with pytest.raises(UserError, match="whole has no manifest, so --tokenizer-name-or-path is needed"):
+        planned(whole, *flags)
+    told = planned(whole, *flags, "--tokenizer-name-or-path", str(data / "tokenizer"), "--prompt-type", "qwen3")
+    assert told.mode == one.mode
 
 
 def test_dynamic_length_rounds_packed_rows_too(data: Path) -> None:
