@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 
+from mindspeed_ift.cli.preprocess import main as preprocess
 from mindspeed_ift.data.dataset import InstructionDataset
 from mindspeed_ift.data.order import SampleOrder, split_ranges
 from mindspeed_ift.data.sample import Sample
 from tests.tolerances import BF16_STEPS, TWENTY_STEPS_LOSS, TWENTY_STEPS_WEIGHTS
-from tests.training_runs import MODES, ROOT, losses, make_datasets, make_hugging_face_model, run
+from tests.training_runs import MODES, ROOT, gradient_norms, losses, make_datasets, make_hugging_face_model, run
 
 pytestmark = pytest.mark.slow
 
@@ -80,6 +81,43 @@ TWENTY_STEPS = {
     ),
     "bf16": ("untied", f"--lr-decay-style constant --bf16 {FULL}", lambda step: 1e-3, 1.0),
 }
+
+
+def test_half_the_weight_is_half_of_loss_and_gradient(made: Made, tmp_path: Path) -> None:
+    """Exactly: one half is a power of two."""
+    folder, _, weights = made
+    lines = []
+    for share in (1, 0.5):
+        records = [
+            {
+                "messages": [
+                    {"role": "user", "content": f"What is {number} and {number}?"},
+                    {"role": "assistant", "content": f"It is {2 * number}.", "weight": share},
+                ]
+            }
+            for number in range(8)
+        ]
+        file = tmp_path / f"{share}.jsonl"
+        file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        prefix, save = str(tmp_path / f"{share}"), str(tmp_path / f"run{share}")
+        paths = ["--input", str(file), "--tokenizer-name-or-path", str(folder / "tokenizer"), "--output-prefix", prefix]
+        preprocess([*paths, "--prompt-type", "qwen3", "--pack", "--neat-pack", "--seq-length", "128"])
+        line = [
+            "--data-path",
+            prefix,
+            *MODES["packed"],
+            "--global-batch-size",
+            "2",
+            "--train-iters",
+            "1",
+            "--lr",
+            "1e-3",
+        ]
+        lines.append([*line, "--load", str(weights), "--enable-hf2mg-convert", "--save", save])
+    run(lines, 1, tmp_path / "jobs")
+    whole, half = tmp_path / "run1", tmp_path / "run0.5"
+    assert losses(half) == [loss / 2 for loss in losses(whole)] and losses(half)[0] > 0
+    assert gradient_norms(half) == [norm / 2 for norm in gradient_norms(whole)]
 
 
 @pytest.mark.parametrize("name", TWENTY_STEPS)
