@@ -54,14 +54,17 @@ def _bar() -> Iterator[tuple[Callable[[str], None], Show]]:
     """A bar on the terminal: what takes lines above it, and what moves it."""
     from rich.progress import BarColumn, Progress, TextColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn())
-    with Progress(*columns, transient=True) as progress:
-        task = progress.add_task("reading", total=None)
+    progress = Progress(TextColumn("{task.description}"), BarColumn(), transient=True)
+    task = progress.add_task("reading", total=None)
 
-        def show(standing: Standing) -> None:
-            progress.update(task, description=str(standing), completed=standing.part or 0, total=standing.part and 1)
+    def show(standing: Standing) -> None:
+        progress.start()  # not before: its thread would keep worker processes from being forked
+        progress.update(task, description=str(standing), completed=standing.part or 0, total=standing.part and 1)
 
+    try:
         yield functools.partial(progress.console.print, markup=False, highlight=False, soft_wrap=True), show
+    finally:
+        progress.stop()
 
 
 def _merge(parsed: Parsed) -> int:

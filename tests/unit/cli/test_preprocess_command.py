@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import rich.progress
 
 from mindspeed_ift.cli.command import run
 from mindspeed_ift.cli.preprocess import main
+from mindspeed_ift.data import preprocess as module
 from mindspeed_ift.data.indexed import read_manifest
 from tests.tiny_tokenizer import make_tiny_tokenizer
 
@@ -81,8 +83,13 @@ def test_a_terminal_gets_a_bar(
 ) -> None:
     moved: list[str] = []
     monkeypatch.setattr(rich.progress.Progress, "update", lambda self, task, **to: moved.append(to["description"]))
+    threads = []
+    pool = module.WorkerPool
+    monkeypatch.setattr(module, "WorkerPool", lambda *given: threads.append(threading.active_count()) or pool(*given))
+    before = threading.active_count()
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert exit_code([*arguments, "--max-drop-fraction", "0.5", "--log-interval", "1"]) == 0
     assert len(moved) == 1 and moved[0].startswith("2 records read, 1 kept, ")
+    assert threads == [before], "with the bar's thread worker processes could not be forked"
     said = capsys.readouterr().out
     assert "2 records -> 1 documents" in said and "2 records read, 1 kept" not in said
