@@ -66,19 +66,18 @@ def test_every_file_is_compared() -> None:
 def test_every_case_and_option(prompt_type: str, tokenizer: Tokenizer, sources: dict[str, dict[str, Any]]) -> None:
     name, expected_count = FILES[prompt_type]
     seen: Counter[str] = Counter()
+    encoders: dict[EncodeOptions, Encoder] = {}
     for line in (SHARED / "golden" / "llamafactory" / name).read_text(encoding="utf-8").splitlines():
         golden = json.loads(line)
         options = dict(golden["options"])
-        encoder = Encoder(
-            TEMPLATES[prompt_type],
-            tokenizer,
-            EncodeOptions(
-                enable_thinking=THINKING[options.pop("enable_thinking", None)],
-                cutoff=options.pop("cutoff_len", None),
-                **options,
-            ),
+        chosen = EncodeOptions(
+            enable_thinking=THINKING[options.pop("enable_thinking", None)],
+            cutoff=options.pop("cutoff_len", None),
+            **options,
         )
-        ours = encode(encoder, sources[golden["case"]])
+        if chosen not in encoders:
+            encoders[chosen] = Encoder(TEMPLATES[prompt_type], tokenizer, chosen)
+        ours = encode(encoders[chosen], sources[golden["case"]])
         where = f"{golden['case']} {golden['options']}"
         seen["cases"] += 1
         if golden["input_ids"] is None:
