@@ -122,8 +122,7 @@ def find_columns(config: MergeConfig) -> dict[str, list[str]]:
         if Path(part).expanduser().absolute() == Path(config.output_prefix).absolute():
             raise UserError(f"--input {part} is --output-prefix too; give the whole another name")
         if not named:
-            wanted = ", ".join(f"*_{key}.idx" for key in config.merge_group_keys) or "*_document.idx"
-            raise UserError(f"--input {part}: no dataset there ({wanted}); give a folder or an --output-prefix")
+            raise _nothing_there(part, config.merge_group_keys)
         for prefix, key in named:
             if prefix not in found[key]:
                 found[key].append(prefix)
@@ -131,6 +130,15 @@ def find_columns(config: MergeConfig) -> dict[str, list[str]]:
     order = {prefix: place for place, prefix in enumerate(next(iter(found.values())))}
     keys = config.merge_group_keys or sorted(found, key=lambda key: ("input_ids" not in key, key))
     return {key: sorted(found[key], key=order.__getitem__) for key in keys}
+
+
+def _nothing_there(part: str, keys: tuple[str, ...]) -> UserError:
+    path = Path(part).expanduser()
+    folder, pattern = (path, "*") if path.is_dir() else (path.parent, f"{path.name}*")
+    if any(folder.glob(f"{pattern}.shard-*.json")):
+        return UserError(f"--input {part}: shards, not datasets; join them by preprocess_data.py with --merge-shards")
+    wanted = ", ".join(f"*_{key}.idx" for key in keys) or "*_document.idx"
+    return UserError(f"--input {part}: no dataset there ({wanted}); give a folder or an --output-prefix")
 
 
 def _check_complete(found: dict[str, list[str]], config: MergeConfig) -> None:

@@ -73,6 +73,15 @@ def test_joined_is_as_if_written_at_once(parts: Path, monkeypatch: pytest.Monkey
     assert len(InstructionDataset(parts / "whole" / "data")) == 9
 
 
+def test_shards_are_joined_by_what_made_them(tmp_path: Path) -> None:
+    (tmp_path / "data.shard-00000-of-00002.json").write_text("{}")
+    for given in (tmp_path, tmp_path / "data"):
+        with pytest.raises(
+            UserError, match="shards, not datasets; join them by preprocess_data.py with --merge-shards"
+        ):
+            merge(MergeConfig((str(given),), str(tmp_path / "out")))
+
+
 def test_a_dataset_is_not_joined_to_itself(parts: Path) -> None:
     with pytest.raises(UserError, match="parts/a is --output-prefix too; give the whole another name"):
         joined(parts, "parts/a,parts/b", output="parts/a")
