@@ -153,6 +153,7 @@ def _not_negative(config: TuneConfig) -> None:
         ("--weight-decay", optimizer.weight_decay),
         ("--clip-grad", optimizer.clip_grad),
         ("--eval-iters", config.run.eval_iters),
+        ("--max-skipped-steps", config.run.max_skipped_steps),
         ("--seed", optimizer.seed),
     ):
         if value < 0:

@@ -169,9 +169,13 @@ class RunFlags:
     load_rng: bool = True
     """--no-load-rng: fresh random state."""
     save: Path | None = None
-    """Folder for checkpoints, metrics.jsonl and loss.png."""
+    """Folder for checkpoints, metrics.jsonl and loss.png. With it SIGTERM (and the first Ctrl-C) ends the step, saves and
+    exits with 0."""
     save_interval: int | None = None
     """Steps between checkpoints; the last step is always saved."""
+    max_skipped_steps: int = 0
+    """Go on after so many steps whose loss or gradient norm is not finite; they move no weight, and --save gets the
+    samples of each. 0: the first such step stops the run."""
     eval_interval: int = 1000
     """Steps between evaluations on the validation share of --split."""
     eval_iters: int = 10

@@ -63,13 +63,20 @@ class MicroBatches:
             consumed_samples: Samples that all ranks together have taken before this step.
             num_micro_batches: How many to take.
         """
+        return [
+            self.mode.collate([sample for _, sample in rows])
+            for rows in self.numbered(consumed_samples, num_micro_batches)
+        ]
+
+    def numbered(self, consumed_samples: int, num_micro_batches: int) -> list[list[tuple[int, Sample]]]:
+        """What `take` makes its micro-batches of: the rows of each, as (number in the dataset, sample as it is cut)."""
         stride = self.micro_batch_size * self.data_size
         first = consumed_samples + self.data_rank * self.micro_batch_size
         return [
-            self.mode.collate([self._sample(first + number * stride + row) for row in range(self.micro_batch_size)])
+            [self._sample(first + number * stride + row) for row in range(self.micro_batch_size)]
             for number in range(num_micro_batches)
         ]
 
-    def _sample(self, consumed: int) -> Sample:
-        sample = self.dataset[self.sample_range[self.order.index(consumed)]]
-        return cut_sample(sample, self.mode.seq_length, self.overlong)
+    def _sample(self, consumed: int) -> tuple[int, Sample]:
+        number = self.sample_range[self.order.index(consumed)]
+        return number, cut_sample(self.dataset[number], self.mode.seq_length, self.overlong)

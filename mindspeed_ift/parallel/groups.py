@@ -55,15 +55,14 @@ class Groups:
         """Whether this rank writes its model shard: one replica does it for all."""
         return self.replica_rank == 0
 
-    def sum_over_data(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum ``values`` in place over all samples: the data and the context parallel ranks."""
-        dist.all_reduce(values, group=self.collection.dp_cp)
-        return values
+    @property
+    def totals_writer(self) -> bool:
+        """Whether this rank counts its samples: of the ranks that share them, one that computes their loss."""
+        return self.tensor_rank == 0 and self.pipeline_rank == self.layout.pipeline - 1
 
-    def from_last_stage(self, values: torch.Tensor) -> torch.Tensor:
-        """Overwrite ``values`` on every pipeline stage with those of the last stage."""
-        if self.layout.pipeline > 1:
-            dist.broadcast(values, parallel_state.get_pipeline_model_parallel_last_rank(), group=self.collection.pp)
+    def sum_over_world(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum ``values`` in place over all ranks."""
+        dist.all_reduce(values)
         return values
 
     def gather(self, value: Any) -> list[Any]:

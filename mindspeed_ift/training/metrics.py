@@ -6,7 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from mindspeed_ift.devices.device import Device
 from mindspeed_ift.training.step import StepReport
@@ -39,24 +39,29 @@ class Metrics:
             _drop_from(self.folder / "metrics.jsonl", first)
             self._file = open(self.folder / "metrics.jsonl", "a", encoding="utf-8")
 
-    def step(self, iteration: int, report: StepReport) -> None:
-        """Record one step, and print a line every ``--log-interval``."""
+    def step(self, iteration: int, report: StepReport, skipped: int = 0) -> None:
+        """Record one step, and print a line every ``--log-interval``.
+
+        Args:
+            iteration: number of the step.
+            report: what it did; of one that was refused only the reason and the tokens are recorded.
+            skipped: refused steps so far.
+        """
         if not self.active:
             return
         self._tokens += report.tokens
         self._learnt += report.learnt_tokens
         self._steps += 1
-        record = {
-            "iteration": iteration,
-            "loss": report.loss,
-            "gradient_norm": report.gradient_norm,
-            "learning_rate": report.learning_rate,
-            "learnt_tokens": report.learnt_tokens,
-            "tokens": report.tokens,
-        }
-        self._write(record)
-        if iteration % self.interval == 0 or iteration == self.total:
-            self._print(iteration, report)
+        record: dict[str, Any] = {"iteration": iteration}
+        if report.refusal is None:
+            record |= {"loss": report.loss, "gradient_norm": report.gradient_norm}
+        else:
+            record |= {"refused": report.refusal}
+        record |= {"learning_rate": report.learning_rate}
+        record |= {"learnt_tokens": report.learnt_tokens, "tokens": report.tokens}
+        self._write(record | ({"skipped_steps": skipped} if skipped else {}))
+        if report.refusal is None and (iteration % self.interval == 0 or iteration == self.total):
+            self._print(iteration, report, skipped)
 
     def evaluation(self, iteration: int, loss: float) -> None:
         """Record and print a validation loss."""
@@ -75,7 +80,7 @@ class Metrics:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
 
-    def _print(self, iteration: int, report: StepReport) -> None:
+    def _print(self, iteration: int, report: StepReport, skipped: int) -> None:
         seconds = (time.perf_counter() - self._since) / self._steps
         rate = self._tokens / (seconds * self._steps) / self.world
         left = seconds * (self.total - iteration)
@@ -83,7 +88,8 @@ class Metrics:
             f"step {iteration}/{self.total}  loss {report.loss:.4f}  lr {report.learning_rate:.3e}  "
             f"grad norm {report.gradient_norm:.3f}  learnt {100 * self._learnt / max(self._tokens, 1):.0f} % of "
             f"{self._tokens} tokens  {rate:,.0f} tokens/s/device  {seconds:.2f} s/step  "
-            f"memory {self.device.peak_memory() / 2**30:.1f} GiB  left {_clock(left)}",
+            f"memory {self.device.peak_memory() / 2**30:.1f} GiB  left {_clock(left)}"
+            + (f"  skipped {skipped}" if skipped else ""),
             flush=True,
         )
         self._since, self._tokens, self._learnt, self._steps = time.perf_counter(), 0, 0, 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from mindspeed_ift.mcore import (
     DistributedDataParallelConfig,
     OptimizerConfig,
     OptimizerParamScheduler,
+    clip_grad_by_total_norm_fp32,
     finalize_model_grads,
     get_megatron_optimizer,
 )
@@ -71,6 +73,27 @@ def build_optimizer(model: list[DistributedDataParallel], flags: OptimizerFlags,
 def _one_or_all(functions: list[Callable[..., Any]]) -> Any:
     """As Megatron's schedules want them: a function for one stage, a list for several."""
     return functions[0] if len(functions) == 1 else functions
+
+
+@torch.no_grad()
+def update(optimizer: Any) -> float:
+    """Clip the gradients and move the weights; where the gradient norm is not finite, leave weights and state as they are.
+
+    Returns:
+        The gradient norm before clipping, on every rank the same.
+
+    Source: Megatron's ``ChainedOptimizer.step``, which moves the weights whatever the norm.
+    """
+    optimizer.prepare_grads()
+    norm = float(optimizer.get_grad_norm())
+    if not math.isfinite(norm):
+        return norm
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        parameters = part.get_parameters()
+        if parameters and part.config.clip_grad > 0:
+            clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=norm)
+    optimizer.step_with_ready_grads()
+    return norm
 
 
 def build_schedule(optimizer: Any, flags: OptimizerFlags) -> OptimizerParamScheduler:

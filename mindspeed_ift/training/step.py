@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mindspeed_ift.config.errors import RunError
 from mindspeed_ift.data.batch import Batch
 from mindspeed_ift.devices.device import Device
 from mindspeed_ift.mcore import DistributedDataParallel, OptimizerParamScheduler, get_forward_backward_func
 from mindspeed_ift.parallel.context.split import local_positions
 from mindspeed_ift.parallel.groups import Groups
+from mindspeed_ift.training.optimizer import update
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class StepReport:
         learning_rate: of this step.
         learnt_tokens: tokens with a label, over all replicas.
         tokens: tokens with pads, over all replicas.
+        refusal: why the weights were not moved (the loss or the gradient norm is not finite), or None.
+        stop: some rank was asked to stop.
     """
 
     loss: float
@@ -35,6 +37,17 @@ class StepReport:
     learning_rate: float
     learnt_tokens: int
     tokens: int
+    refusal: str | None = None
+    stop: bool = False
+
+
+class _Totals(NamedTuple):
+    """Sums over all ranks: of the loss, learnt tokens, tokens with pads, and ranks that were asked to stop."""
+
+    loss: float
+    learnt: float
+    tokens: float
+    asked_to_stop: float
 
 
 def train_step(
@@ -44,31 +57,46 @@ def train_step(
     batches: Sequence[Batch],
     groups: Groups,
     device: Device,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> StepReport:
     """Forward, backward and update over the micro-batches of this replica.
 
     The gradient is that of the loss sum divided by the learnt tokens of the *global* batch, so that packing, accumulation
-    and replicas change nothing. A global batch without a learnt token moves no weight.
+    and replicas change nothing. A global batch without a learnt token moves no weight. Nor does one whose loss or gradient
+    norm is not finite: weights, optimizer and schedule stay as they are, on every rank, and the report says why.
 
-    Raises:
-        RunError: the loss or the gradient norm is not finite; raised before the weights are touched by the loss.
+    Args:
+        model: this rank's stages.
+        optimizer: Megatron's.
+        schedule: of the learning rate; a refused step does not advance it (Megatron's rule).
+        batches: this replica's micro-batches.
+        groups: whom this rank talks to.
+        device: where tensors go.
+        stop_requested: whether this rank was asked to stop; all ranks learn of it with the loss.
     """
     for stage in model:
         stage.zero_grad_buffer()
     optimizer.zero_grad()
-    totals = _forward_backward(model, batches, groups, device, forward_only=False)
-    if not math.isfinite(totals[0]):
-        raise RunError(f"the loss is {totals[0]}: look at the data, or lower --lr")
+    totals = _forward_backward(model, batches, groups, device, stop_requested, forward_only=False)
     learning_rate = optimizer.param_groups[0]["lr"]
-    gradient_norm = 0.0
-    if totals[1] > 0:
-        _, norm, _ = optimizer.step()
-        gradient_norm = float(norm) if norm is not None else 0.0
+    gradient_norm, refusal = 0.0, None
+    if not math.isfinite(totals.loss):
+        refusal = f"the loss is {totals.loss}"
+    elif totals.learnt > 0:
+        gradient_norm = update(optimizer)
         if not math.isfinite(gradient_norm):
-            raise RunError(f"the gradient norm is {gradient_norm}: look at the data, or lower --lr")
-    schedule.step(increment=1)
-    learnt = max(totals[1], 1.0)
-    return StepReport(totals[0] / learnt, gradient_norm, learning_rate, int(totals[1]), int(totals[2]))
+            refusal = f"the gradient norm is {gradient_norm}"
+    if refusal is None:
+        schedule.step(increment=1)
+    return StepReport(
+        loss=totals.loss / max(totals.learnt, 1.0),
+        gradient_norm=gradient_norm,
+        learning_rate=learning_rate,
+        learnt_tokens=int(totals.learnt),
+        tokens=int(totals.tokens),
+        refusal=refusal,
+        stop=totals.asked_to_stop > 0,
+    )
 
 
 def evaluate_step(
@@ -78,10 +106,10 @@ def evaluate_step(
     for stage in model:
         stage.eval()
     with torch.no_grad():
-        totals = _forward_backward(model, batches, groups, device, forward_only=True)
+        totals = _forward_backward(model, batches, groups, device, lambda: False, forward_only=True)
     for stage in model:
         stage.train()
-    return totals[0], totals[1]
+    return totals.loss, totals.learnt
 
 
 def _forward_backward(
@@ -89,10 +117,11 @@ def _forward_backward(
     batches: Sequence[Batch],
     groups: Groups,
     device: Device,
+    stop_requested: Callable[[], bool],
     *,
     forward_only: bool,
-) -> list[float]:
-    """[loss sum, learnt tokens, tokens] over the global batch, gradients left in the model."""
+) -> _Totals:
+    """Totals over the global batch, gradients left in the model."""
     length = batches[0].tokens.shape[1]  # of whole rows, as Megatron wants it
     batches = [_local_part(batch, groups) for batch in batches]
     sums = get_forward_backward_func()(
@@ -104,13 +133,13 @@ def _forward_backward(
         micro_batch_size=batches[0].tokens.shape[0],
         forward_only=forward_only,
     )
-    loss = sum((part["loss"] for part in sums), torch.zeros((), device=device.torch_device))
-    learnt = sum(batch.learnt_tokens for batch in batches)
-    tokens = sum(batch.tokens.numel() for batch in batches)
-    totals = torch.tensor([0.0, learnt, tokens], dtype=torch.float64, device=device.torch_device)
-    totals[0] = loss
-    groups.from_last_stage(totals)
-    return groups.sum_over_data(totals).tolist()
+    totals = torch.zeros(len(_Totals._fields), dtype=torch.float64, device=device.torch_device)
+    if groups.totals_writer:
+        totals[0] = sum((part["loss"] for part in sums), torch.zeros((), device=device.torch_device))
+        totals[1] = sum(batch.learnt_tokens for batch in batches)
+        totals[2] = sum(batch.tokens.numel() for batch in batches)
+    totals[3] = stop_requested()  # of every rank: a signal may reach but one of them
+    return _Totals(*groups.sum_over_world(totals).tolist())
 
 
 def _local_part(batch: Batch, groups: Groups) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,8 +10,10 @@ import torch
 from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.checkpoint.convert import TRAINING_FACTS, hugging_face_shard
 from mindspeed_ift.checkpoint.disk import free_bytes, in_gigabytes, require_space
+from mindspeed_ift.config.errors import RunError
 from mindspeed_ift.config.layout import padded_vocab_size
 from mindspeed_ift.data.batch import Batch
+from mindspeed_ift.data.micro_batches import MicroBatches
 from mindspeed_ift.devices.device import Device, current
 from mindspeed_ift.model.build import ModelOptions, Qwen3Model, build_stages
 from mindspeed_ift.model.lora import start_adapters
@@ -21,87 +24,131 @@ from mindspeed_ift.training import state
 from mindspeed_ift.training.metrics import Metrics
 from mindspeed_ift.training.optimizer import build_optimizer, build_schedule, wrap
 from mindspeed_ift.training.plan import Plan
-from mindspeed_ift.training.step import evaluate_step, train_step
+from mindspeed_ift.training.progress import Progress
+from mindspeed_ift.training.refused import refused_path, write_refused
+from mindspeed_ift.training.step import StepReport, evaluate_step, train_step
+from mindspeed_ift.training.stopping import StopRequest, listening
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the steps of a run need."""
+
+    plan: Plan
+    stages: list[Qwen3Model]
+    model: Any
+    optimizer: Any
+    schedule: Any
+    groups: Groups
+    device: Device
+    progress: Progress
 
 
 def tune(plan: Plan) -> None:
     """Run the training that ``plan`` describes.
 
     Raises:
-        RunError: the loss is not finite.
+        RunError: more steps than allowed had a loss or a gradient norm that is not finite.
         UserError: weights or checkpoint do not fit.
     """
-    config, device = plan.config, current()
-    groups = process_groups.start(
-        plan.layout,
-        device,
-        seed=config.optimizer.seed,
-        chunks=plan.layout.chunks(plan.architecture.num_layers),
-        backend=config.run.collective_backend,
-        timeout_minutes=config.run.distributed_timeout_minutes,
-    )
-    _say(groups, f"device: {device.kind} ({device.reason}); kernels: {device.kernel_notice}")
-    stages = build_stages(plan.architecture, _model_options(plan), groups)
-    _load_weights(plan, stages, groups)
-    model = wrap(stages, config.layout)
-    optimizer = build_optimizer(model, config.optimizer, config.layout)
-    schedule = build_schedule(optimizer, config.optimizer)
-    done, consumed = _resume(plan, optimizer, schedule, groups, device)
-    _check_space(plan, done, stages, optimizer, groups)
-    _loop(plan, done, consumed, stages, model, optimizer, schedule, groups, device)
-    process_groups.stop(groups)
+    with listening(wanted=plan.config.run.save is not None) as stop_request:
+        config, device = plan.config, current()
+        groups = process_groups.start(
+            plan.layout,
+            device,
+            seed=config.optimizer.seed,
+            chunks=plan.layout.chunks(plan.architecture.num_layers),
+            backend=config.run.collective_backend,
+            timeout_minutes=config.run.distributed_timeout_minutes,
+        )
+        _say(groups, f"device: {device.kind} ({device.reason}); kernels: {device.kernel_notice}")
+        stages = build_stages(plan.architecture, _model_options(plan), groups)
+        _load_weights(plan, stages, groups)
+        model = wrap(stages, config.layout)
+        optimizer = build_optimizer(model, config.optimizer, config.layout)
+        schedule = build_schedule(optimizer, config.optimizer)
+        progress = _resume(plan, optimizer, schedule, groups, device)
+        _check_space(plan, progress.done, stages, optimizer, groups)
+        _loop(_Run(plan, stages, model, optimizer, schedule, groups, device, progress), stop_request)
+        process_groups.stop(groups)
 
 
-def _loop(
-    plan: Plan,
-    done: int,
-    consumed: int,
-    stages: list[Qwen3Model],
-    model: Any,
-    optimizer: Any,
-    schedule: Any,
-    groups: Groups,
-    device: Device,
-) -> None:
+def _loop(run: _Run, stop_request: StopRequest) -> None:
+    plan, groups, progress = run.plan, run.groups, run.progress
     config, total = plan.config, plan.config.optimizer.train_iters
     assert total is not None
     training = plan.samples(plan.train, groups.data_rank, config.data.shuffle)
     metrics = Metrics(
         config.run.save,
-        device,
+        run.device,
         world=plan.layout.world,
         total=total,
-        first=done,
+        first=progress.done,
         interval=config.run.log_interval,
         active=groups.rank == 0,
     )
-    if done >= total:
-        _say(groups, f"{config.run.load} has {done} steps already; --train-iters {total} asks for no more")
-    for iteration in range(done + 1, total + 1):
-        batches = training.take(consumed, plan.micro_batches)
-        report = train_step(model, optimizer, schedule, batches, groups, device)
-        metrics.step(iteration, report)
-        consumed += plan.rows_of_a_step
-        if iteration % config.run.eval_interval == 0 or iteration == total:
-            _evaluate(plan, iteration, model, groups, device, metrics)
+    if progress.done >= total:
+        _say(groups, f"{config.run.load} has {progress.done} steps already; --train-iters {total} asks for no more")
+    for iteration in range(progress.done + 1, total + 1):
+        batches = training.take(progress.consumed, plan.micro_batches)
+        report = train_step(run.model, run.optimizer, run.schedule, batches, groups, run.device, stop_request)
+        if report.refusal is not None:
+            _refused(run, training, iteration, report, metrics)
+        metrics.step(iteration, report, progress.skipped)
+        progress.done, progress.consumed = iteration, progress.consumed + plan.rows_of_a_step
+        if not report.stop and (iteration % config.run.eval_interval == 0 or iteration == total):
+            _evaluate(plan, iteration, run.model, groups, run.device, metrics)
         interval = config.run.save_interval
-        if config.run.save is not None and (iteration == total or (interval and iteration % interval == 0)):
-            state.save(
-                config.run.save,
-                iteration,
-                stages=stages,
-                optimizer=optimizer,
-                schedule=schedule,
-                groups=groups,
-                device=device,
-                distributed_optimizer=config.layout.use_distributed_optimizer,
-                facts=_facts(plan, consumed),
-            )
-            _say(groups, f"saved {megatron.iteration_folder(config.run.save, iteration)}")
+        if iteration == total or (interval and iteration % interval == 0) or report.stop:
+            _save(run)
+        if report.stop:
+            told = f" ({stop_request.signal})" if stop_request.signal else ""
+            _say(groups, f"stopping after step {iteration}, as asked{told}; --load {config.run.save} goes on from it")
+            break
         if iteration == config.run.exit_interval:
             _say(groups, f"stopping after step {iteration} (--exit-interval)")
             break
     metrics.close()
+
+
+def _save(run: _Run) -> None:
+    folder, iteration = run.plan.config.run.save, run.progress.done
+    if folder is None:
+        return
+    state.save(
+        folder,
+        iteration,
+        stages=run.stages,
+        optimizer=run.optimizer,
+        schedule=run.schedule,
+        groups=run.groups,
+        device=run.device,
+        distributed_optimizer=run.plan.config.layout.use_distributed_optimizer,
+        facts=_facts(run.plan, run.progress),
+    )
+    _say(run.groups, f"saved {megatron.iteration_folder(folder, iteration)}")
+
+
+def _refused(run: _Run, training: MicroBatches, iteration: int, report: StepReport, metrics: Metrics) -> None:
+    """Keep the samples of a step that moved no weight, and end the run after one too many.
+
+    Raises:
+        RunError: on every rank, after the samples are written.
+    """
+    plan, progress, flags = run.plan, run.progress, run.plan.config.run
+    path = refused_path(flags.save, iteration) if flags.save is not None else None
+    if path is not None and run.groups.rank == 0:
+        write_refused(path, training, progress.consumed, plan.micro_batches, plan.token_facts)
+    run.groups.barrier()
+    progress.skipped += 1
+    told = f"its samples are in {path}" if path is not None else "with --save its samples are written there"
+    if progress.skipped > flags.max_skipped_steps:
+        metrics.step(iteration, report, progress.skipped)
+        raise RunError(
+            f"step {iteration} is refused: {report.refusal}; no weight was moved, {told}: look at the data, lower --lr, "
+            f"or go on after such steps with --max-skipped-steps {progress.skipped}"
+        )
+    _say(run.groups, f"step {iteration}/{metrics.total}  refused: {report.refusal}; no weight was moved, {told}")
 
 
 def _evaluate(plan: Plan, iteration: int, model: Any, groups: Groups, device: Device, metrics: Metrics) -> None:
@@ -180,13 +227,12 @@ def _load_weights(plan: Plan, stages: list[Qwen3Model], groups: Groups) -> None:
         _say(groups, f"adapters: fresh, on {' '.join(plan.config.lora.lora_target_modules)}")
 
 
-def _resume(plan: Plan, optimizer: Any, schedule: Any, groups: Groups, device: Device) -> tuple[int, int]:
+def _resume(plan: Plan, optimizer: Any, schedule: Any, groups: Groups, device: Device) -> Progress:
     """Steps already done and samples already consumed: none where no training is continued."""
     run = plan.config.run
     if plan.sources.resume is None:
-        return 0, 0
-    manifest = megatron.read_manifest(plan.sources.resume) or {}
-    done = int(manifest.get("iteration", 0))
+        return Progress()
+    progress = Progress.of_manifest(megatron.read_manifest(plan.sources.resume) or {}, plan.rows_of_a_step)
     if run.load_optim:
         state.load_training(
             plan.sources.resume,
@@ -198,10 +244,9 @@ def _resume(plan: Plan, optimizer: Any, schedule: Any, groups: Groups, device: D
             load_random=run.load_rng,
         )
     else:
-        schedule.step(increment=done)
-    _say(groups, f"resuming after step {done}")
-    # From the checkpoint, so that another --global-batch-size goes on where the data stopped.
-    return done, int(manifest.get("consumed_samples", done * plan.rows_of_a_step))
+        schedule.step(increment=progress.done - progress.skipped)
+    _say(groups, f"resuming after step {progress.done}")
+    return progress
 
 
 def _check_space(plan: Plan, done: int, stages: list[Qwen3Model], optimizer: Any, groups: Groups) -> None:
@@ -218,9 +263,9 @@ def _check_space(plan: Plan, done: int, stages: list[Qwen3Model], optimizer: Any
         _say(groups, f"notice: {needed} will not fit into the {in_gigabytes(free)} that are free at --save {run.save}")
 
 
-def _facts(plan: Plan, consumed: int) -> dict[str, Any]:
+def _facts(plan: Plan, progress: Progress) -> dict[str, Any]:
     return {
-        "consumed_samples": consumed,
+        **progress.facts(),
         "data_path": plan.dataset.prefix,
         "seed": plan.config.optimizer.seed,
         "tokenizer": plan.token_facts["tokenizer"],

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -66,7 +68,7 @@ def test_of_several_processes_the_first_to_fail_speaks(
     assert "of rank 1" in printed and "of rank 0" not in printed and printed.count("Traceback") == 1
 
 
-def launched(tmp_path: Path, program: str, *flags: str) -> subprocess.CompletedProcess[str]:
+def start(tmp_path: Path, program: str, *flags: str) -> subprocess.Popen[str]:
     """Two processes of a small program under our torchrun."""
     script = tmp_path / "program.py"
     head = "import os, signal, sys, time\nfrom mindspeed_ift.cli.command import run\n"
@@ -75,7 +77,14 @@ def launched(tmp_path: Path, program: str, *flags: str) -> subprocess.CompletedP
     words = ["--standalone", "--nproc_per_node", "2", str(script), *flags]
     environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
     command = [sys.executable, "-m", "mindspeed_ift.cli.torchrun", *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def launched(tmp_path: Path, program: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """The same, and wait for their end."""
+    process = start(tmp_path, program, *flags)
+    out, error = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
 
 JOINS = (
@@ -120,3 +129,32 @@ def test_our_torchrun_ends_as_its_processes_end(
 def test_our_torchrun_ends_well(tmp_path: Path) -> None:
     done = launched(tmp_path, "print('here', rank, flush=True)")
     assert done.returncode == 0 and done.stderr == "" and {"here 0", "here 1"} == set(done.stdout.split("\n")) - {""}
+
+
+STOPS = """
+import pathlib
+def stop(*_):
+    print('stopped', rank, flush=True)
+    time.sleep(0.5)
+    sys.exit(0)
+{handler}
+pathlib.Path(sys.argv[1], str(rank)).touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("handler", "code"), [("signal.signal(signal.SIGTERM, stop)", 0), ("", 143)], ids=["answered", "not answered"]
+)
+def test_our_torchrun_hands_sigterm_on(tmp_path: Path, handler: str, code: int) -> None:
+    """Exit code 0 if the processes end well, as after a checkpoint; 143 if they know no better than to die."""
+    process = start(tmp_path, STOPS.replace("{handler}", handler), str(tmp_path))
+    until = time.monotonic() + 60
+    while not all((tmp_path / rank).exists() for rank in "01"):
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == code and error == ""
+    assert sorted(out.split("\n")) == (["", "stopped 0", "stopped 1"] if handler else [""])

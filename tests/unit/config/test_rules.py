@@ -53,6 +53,7 @@ BROKEN = [
     ("--weight-decay -0.1", "--weight-decay -0.1 must not be negative"),
     ("--clip-grad -1", "--clip-grad -1.0 must not be negative"),
     ("--eval-iters -1", "--eval-iters -1 must not be negative"),
+    ("--max-skipped-steps -1", "--max-skipped-steps -1 must not be negative"),
     ("--seed -1", "--seed -1 must not be negative"),
     ("--lr 0", "--lr 0.0 must be over 0"),
     ("--lr -1", "--lr -1.0 must be over 0"),
