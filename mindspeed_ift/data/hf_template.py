@@ -43,6 +43,8 @@ def chat_messages(conversation: Conversation) -> list[dict[str, Any]]:
             messages += [{"role": "tool", "content": text} for text in message.results or (message.content,)]
         elif message.role is Role.FUNCTION:
             before, calls = CHAT_TEMPLATE.split_call(message.content)
+            if message.content.endswith("</tool_call>"):
+                before = before.removesuffix("\n")  # Which parts text from its call; the chat template writes its own.
             functions = [{"name": call.name, "arguments": call.arguments} for call in parse_tool_calls(calls)]
             messages.append(
                 {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.conversation import Conversation, DropRecord, Message, Role
 from mindspeed_ift.data.encode import Encoded, EncodeOptions, Encoder, TemplateMismatch
 from mindspeed_ift.data.hf_template import chat_messages
+from mindspeed_ift.data.message_formats import OpenAIFormat
 from mindspeed_ift.data.preprocess import preprocess
 from mindspeed_ift.data.sample import IGNORED_LABEL
 from mindspeed_ift.data.template_choice import get_template, make_encoder
@@ -68,6 +70,35 @@ def test_every_answer_is_learnt(template: str, end: str, tmp_path: Path) -> None
     assert kept == ids[: len(kept)] and tokenizer.decode(ids[len(kept) :]).strip() == ""
     last = encoder(tokenizer, mask_history=True).encode([conversation])[0]
     assert learnt(tokenizer, last) == f"four{end}"
+
+
+@pytest.mark.parametrize(("template", "end"), [(PLAIN, "<|im_end|>\n"), (MARKED, "<|im_end|>")])
+def test_what_messages_say_of_the_loss(template: str, end: str, tmp_path: Path) -> None:
+    tokenizer = tokenizer_with(tmp_path, template)
+    first, second, third, fourth = talk("one", "two", "three", "<think>hm</think>four").messages
+    conversation = Conversation((first, replace(second, weight=0), third, replace(fourth, weight=0.5)))
+    for history in (False, True):
+        found = encoder(tokenizer, mask_history=history).encode([conversation])[0]
+        assert learnt(tokenizer, found) == f"<think>hm</think>four{end}"
+        assert found.sample.loss_weights is not None and set(found.sample.loss_weights.tolist()) == {0, 0.5}
+        bare = encoder(tokenizer, mask_history=history, mask_thoughts=True).encode([conversation])[0]
+        assert learnt(tokenizer, bare) == f"four{end}"
+
+
+def test_text_in_front_of_a_call(tmp_path: Path) -> None:
+    """Of Qwen3's own template and of ours the same, with a thought and without."""
+    tokenizer = tokenizer_with(tmp_path, None)
+    call = {"function": {"name": "look", "arguments": {"at": "sea"}}}
+    for more in ({}, {"reasoning_content": "hm"}):
+        answer = {"role": "assistant", "content": "Let me look.", "tool_calls": [call], **more}
+        record = {"messages": [{"role": "user", "content": "q"}, answer]}
+        conversation = OpenAIFormat().convert(record)
+        theirs = tokenizer.apply_chat_template(record["messages"])["input_ids"]
+        text = tokenizer.decode(theirs)
+        assert f"Let me look.\n<tool_call>\n{CALL}\n</tool_call><|im_end|>" in text
+        assert encoder(tokenizer, mask_history=True).encode([conversation])[0].sample.input_ids.tolist() == theirs
+        ours = Encoder(get_template("qwen3"), tokenizer, EncodeOptions()).encode([conversation])[0]
+        assert tokenizer.decode(ours.sample.input_ids) == text
 
 
 def test_qwen3_as_it_serves(tmp_path: Path) -> None:
