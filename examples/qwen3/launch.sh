@@ -77,22 +77,40 @@ run_training() {  # run_training LOG FLAGS...: tools/posttrain_gpt.py on DEVICES
     fi
 }
 
-model_flags() {  # the 8B, or with SMOKE=1 a tiny model of the same shape in fp32; sets MODEL and DEVICES
+tune() {  # tune SIZE TP PP FLAGS...: Qwen3-SIZE from HF_MODEL on DATA_PATH into SAVE; goes on where SAVE stopped
+    local name size="$1" tp="$2" pp="$3" model
+    shift 3
+    name="$(basename "$0" .sh)"
+    DATA_PATH="${DATA_PATH:-$ROOT/output/dataset/$DATASET}"
+    SAVE="${SAVE:-$ROOT/output/${name#tune_}}"
+    need_dataset DATA_PATH
     DEVICES="${DEVICES:-$(count_devices)}"
-    if [ "${SMOKE:-0}" = 1 ]; then
-        MODEL=(--num-layers 2 --hidden-size 64 --ffn-hidden-size 128 --num-attention-heads 4 --num-query-groups 2
+    if [ "${SMOKE:-0}" = 1 ]; then  # a tiny model of the same shape in fp32
+        model=(--num-layers 2 --hidden-size 64 --ffn-hidden-size 128 --num-attention-heads 4 --num-query-groups 2
             --kv-channels 16)
-        TP="${TP:-1}"
+        tp=1 pp=1
     else
-        MODEL=(--preset qwen3-8b --bf16)
-        TP="${TP:-8}"
+        model=(--preset "qwen3-$size" --bf16)
     fi
-    [ "$DEVICES" -gt 0 ] || DEVICES="$((TP * ${PP:-1}))"
-    MODEL+=(--tensor-model-parallel-size "$TP" --pipeline-model-parallel-size "${PP:-1}" --use-distributed-optimizer)
-    [ "$TP" -eq 1 ] || MODEL+=(--sequence-parallel)
-    if [ -n "${HF_MODEL:-}" ]; then
-        MODEL+=(--load "$HF_MODEL" --enable-hf2mg-convert)
+    TP="${TP:-$tp}" PP="${PP:-$pp}"
+    # Without accelerators: as many processes as the layout asks for.
+    [ "$DEVICES" -gt 0 ] || DEVICES="$((TP * PP / ${NNODES:-1}))"
+    model+=(--tensor-model-parallel-size "$TP" --pipeline-model-parallel-size "$PP" --use-distributed-optimizer)
+    [ "$TP" -eq 1 ] || model+=(--sequence-parallel)
+    if [ -z "${ADAPTERS:-}" ] && [ -e "$SAVE/latest_checkpointed_iteration.txt" ]; then
+        model+=(--load "$SAVE")
+    elif [ -n "${HF_MODEL:-}" ]; then
+        need_path HF_MODEL "a Hugging Face folder of Qwen3-${size^^}"
+        model+=(--load "$HF_MODEL" --enable-hf2mg-convert)
     elif [ "${SMOKE:-0}" != 1 ]; then
-        need_path HF_MODEL "a Hugging Face folder of Qwen3-8B"
+        need_path HF_MODEL "a Hugging Face folder of Qwen3-${size^^}"
     fi
+    # Adapters are saved without the weights that they belong to, if these lie in a folder of their own.
+    [ -z "${ADAPTERS:-}" ] || model+=(--lora-load "$SAVE" ${HF_MODEL:+--lora-ckpt-filter})
+    run_training "$name" "${model[@]}" --data-path "$DATA_PATH" \
+        --seq-length "${SEQ_LENGTH:-4096}" --micro-batch-size "${MBS:-1}" --global-batch-size "${GBS:-16}" \
+        --train-iters "${TRAIN_ITERS:-2000}" --lr "${LR:-1.25e-6}" --min-lr "${MIN_LR:-1.25e-7}" \
+        --lr-decay-style cosine --lr-warmup-fraction "${WARMUP:-0.01}" --weight-decay 1e-1 --clip-grad 1.0 \
+        --adam-beta1 0.9 --adam-beta2 0.95 --save "$SAVE" --save-interval "${SAVE_INTERVAL:-1000}" \
+        --stage sft --is-instruction-dataset "$@"
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training_runs import make_datasets
+from tests.training_runs import make_datasets, make_hugging_face_model
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "examples/qwen3"
@@ -21,6 +21,17 @@ OWN_FLAG = {
     "tune": ("--seed", "5"),
     "ckpt": ("--make-vocab-size-divisible-by", "3"),
     "generate": ("--seed", "5"),
+}
+
+
+# Size in a script's name -> layers and width of the model, and the layout.
+MODELS = {
+    "0point6b": ((28, 1024), 1, 1),
+    "1point7b": ((28, 2048), 1, 1),
+    "4b": ((36, 2560), 2, 1),
+    "8b": ((36, 4096), 8, 1),
+    "14b": ((40, 5120), 8, 1),
+    "32b": ((64, 5120), 8, 2),
 }
 
 
@@ -49,9 +60,12 @@ def test_dry_run_prints_the_command_and_the_configuration(script: Path, tmp_path
     assert command.strip().endswith(f"{flag} {value}") and "/tools/" in command
     assert title.startswith("configuration") and f"  {flag} = {value}   (flag)" in configuration
     if script.name.startswith("tune"):
-        assert "-m mindspeed_ift.cli.torchrun --nproc_per_node 8" in command
-        assert any("num_layers 36" in line and "hidden_size 4096" in line for line in configuration)
-        assert any(line.startswith("layout: 8 devices = tensor 8") for line in configuration)
+        (layers, width), tensor, pipeline = MODELS[script.stem.split("_")[2]]
+        assert f"-m mindspeed_ift.cli.torchrun --nproc_per_node {min(tensor * pipeline, 8)} " in command
+        assert ("--nnodes 2" in command) == (pipeline == 2)
+        assert any(f"num_layers {layers}, hidden_size {width}" in line for line in configuration)
+        layout = f"layout: {tensor * pipeline} devices = tensor {tensor} x pipeline {pipeline}"
+        assert any(line.startswith(layout) for line in configuration)
     wrong = _run(script, tmp_path, "--no-such-flag", DRY_RUN="1")
     assert wrong.returncode == 2 and "error: unknown flag --no-such-flag" in wrong.stderr
     assert not list(tmp_path.iterdir())
@@ -96,6 +110,26 @@ def test_each_script_for_real(tmp_path: Path, kind: str) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "run/loss.png").is_file() and (tmp_path / "hf/model.safetensors").is_file()
     assert "> add 3 and 6" in done.stdout
+    again = _run(FOLDER / f"tune_qwen3_8b{kind}.sh", tmp_path, **(variables | {"TRAIN_ITERS": "4"}))
+    assert again.returncode == 0 and "resuming after step 3" in again.stdout, again.stdout + again.stderr
     broken = _run(FOLDER / f"tune_qwen3_8b{kind}.sh", tmp_path, "--trian-iters", "3", **variables)
     assert broken.returncode == 2 and "did you mean --train-iters" in broken.stdout
     assert broken.stdout.count("error: ") == 1 and "Traceback" not in broken.stdout
+
+
+@pytest.mark.slow
+def test_adapters_from_tuning_to_a_folder(tmp_path: Path) -> None:
+    """The LoRA script on the weights of a folder, run again where it stopped; merged, they are a folder that loads."""
+    data = make_datasets(tmp_path)
+    model = make_hugging_face_model(tmp_path / "base", tied=True, vocab_size=400)
+    variables = {"SMOKE": "1", "DATA_PATH": str(data["dynamic"]), "SEQ_LENGTH": "128", "HF_MODEL": str(model)}
+    variables |= {"SAVE": str(tmp_path / "run"), "LOAD": str(tmp_path / "run"), "HF_OUTPUT": str(tmp_path / "hf")}
+    tokenizer = ["--tokenizer-name-or-path", str(tmp_path / "tokenizer")]
+    for iterations, expected in (("2", "adapters: fresh, on linear_qkv"), ("3", "resuming after step 2")):
+        done = _run(FOLDER / "tune_qwen3_8b_lora.sh", tmp_path, *tokenizer, **variables, TRAIN_ITERS=iterations)
+        assert done.returncode == 0 and expected in done.stdout, done.stdout + done.stderr
+    done = _run(FOLDER / "ckpt_convert_qwen3_mcore2hf_lora.sh", tmp_path, **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    generate = {"LOAD": variables["HF_OUTPUT"], "TOKENIZER": str(tmp_path / "tokenizer"), "MAX_NEW_TOKENS": "4"}
+    done = _run(FOLDER / "generate_qwen3_8b.sh", tmp_path, "--prompt", "add 3 and 6", **generate)
+    assert done.returncode == 0 and "> add 3 and 6" in done.stdout, done.stdout + done.stderr
