@@ -1,13 +1,12 @@
 """Random conversations in every template: the text comes back, answers and nothing else are learnt, workers change no byte.
 
-The examples are the same in every run; ``HYPOTHESIS_SEARCH=1`` draws new ones.
+See tests/random_examples.py for how many, and which.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 import unicodedata
 from functools import cache
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mindspeed_ift.config.data import PreprocessConfig
@@ -29,6 +28,7 @@ from mindspeed_ift.data.sample import IGNORED_LABEL
 from mindspeed_ift.data.template_choice import get_template, make_encoder
 from mindspeed_ift.data.template_table import TEMPLATES
 from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
+from tests.random_examples import some
 from tests.tiny_tokenizer import make_tiny_tokenizer
 
 KINDS = [
@@ -38,16 +38,6 @@ KINDS = [
 ]
 in_every_template = pytest.mark.parametrize(("name", "thinking"), KINDS)
 EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
-
-
-def some(examples: int) -> settings:
-    return settings(
-        max_examples=examples,
-        deadline=None,
-        derandomize=not os.environ.get("HYPOTHESIS_SEARCH"),
-        database=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    )
 
 
 @cache
