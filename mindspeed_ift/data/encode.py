@@ -97,6 +97,8 @@ class TemplateMismatch(StopRun):
     """The template cannot do what the options ask: not a matter of this record."""
 
 
+_AT_ONCE = 100
+
 CUT_NOTE = "longer than the length asked for"
 SPLIT_NOTE = "longer than the length asked for, split into several samples"
 NOTHING_LEARNT_NOTE = "no token is learnt"
@@ -163,8 +165,12 @@ class Encoder:
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Encoded | DropRecord]:
         """One result a conversation, in order: its sample, or why it has none."""
-        written = self.write(conversations)
-        return [self._fitted(conversation, found) for conversation, found in zip(conversations, written)]
+        results: list[Encoded | DropRecord] = []
+        # Ids in lists take ten times the memory of those in arrays, so few of them wait.
+        for start in range(0, len(conversations), _AT_ONCE):
+            some = conversations[start : start + _AT_ONCE]
+            results += map(self._fitted, some, self.write(some))
+        return results
 
     def turn_ids(self, conversation: Conversation) -> list[Pair]:
         """Ids of the prompt and the answer of each turn, nothing cut.

@@ -15,7 +15,7 @@ from typing import Any
 from mindspeed_ift.config.errors import UserError
 
 PACKAGE = "gigatoken"
-_MOST_GROWTH = 96 << 20
+_MOST_GROWTH = 64 << 20
 _PAGE = 4096
 
 _NEWER = re.compile(
@@ -61,7 +61,7 @@ class FastEncoder:
         self._definition = definition
         self._exact = exact
         self._fast = self._load()
-        self._resident = _resident_bytes()
+        self._resident: int | None = None
         self.proving = True
         """Compare every text."""
         self.proven = 0
@@ -81,11 +81,15 @@ class FastEncoder:
             self.proven += len(texts)
             self.difference = next((text for text, a, b in zip(texts, ids, expected) if a != b), None)
             return expected
-        if _resident_bytes() - self._resident > _MOST_GROWTH:
+        resident = _resident_bytes()
+        if self._resident is None:
+            # Of this process, with what a batch takes.
+            self._resident = resident
+        elif resident - self._resident > _MOST_GROWTH:
             # Its memory of words has no bound.
             del self._fast
             self._fast = self._load()
-            self._resident = _resident_bytes()
+            self._resident = None
         return ids
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:

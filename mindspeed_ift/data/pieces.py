@@ -11,7 +11,7 @@ from mindspeed_ift.data.templates import FilledPiece, NamedToken, Template, Text
 from mindspeed_ift.data.tokenizer import Tokenizer
 
 _CACHED_LENGTH = 2048
-_CACHED_PIECES = 4096
+_CACHED_IDS = 1 << 19
 _TEXTS = (str, Text)  # a tuple: the union would be made anew at every look
 
 
@@ -31,6 +31,7 @@ class PieceEncoder:
         self.tokenizer = tokenizer.with_special_tokens(template.stop_words)
         self._escape = escape_special_tokens
         self._known: dict[str | Text, list[int]] = {}
+        self._known_ids = 0
         self.special = SpecialTokens(self.tokenizer)
         """Finds special tokens within messages."""
         end = self.tokenizer.token_id(template.stop_words[0]) if template.replace_eos else self.tokenizer.eod_id
@@ -48,8 +49,9 @@ class PieceEncoder:
 
     def encode_all(self, turns: Iterable[Turn]) -> dict[str | Text, list[int]]:
         """Ids of every distinct piece of text; short ones are remembered, since system prompts come again."""
-        if len(self._known) > _CACHED_PIECES:
+        if self._known_ids > _CACHED_IDS:
             self._known.clear()
+            self._known_ids = 0
         found: dict[str | Text, list[int]] = {}
         missing: list[str | Text] = []
         # A dictionary, not a set, so that the order of a batch does not depend on hashes.
@@ -66,6 +68,7 @@ class PieceEncoder:
                 found[piece] = self._encode_escaped(piece)
             if sum(map(len, piece)) <= _CACHED_LENGTH:
                 self._known[piece] = found[piece]
+                self._known_ids += len(found[piece])
         return found
 
     def joined(self, pieces: Sequence[FilledPiece], ids: dict[str | Text, list[int]]) -> list[int]:
