@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import traceback
@@ -30,6 +31,9 @@ def run(main: Main, argv: list[str] | None = None, *, hands_on: bool = False) ->
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug" or hands_on]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What a terminal cannot write (Chinese under LC_ALL=C, say) is escaped, not the end of the run.
+        sys.stdout.reconfigure(errors="backslashreplace")
     code = _guarded(main, argv, debug)
     if code and os.environ.get("TORCHELASTIC_ERROR_FILE"):
         # One of several: peers may be gone, and process groups without them hang or abort when they are taken apart.

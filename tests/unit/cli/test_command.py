@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import subprocess
@@ -158,3 +159,17 @@ def test_our_torchrun_hands_sigterm_on(tmp_path: Path, handler: str, code: int) 
     out, error = process.communicate(timeout=60)
     assert process.returncode == code and error == ""
     assert sorted(out.split("\n")) == (["", "stopped 0", "stopped 1"] if handler else [""])
+
+
+def test_what_a_terminal_cannot_write_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+
+    def main(words: list[str]) -> int:
+        print("答案 ok")
+        return 0
+
+    with pytest.raises(SystemExit) as stop:
+        run(main, [])
+    sys.stdout.flush()
+    assert stop.value.code == 0 and written.getvalue() == b"\\u7b54\\u6848 ok\n"
