@@ -67,14 +67,14 @@ def make_datasets(folder: Path) -> dict[str, Path]:
     return {"fixed": folder / "single", "dynamic": folder / "single", "packed": folder / "packed"}
 
 
-def run(command_lines: list[list[str]], processes: int, folder: Path) -> None:
+def run(command_lines: list[list[str]], processes: int, folder: Path, worker: str = "worker.py") -> None:
     """Run training command lines one after another in one torchrun of ``processes`` ranks on the CPU."""
     folder.mkdir(parents=True, exist_ok=True)
     jobs = folder / "jobs.json"
     jobs.write_text(json.dumps(command_lines), encoding="utf-8")
     environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", MINDSPEED_IFT_DEVICE="cpu")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [*launcher, str(ROOT / "tests/distributed/worker.py"), str(jobs)]
+    command = [*launcher, str(ROOT / "tests/distributed" / worker), str(jobs)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
 

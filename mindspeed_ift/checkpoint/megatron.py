@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +66,7 @@ def write_shard(
     Raises:
         RunError: it cannot be written.
     """
-    relative = f"{_rank_folder(tensor_rank, pipeline_rank, pipeline_size)}/{name}"
+    relative = shard_path(tensor_rank, pipeline_rank, pipeline_size, name)
     path = staging / relative
     try:
         path.parent.mkdir(exist_ok=True)
@@ -124,6 +126,74 @@ def latest_folder(directory: Path) -> Path | None:
     return folder
 
 
+def checkpoints(directory: Path) -> list[Path]:
+    """The checkpoints of a folder, newest first, from the one that the tracker names on.
+
+    Raises:
+        UserError: as `latest_folder`.
+    """
+    latest = latest_folder(directory)
+    if latest is None:
+        return []
+    numbers = {int(path.name[5:]): path for path in Path(directory).glob("iter_*") if path.name[5:].isdigit()}
+    return [numbers[number] for number in sorted(numbers, reverse=True) if number <= int(latest.name[5:])]
+
+
+def damage(folder: Path) -> str | None:
+    """What is missing of a checkpoint or has another size than it was written with; None: nothing.
+
+    Of a checkpoint of others, which has no manifest, nothing can be said.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except UserError as error:
+        return str(error).partition(";")[0]
+    for relative, facts in (manifest or {}).get("files", {}).items():
+        path = Path(folder) / relative
+        if not path.is_file():
+            return f"{path} is missing"
+        if path.stat().st_size != facts["bytes"]:
+            return f"{path} has {path.stat().st_size:,} bytes, not the {facts['bytes']:,} that were written"
+    return None
+
+
+def changed(folder: Path, relatives: Iterable[str]) -> str | None:
+    """Which of some files does not have the checksum that it was written with; None: none.
+
+    Args:
+        folder: of a checkpoint.
+        relatives: as `shard_path` gives them; those that the manifest does not know are passed over.
+    """
+    files = (read_manifest(folder) or {}).get("files", {})
+    for relative in relatives:
+        path = Path(folder) / relative
+        if relative in files and _sha256(path) != files[relative]["sha256"]:
+            return f"{path} is not what was written (its checksum differs)"
+    return None
+
+
+def keep_newest(directory: Path, count: int, protected: Collection[Path] = ()) -> list[Path]:
+    """Delete the checkpoints that are older than the newest ``count`` whole ones; return what was deleted.
+
+    Args:
+        directory: the run's folder, its newest checkpoint whole.
+        count: how many stay; damaged ones between them do not count.
+        protected: of those, which stay in any case.
+    """
+    spared, deleted, whole = {Path(path).absolute() for path in protected}, [], 0
+    for folder in checkpoints(directory):
+        if whole < count:
+            whole += damage(folder) is None
+        elif folder.absolute() not in spared:
+            doomed = folder.with_name(f".{folder.name}.deleting")
+            shutil.rmtree(doomed, ignore_errors=True)
+            os.replace(folder, doomed)  # never half there under its name
+            deleted.append(folder)
+    for doomed in Path(directory).glob(".iter_*.deleting"):  # of a process that was killed meanwhile, too
+        shutil.rmtree(doomed, ignore_errors=True)
+    return deleted
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """What the writer said of a checkpoint, or None for one of others.
 
@@ -153,7 +223,7 @@ def read_shard(
     Raises:
         UserError: missing, cut short or changed since it was written.
     """
-    relative = f"{_rank_folder(tensor_rank, pipeline_rank, pipeline_size)}/{name}"
+    relative = shard_path(tensor_rank, pipeline_rank, pipeline_size, name)
     path = Path(folder) / relative
     if not path.is_file():
         raise UserError(f"{path} is missing: the checkpoint is not complete, or of another layout; take an older one")
@@ -167,8 +237,9 @@ def read_shard(
         raise UserError(f"{path} cannot be read ({reason}); take an older checkpoint") from None
 
 
-def _rank_folder(tensor_rank: int, pipeline_rank: int, pipeline_size: int) -> str:
-    return f"mp_rank_{tensor_rank:02d}" + (f"_{pipeline_rank:03d}" if pipeline_size > 1 else "")
+def shard_path(tensor_rank: int, pipeline_rank: int, pipeline_size: int, name: str = MODEL_FILE) -> str:
+    """Where a rank's file lies in a checkpoint."""
+    return f"mp_rank_{tensor_rank:02d}" + (f"_{pipeline_rank:03d}" if pipeline_size > 1 else "") + f"/{name}"
 
 
 def _reason_of_failed_write(error: BaseException) -> str:
@@ -180,6 +251,13 @@ def _reason_of_failed_write(error: BaseException) -> str:
 
 
 def _sha256(path: Path) -> str:
+    facts = path.stat()
+    return _sha256_of(path, facts.st_size, facts.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256_of(path: Path, size: int, changed_at: int) -> str:
+    """Once for a file as it is: a resume asks before it decides, and again as it reads."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):

@@ -133,6 +133,7 @@ def _counts(config: TuneConfig) -> None:
         ("--log-interval", config.run.log_interval),
         ("--eval-interval", config.run.eval_interval),
         ("--save-interval", config.run.save_interval),
+        ("--keep-last", config.run.keep_last),
         ("--exit-interval", config.run.exit_interval),
         ("--distributed-timeout-minutes", config.run.distributed_timeout_minutes),
         ("--padded-vocab-size", config.model.padded_vocab_size),
@@ -255,8 +256,9 @@ def _load(config: TuneConfig) -> None:
         raise UserError("--enable-hf2mg-convert needs --load with a Hugging Face folder")
     if config.run.finetune and config.run.load is None:
         raise UserError("--finetune needs --load: the checkpoint whose weights to take")
-    if config.run.save_interval is not None and config.run.save is None:
-        raise UserError("--save-interval needs --save: the folder for checkpoints")
+    for flag, given in (("--save-interval", config.run.save_interval), ("--keep-last", config.run.keep_last)):
+        if given is not None and config.run.save is None:
+            raise UserError(f"{flag} needs --save: the folder for checkpoints")
 
 
 _FLAG_RULES: tuple[Callable[[TuneConfig], None], ...] = (

@@ -173,6 +173,8 @@ class RunFlags:
     exits with 0."""
     save_interval: int | None = None
     """Steps between checkpoints; the last step is always saved."""
+    keep_last: int | None = None
+    """Keep so many of the newest checkpoints of --save; older ones are deleted once a new one is whole. Default: all."""
     max_skipped_steps: int = 0
     """Go on after so many steps whose loss or gradient norm is not finite; they move no weight, and --save gets the
     samples of each. 0: the first such step stops the run."""

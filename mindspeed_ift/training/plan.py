@@ -110,7 +110,7 @@ class Plan:
             )
         facts = self.token_facts
         notice = check_certificate(facts[CERTIFICATE], facts["template_sha256"], self.dataset.prefix)
-        return "\n".join([*lines, *([notice] if notice else [])])
+        return "\n".join([*lines, *([notice] if notice else []), *self.sources.notices])
 
     @property
     def rows_of_a_step(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,43 +23,50 @@ class Sources:
         weights: Megatron checkpoint whose weights are taken, or None; with both None weights are fresh.
         adapters: checkpoint whose adapters are taken, or None for fresh ones.
         resume: checkpoint whose training is continued, or None for step 0.
+        notices: a line for each damaged checkpoint that was passed over.
     """
 
     hugging_face: Path | None = None
     weights: Path | None = None
     adapters: Path | None = None
     resume: Path | None = None
+    notices: tuple[str, ...] = ()
 
 
-def find_sources(config: TuneConfig) -> Sources:
-    """Look at ``--load`` and ``--lora-load``.
+def find_sources(config: TuneConfig, damaged: Mapping[Path, str] | None = None) -> Sources:
+    """Look at ``--load`` and ``--lora-load``; where training is continued, a damaged checkpoint gives way to the one
+    before.
+
+    Args:
+        config: of the run.
+        damaged: checkpoints that cannot be used, and why, beside those that a look at the sizes of their files finds.
 
     Raises:
         UserError: there is no checkpoint, or its adapters are not those that the flags describe.
     """
-    run = config.run
+    run, finder = config.run, _Finder(config, dict(damaged or {}))
     hugging_face = run.load if run.enable_hf2mg_convert else None
-    weights = _newest(config, "--load", run.load) if hugging_face is None and run.load is not None else None
+    weights = finder.newest("--load", run.load) if hugging_face is None and run.load is not None else None
     if config.lora.active:
-        adapters = _find_adapters(config, weights)
+        adapters = _find_adapters(config, weights, finder)
         if hugging_face is None and weights is None:
             weights = adapters
         if weights is not None and (adapters_of(weights) or {}).get("filtered"):
             raise UserError(f"{weights} holds adapters only; give --load with the weights that they were trained on")
-        return Sources(hugging_face, weights, adapters, None if run.finetune else adapters)
+        return Sources(hugging_face, weights, adapters, None if run.finetune else adapters, finder.notices)
     if weights is not None and adapters_of(weights) is not None:
         raise UserError(
             f"{weights} was trained with adapters; give its --lora-target-modules, or merge them with"
             " tools/convert_ckpt.py"
         )
-    return Sources(hugging_face, weights, None, None if run.finetune else weights)
+    return Sources(hugging_face, weights, None, None if run.finetune else weights, finder.notices)
 
 
-def _find_adapters(config: TuneConfig, weights: Path | None) -> Path | None:
+def _find_adapters(config: TuneConfig, weights: Path | None, finder: _Finder) -> Path | None:
     """The checkpoint whose adapters are taken: of ``--lora-load``, else of ``--load`` if it has some."""
     folder = config.lora.lora_load
     if folder is not None:
-        adapters = _newest(config, "--lora-load", folder)
+        adapters = finder.newest("--lora-load", folder)
     else:
         adapters = weights if weights is not None and adapters_of(weights) is not None else None
     if adapters is not None:
@@ -92,10 +100,41 @@ def loaded_architecture(config: TuneConfig, sources: Sources) -> dict[str, Archi
     return {origin: Architecture(**manifest["architecture"])} if manifest is not None else {}
 
 
-def _newest(config: TuneConfig, flag: str, folder: Path) -> Path | None:
-    """The newest checkpoint of a folder; None at the first start of a script that resumes what it saves."""
-    checkpoint = megatron.latest_folder(folder)
-    if checkpoint is None and (folder != config.run.save or config.run.exit_on_missing_checkpoint):
-        remedy = "add --enable-hf2mg-convert" if (folder / "config.json").is_file() else "give a --save folder"
-        raise UserError(f"{flag} {folder} holds no Megatron checkpoint; {remedy}")
-    return checkpoint
+class _Finder:
+    """Finds the newest whole checkpoint of a folder, and notes what it passes over.
+
+    Args:
+        config: of the run.
+        damaged: checkpoints that cannot be used, and why.
+    """
+
+    def __init__(self, config: TuneConfig, damaged: dict[Path, str]) -> None:
+        self.config, self.damaged = config, damaged
+        self.notices: tuple[str, ...] = ()
+
+    def newest(self, flag: str, folder: Path) -> Path | None:
+        """A checkpoint; None at the first start of a script that resumes what it saves.
+
+        Raises:
+            UserError: there is none, or none that is whole.
+        """
+        run = self.config.run
+        found = megatron.checkpoints(folder)
+        if not found and (folder != run.save or run.exit_on_missing_checkpoint):
+            remedy = "add --enable-hf2mg-convert" if (folder / "config.json").is_file() else "give a --save folder"
+            raise UserError(f"{flag} {folder} holds no Megatron checkpoint; {remedy}")
+        # What is not continued is taken for its weights, and those of another step are other weights.
+        continued = not run.finetune and (flag == "--lora-load" or self.config.lora.lora_load is None)
+        if not found or not continued:
+            return found[0] if found else None
+        reasons = []
+        for checkpoint in found:
+            reason = self.damaged.get(checkpoint) or megatron.damage(checkpoint)
+            if reason is None:
+                self.notices += tuple(f"notice: {one}; going on from {checkpoint.name}" for one in reasons)
+                return checkpoint
+            reasons.append(reason)
+        raise UserError(
+            f"{flag} {folder} holds no checkpoint that is whole: {reasons[0]}; restore it from a copy, or begin anew "
+            "in another folder"
+        )

@@ -209,6 +209,14 @@ def load_training(
         tensor_parallel.get_cuda_rng_tracker().set_states(saved["random_tracker"])
 
 
+def changed_file(folder: Path, groups: Groups, distributed_optimizer: bool) -> str | None:
+    """The first file of a checkpoint whose checksum is not what was written, of those that any rank reads; None: none."""
+    place = (groups.tensor_rank, groups.pipeline_rank, groups.layout.pipeline)
+    names = (megatron.MODEL_FILE, _optimizer_file(groups, distributed_optimizer))
+    own = megatron.changed(folder, [megatron.shard_path(*place, name) for name in names])
+    return next((one for one in groups.gather(own) if one is not None), None)
+
+
 def _optimizer_file(groups: Groups, distributed_optimizer: bool) -> str:
     return f"optimizer_{groups.replica_rank if distributed_optimizer else 0:03d}.pt"
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from mindspeed_ift.training.optimizer import build_optimizer, build_schedule, wr
 from mindspeed_ift.training.plan import Plan
 from mindspeed_ift.training.progress import Progress
 from mindspeed_ift.training.refused import refused_path, write_refused
+from mindspeed_ift.training.sources import find_sources
 from mindspeed_ift.training.step import StepReport, evaluate_step, train_step
 from mindspeed_ift.training.stopping import StopRequest, listening
 
@@ -62,6 +64,7 @@ def tune(plan: Plan) -> None:
             timeout_minutes=config.run.distributed_timeout_minutes,
         )
         _say(groups, f"device: {device.kind} ({device.reason}); kernels: {device.kernel_notice}")
+        plan = _with_whole_sources(plan, groups)
         stages = build_stages(plan.architecture, _model_options(plan), groups)
         _load_weights(plan, stages, groups)
         model = wrap(stages, config.layout)
@@ -115,6 +118,10 @@ def _save(run: _Run) -> None:
     folder, iteration = run.plan.config.run.save, run.progress.done
     if folder is None:
         return
+    if run.plan.config.layout.overlap_param_gather:
+        # Each rank has moved its share of the weights; the others' would come with the next forward pass.
+        for stage in run.model:
+            stage.start_param_sync(force_sync=True)
     state.save(
         folder,
         iteration,
@@ -127,6 +134,17 @@ def _save(run: _Run) -> None:
         facts=_facts(run.plan, run.progress),
     )
     _say(run.groups, f"saved {megatron.iteration_folder(folder, iteration)}")
+    keep = run.plan.config.run.keep_last
+    if keep is not None and run.groups.rank == 0:
+        deleted = megatron.keep_newest(folder, keep, _protected(run))
+        if deleted:
+            _say(run.groups, f"deleted {' '.join(one.name for one in deleted)} (--keep-last {keep})")
+
+
+def _protected(run: _Run) -> set[Path]:
+    """Checkpoints that a resume needs however old they are: weights that adapters are trained on."""
+    sources = run.plan.sources
+    return {one for one in (sources.weights, sources.adapters) if one is not None and one != sources.resume}
 
 
 def _refused(run: _Run, training: MicroBatches, iteration: int, report: StepReport, metrics: Metrics) -> None:
@@ -196,6 +214,24 @@ def _model_options(plan: Plan) -> ModelOptions:
     )
 
 
+def _with_whole_sources(plan: Plan, groups: Groups) -> Plan:
+    """Where the checksums of the checkpoint that training is continued from differ, the one before takes its place.
+
+    Raises:
+        UserError: on every rank, if none is whole.
+    """
+    sources, damaged = plan.sources, {}
+    while sources.resume is not None:
+        reason = state.changed_file(sources.resume, groups, plan.config.layout.use_distributed_optimizer)
+        if reason is None:
+            break
+        damaged[sources.resume] = reason
+        sources = find_sources(plan.config, damaged)
+    for notice in sources.notices[len(plan.sources.notices) :] if damaged else ():
+        _say(groups, notice)
+    return replace(plan, sources=sources)
+
+
 def _load_weights(plan: Plan, stages: list[Qwen3Model], groups: Groups) -> None:
     sources = plan.sources
     if sources.hugging_face is not None:
@@ -258,6 +294,8 @@ def _check_space(plan: Plan, done: int, stages: list[Qwen3Model], optimizer: Any
     free = groups.gather(free_bytes(run.save))[0]
     require_space(run.save, each, "--save", free)
     count = -(-total // (run.save_interval or total)) - done // (run.save_interval or total)
+    if run.keep_last is not None:
+        count = min(count, run.keep_last + 1)  # the next is whole before the oldest is deleted
     if count * each > free:
         needed = f"{count} checkpoints of {in_gigabytes(each)}"
         _say(groups, f"notice: {needed} will not fit into the {in_gigabytes(free)} that are free at --save {run.save}")

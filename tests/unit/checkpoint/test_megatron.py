@@ -167,3 +167,62 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     assert name == RunError.__name__ and message.endswith("(File too large); free some space, or give another folder")
     assert "mp_rank_00/model_optim_rng.pt" in message
     assert not list(tmp_path.glob("iter_*"))
+
+
+def three(directory: Path) -> list[Path]:
+    """Checkpoints of steps 9, 10 and 11, newest first."""
+    return [write(directory, iteration) for iteration in (9, 10, 11)][::-1]
+
+
+def test_checkpoints_are_those_up_to_the_tracker(tmp_path: Path) -> None:
+    assert megatron.checkpoints(tmp_path) == []
+    newest, middle, oldest = three(tmp_path)
+    (tmp_path / "iter_notes").mkdir()
+    assert megatron.checkpoints(tmp_path) == [newest, middle, oldest]
+    (tmp_path / megatron.TRACKER).write_text("10\n")
+    assert megatron.checkpoints(tmp_path) == [middle, oldest]
+
+
+def test_damage_is_told_without_reading_what_lies_there(tmp_path: Path) -> None:
+    newest, middle, oldest = three(tmp_path)
+    shard = "mp_rank_01/model_optim_rng.pt"
+    assert [megatron.damage(one) for one in (newest, middle, oldest)] == [None] * 3
+    (newest / shard).unlink()
+    assert megatron.damage(newest) == f"{newest / shard} is missing"
+    size = (middle / shard).stat().st_size
+    (middle / shard).write_bytes(b"cut")
+    assert megatron.damage(middle) == f"{middle / shard} has 3 bytes, not the {size:,} that were written"
+    (oldest / "manifest.json").write_text("{")
+    assert megatron.damage(oldest) == f"{oldest / 'manifest.json'} is damaged"
+    (oldest / "manifest.json").unlink()
+    assert megatron.damage(oldest) is None, "of others nothing is known"
+
+
+def test_a_changed_file_is_told_by_its_checksum(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    names = [megatron.shard_path(rank, 0, 1) for rank in range(2)]
+    assert megatron.changed(folder, [*names, "mp_rank_07/of_another_layout.pt"]) is None
+    path = folder / names[1]
+    path.write_bytes(path.read_bytes().replace(b"\x40", b"\x41", 1))
+    assert megatron.damage(folder) is None and megatron.changed(folder, names[:1]) is None
+    assert megatron.changed(folder, names) == f"{path} is not what was written (its checksum differs)"
+
+
+def test_only_the_newest_whole_ones_are_kept(tmp_path: Path) -> None:
+    newest, middle, oldest = three(tmp_path)
+    assert megatron.keep_newest(tmp_path, 3) == []
+    assert megatron.keep_newest(tmp_path, 1, protected=[middle]) == [oldest]
+    assert megatron.checkpoints(tmp_path) == [newest, middle]
+    (tmp_path / ".iter_0000004.deleting").mkdir()  # of a process that was killed
+    assert megatron.keep_newest(tmp_path, 1) == [middle]
+    assert {path.name for path in tmp_path.iterdir()} == {newest.name, megatron.TRACKER}
+
+
+def test_a_damaged_one_takes_no_place_of_those_that_are_kept(tmp_path: Path) -> None:
+    newest, middle, oldest = three(tmp_path)
+    (middle / "mp_rank_00/model_optim_rng.pt").unlink()
+    assert megatron.keep_newest(tmp_path, 2) == []
+    before = write(tmp_path, 8)
+    (tmp_path / megatron.TRACKER).write_text("11\n")
+    assert megatron.keep_newest(tmp_path, 2) == [before]
+    assert newest.exists() and oldest.exists()

@@ -53,6 +53,8 @@ BROKEN = [
     ("--weight-decay -0.1", "--weight-decay -0.1 must not be negative"),
     ("--clip-grad -1", "--clip-grad -1.0 must not be negative"),
     ("--eval-iters -1", "--eval-iters -1 must not be negative"),
+    ("--keep-last 0 --save x", "--keep-last 0 must be at least 1"),
+    ("--keep-last 2", "--keep-last needs --save"),
     ("--max-skipped-steps -1", "--max-skipped-steps -1 must not be negative"),
     ("--seed -1", "--seed -1 must not be negative"),
     ("--lr 0", "--lr 0.0 must be over 0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,33 @@ def test_what_does_not_go_together(kept: dict[str, Path], flags: str, message: s
     with pytest.raises(UserError) as caught:
         sources(flags.format(**{name: path.parent for name, path in kept.items()}))
     assert message in str(caught.value)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    """It is named; what is not continued is not exchanged for other weights."""
+    newest = checkpoint(tmp_path)
+    older = newest.with_name("iter_0000003")
+    shutil.copytree(newest, older)
+    (newest / "manifest.json").write_text("{", encoding="utf-8")
+    found = sources(f"--load {tmp_path}")
+    assert found.weights == found.resume == older
+    assert found.notices == (f"notice: {newest / 'manifest.json'} is damaged; going on from iter_0000003",)
+    config = parse(TuneConfig, ["--load", str(tmp_path)], program="test")
+    with pytest.raises(UserError, match="holds no checkpoint that is whole: .*json is damaged; restore it from a copy"):
+        find_sources(config, {older: "its checksum differs"})
+    with pytest.raises(UserError, match="manifest.json is damaged"):
+        sources(f"--load {tmp_path} --finetune")
+
+
+def test_of_two_folders_only_the_continued_one_gives_way(tmp_path: Path) -> None:
+    lora = LoraFlags(("linear_fc2", "linear_qkv"), lora_ckpt_filter=True)
+    plain, adapters = checkpoint(tmp_path / "plain"), checkpoint(tmp_path / "adapters", lora)
+    for newest in (plain, adapters):
+        shutil.copytree(newest, newest.with_name("iter_0000003"))
+    shards = {"files": {"mp_rank_00/x.pt": {"bytes": 1, "sha256": ""}}}
+    for newest in (plain, adapters):
+        path = newest / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | shards), encoding="utf-8")
+    found = sources(f"{LORA} --load {plain.parent} --lora-load {adapters.parent}")
+    assert found.weights == plain and found.adapters == found.resume == adapters.with_name("iter_0000003")
+    assert len(found.notices) == 1 and f"{adapters / 'mp_rank_00/x.pt'} is missing" in found.notices[0]

@@ -1,0 +1,99 @@
+"""What happens to one rank of two is answered by both: a batch that is no number, a signal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training_runs import MODES, make_datasets, make_hugging_face_model, run
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two data parallel ranks: undisturbed, poisoned, stopped and gone on; and two pipeline stages, one of them stopped."""
+    folder = tmp_path_factory.mktemp("safety")
+    data = make_datasets(folder)
+    weights = make_hugging_face_model(folder / "hf", tied=True, vocab_size=400)
+
+    def line(name: str, *flags: str) -> list[str]:
+        start = [] if "--load" in flags else ["--load", str(weights), "--enable-hf2mg-convert"]
+        words = ["--data-path", str(data["packed"]), *MODES["packed"], "--lr", "1e-3", "--train-iters", "4"]
+        words += ["--lr-decay-iters", "9"]
+        words += ["--global-batch-size", "4", "--save", str(folder / name)]
+        return [*words, *start, *flags]
+
+    split = ["--use-distributed-optimizer", "--overlap-grad-reduce", "--overlap-param-gather"]
+    pipeline = ["--pipeline-model-parallel-size", "2"]
+    of_damaged = ["--load", str(folder / "poisoned"), "--train-iters", "6", "--save-interval", "1", "--keep-last", "1"]
+    lines = [
+        line("whole", *split),
+        ["poison", *line("poisoned", *split, "--max-skipped-steps", "1", "--save-interval", "1")],
+        ["stop", *line("stopped", *split)],
+        line("stopped", *split, "--load", str(folder / "stopped")),
+        ["stop", *line("stopped stage", *pipeline)],
+        ["damage", *line("gone on", *split, *of_damaged)],
+    ]
+    run(lines, 2, folder / "jobs", worker="eventful_worker.py")
+    return folder
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def kept(folder: Path, name: str) -> list[Any]:
+    """What a file of a checkpoint holds beside the number of the step, in order."""
+    content = torch.load(folder / name, weights_only=True)
+    return [value for key in ("model", "optimizer", "schedule") for value in flat(content.get(key))]
+
+
+def flat(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        value = [value[key] for key in sorted(value)]
+    return [one for inner in value for one in flat(inner)] if isinstance(value, list) else [value]
+
+
+def same(ours: list[Any], theirs: list[Any]) -> bool:
+    """To the bit."""
+    return len(ours) == len(theirs) and all(
+        torch.equal(mine, other) if isinstance(mine, torch.Tensor) else mine == other
+        for mine, other in zip(ours, theirs, strict=True)
+    )
+
+
+def test_a_poisoned_batch_moves_nothing_on_either_rank(runs: Path) -> None:
+    """Weights and the state of both ranks' optimizers are those of the step before, and the run goes on."""
+    for name in ("model_optim_rng.pt", "optimizer_000.pt", "optimizer_001.pt"):
+        before, refused, after = (kept(runs / f"poisoned/iter_000000{step}/mp_rank_00", name) for step in (2, 3, 4))
+        assert same(before, refused) and not same(refused, after), name
+    whole, poisoned = records(runs / "whole"), records(runs / "poisoned")
+    assert poisoned[:2] == whole[:2]
+    assert poisoned[2]["refused"] == "the loss is nan" and "loss" not in poisoned[2]
+    assert [one.get("skipped_steps") for one in poisoned] == [None, None, 1, 1] and "loss" in poisoned[3]
+    samples = [json.loads(line) for line in (runs / "poisoned/refused_step_3.jsonl").read_text("utf-8").splitlines()]
+    assert [(one["data_rank"], one["micro_batch"]) for one in samples] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert all(one["text"] and one["input_ids"] for one in samples)
+
+
+def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_to_the_bit(runs: Path) -> None:
+    for name in ("stopped", "stopped stage"):
+        assert (runs / name / "iter_0000003").is_dir()
+    assert not (runs / "stopped stage/iter_0000004").exists()
+    assert records(runs / "stopped") == records(runs / "whole")
+    last = [kept(runs / name / "iter_0000004/mp_rank_00", "model_optim_rng.pt") for name in ("stopped", "whole")]
+    assert same(*last)
+
+
+def test_where_one_rank_finds_damage_all_go_on_from_the_checkpoint_before(runs: Path) -> None:
+    """To the bit; older checkpoints of the run go, those that it was loaded from stay."""
+    gone_on, before = records(runs / "gone on"), records(runs / "poisoned")
+    assert [one["iteration"] for one in gone_on] == [4, 5, 6]
+    assert gone_on[0] == before[3]
+    assert [path.name for path in (runs / "gone on").glob("*iter_*")] == ["iter_0000006"]
+    assert len(list((runs / "poisoned").glob("iter_*"))) == 4
