@@ -16,6 +16,7 @@ from mindspeed_ift.config.errors import UserError
 
 PACKAGE = "gigatoken"
 _MOST_GROWTH = 64 << 20
+_CHARACTERS_BETWEEN_LOOKS = 1 << 16
 _PAGE = 4096
 
 _NEWER = re.compile(
@@ -62,6 +63,7 @@ class FastEncoder:
         self._exact = exact
         self._fast = self._load()
         self._resident: int | None = None
+        self._characters = 0
         self.proving = True
         """Compare every text."""
         self.proven = 0
@@ -81,16 +83,22 @@ class FastEncoder:
             self.proven += len(texts)
             self.difference = next((text for text, a, b in zip(texts, ids, expected) if a != b), None)
             return expected
+        self._characters += sum(map(len, texts))
+        if self._characters >= _CHARACTERS_BETWEEN_LOOKS:
+            self._characters = 0
+            self._bound_memory()
+        return ids
+
+    def _bound_memory(self) -> None:
+        """Drop the memory of words, which has no bound of its own, when this process has grown by much."""
         resident = _resident_bytes()
         if self._resident is None:
             # Of this process, with what a batch takes.
             self._resident = resident
         elif resident - self._resident > _MOST_GROWTH:
-            # Its memory of words has no bound.
             del self._fast
             self._fast = self._load()
             self._resident = None
-        return ids
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         trusted = [text for text in texts if text.isascii() or not _NEWER.search(text)]
