@@ -17,6 +17,8 @@ import torch
 from mindspeed_ift.config.errors import RunError, UserError
 
 TRACKER = "latest_checkpointed_iteration.txt"
+BEST = "best.txt"
+"""Names the step of the checkpoint with the lowest validation loss, as the tracker names the newest."""
 MODEL_FILE = "model_optim_rng.pt"
 _MANIFEST = "manifest.json"
 _MANIFEST_KEYS = ("architecture", "layout", "stage_layers", "dtype", "distributed_optimizer", "iteration")
@@ -98,9 +100,12 @@ def commit(staging: Path, directory: Path, iteration: int, manifest: dict[str, A
         os.replace(final, former)
     os.replace(staging, final)
     shutil.rmtree(former, ignore_errors=True)
-    partial = Path(directory) / f".{TRACKER}.partial"
-    partial.write_text(f"{iteration}\n", encoding="utf-8")
-    os.replace(partial, Path(directory) / TRACKER)
+    _write_number(Path(directory) / TRACKER, iteration)
+
+
+def mark_best(directory: Path, iteration: int) -> None:
+    """Name a checkpoint that is there as the best: `keep_newest` will not delete it."""
+    _write_number(Path(directory) / BEST, iteration)
 
 
 def latest_folder(directory: Path) -> Path | None:
@@ -178,9 +183,12 @@ def keep_newest(directory: Path, count: int, protected: Collection[Path] = ()) -
     Args:
         directory: the run's folder, its newest checkpoint whole.
         count: how many stay; damaged ones between them do not count.
-        protected: of those, which stay in any case.
+        protected: of those, which stay in any case, as does the one that `mark_best` named.
     """
     spared, deleted, whole = {Path(path).absolute() for path in protected}, [], 0
+    best = Path(directory) / BEST
+    if best.is_file() and (number := best.read_text(encoding="utf-8").strip()).isdigit():
+        spared.add(iteration_folder(directory, int(number)).absolute())
     for folder in checkpoints(directory):
         if whole < count:
             whole += damage(folder) is None
@@ -240,6 +248,12 @@ def read_shard(
 def shard_path(tensor_rank: int, pipeline_rank: int, pipeline_size: int, name: str = MODEL_FILE) -> str:
     """Where a rank's file lies in a checkpoint."""
     return f"mp_rank_{tensor_rank:02d}" + (f"_{pipeline_rank:03d}" if pipeline_size > 1 else "") + f"/{name}"
+
+
+def _write_number(path: Path, number: int) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(f"{number}\n", encoding="utf-8")
+    os.replace(partial, path)
 
 
 def _reason_of_failed_write(error: BaseException) -> str:

@@ -134,6 +134,7 @@ def _counts(config: TuneConfig) -> None:
         ("--eval-interval", config.run.eval_interval),
         ("--save-interval", config.run.save_interval),
         ("--keep-last", config.run.keep_last),
+        ("--early-stopping-patience", config.run.early_stopping_patience),
         ("--exit-interval", config.run.exit_interval),
         ("--distributed-timeout-minutes", config.run.distributed_timeout_minutes),
         ("--padded-vocab-size", config.model.padded_vocab_size),
@@ -256,8 +257,10 @@ def _load(config: TuneConfig) -> None:
         raise UserError("--enable-hf2mg-convert needs --load with a Hugging Face folder")
     if config.run.finetune and config.run.load is None:
         raise UserError("--finetune needs --load: the checkpoint whose weights to take")
-    for flag, given in (("--save-interval", config.run.save_interval), ("--keep-last", config.run.keep_last)):
-        if given is not None and config.run.save is None:
+    run = config.run
+    saving = {"--save-interval": run.save_interval, "--keep-last": run.keep_last, "--save-best": run.save_best or None}
+    for flag, given in saving.items():
+        if given is not None and run.save is None:
             raise UserError(f"{flag} needs --save: the folder for checkpoints")
 
 

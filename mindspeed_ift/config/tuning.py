@@ -61,6 +61,8 @@ class TrainingDataFlags:
     """Prefix of the indexed dataset: the --output-prefix of preprocess_data.py, without _packed_..."""
     split: str = "100,0,0"
     """Shares of training, validation and test data: contiguous ranges of the dataset."""
+    valid_data_path: str | None = None
+    """Prefix of an indexed dataset to evaluate on, instead of a share of --data-path."""
     seq_length: int = 4096
     """Row length: every row when padded or packed, the longest allowed with --no-pad-to-seq-lengths."""
     pad_to_seq_lengths: bool = True
@@ -179,9 +181,14 @@ class RunFlags:
     """Go on after so many steps whose loss or gradient norm is not finite; they move no weight, and --save gets the
     samples of each. 0: the first such step stops the run."""
     eval_interval: int = 1000
-    """Steps between evaluations on the validation share of --split."""
+    """Steps between evaluations, on --valid-data-path or the second share of --split."""
     eval_iters: int = 10
     """Global batches of one evaluation; 0 evaluates nothing."""
+    early_stopping_patience: int | None = None
+    """Save and stop after so many evaluations without a lower loss."""
+    save_best: bool = False
+    """Save after each evaluation with the lowest loss so far; best.txt in --save names its step, and --keep-last spares
+    it."""
     exit_interval: int | None = None
     """Stop after this step, without saving (to try a restart)."""
     log_interval: int = 1

@@ -63,10 +63,11 @@ class Metrics:
         if report.refusal is None and (iteration % self.interval == 0 or iteration == self.total):
             self._print(iteration, report, skipped)
 
-    def evaluation(self, iteration: int, loss: float) -> None:
-        """Record and print a validation loss."""
+    def evaluation(self, iteration: int, loss: float, best: float | None, best_iteration: int | None) -> None:
+        """Record and print a validation loss, and the lowest so far with its step."""
         if self.active:
-            print(f"step {iteration}/{self.total}  validation loss {loss:.4f}", flush=True)
+            told = f"  best {best:.4f} after step {best_iteration}" if best is not None else ""
+            print(f"step {iteration}/{self.total}  validation loss {loss:.4f}{told}", flush=True)
             self._write({"iteration": iteration, "validation_loss": loss})
 
     def close(self) -> None:

@@ -39,10 +39,12 @@ class Plan:
         layout: degrees of parallelism.
         architecture: of the model.
         architecture_origin: where it came from.
-        dataset: the samples.
+        dataset: the samples to train on.
         mode: how they become batches.
+        valid_dataset: the samples to evaluate on: those of --valid-data-path, else a share of ``dataset``.
+        valid_mode: how these become batches.
         train: range of training samples.
-        valid: range of validation samples.
+        valid: range of validation samples, of ``valid_dataset``.
         cut_samples: training samples that are longer than ``--seq-length`` and will be cut.
         micro_batches: of one step and replica.
         sources: whose weights are taken, and whose training is continued.
@@ -55,6 +57,8 @@ class Plan:
     architecture_origin: str
     dataset: Samples
     mode: SequenceMode
+    valid_dataset: Samples
+    valid_mode: SequenceMode
     train: range
     valid: range
     cut_samples: int
@@ -62,30 +66,49 @@ class Plan:
     sources: Sources
     token_facts: dict[str, Any]
 
-    def samples(self, sample_range: range, data_rank: int, shuffle: bool) -> MicroBatches:
-        """The micro-batches that one data parallel rank takes from a range of samples.
+    def training_samples(self, data_rank: int, shuffle: bool) -> MicroBatches:
+        """The micro-batches that one data parallel rank trains on.
 
         Raises:
             UserError: samples are too long and may not be cut.
         """
+        return self._micro_batches(self.dataset, self.train, self.mode, self._order(shuffle), data_rank)
+
+    def validation_samples(self, data_rank: int) -> MicroBatches:
+        """The micro-batches that one data parallel rank evaluates on, in the order of the dataset.
+
+        Raises:
+            UserError: samples are too long and may not be cut.
+        """
+        order = SampleOrder(len(self.valid), self.config.optimizer.seed, shuffle=False)
+        return self._micro_batches(self.valid_dataset, self.valid, self.valid_mode, order, data_rank)
+
+    def _micro_batches(
+        self,
+        dataset: Samples,
+        sample_range: range,
+        mode: SequenceMode,
+        order: SampleOrder | BalancedOrder,
+        data_rank: int,
+    ) -> MicroBatches:
         data = self.config.data
         overlong = Overlong.CUT_END if data.cut_max_seqlen else Overlong.CUT_TURNS
         return MicroBatches(
-            dataset=self.dataset,
+            dataset=dataset,
             sample_range=sample_range,
-            order=self._order(sample_range, shuffle),
-            mode=self.mode,
+            order=order,
+            mode=mode,
             micro_batch_size=self.config.optimizer.micro_batch_size,
             data_rank=data_rank,
             data_size=self.layout.data,
             overlong=overlong if data.cut_token else Overlong.REFUSE,
         )
 
-    def _order(self, sample_range: range, shuffle: bool) -> SampleOrder | BalancedOrder:
+    def _order(self, shuffle: bool) -> SampleOrder | BalancedOrder:
         seed = self.config.optimizer.seed
         if not (shuffle and self.config.data.balance_packs and isinstance(self.mode, Packed)):
-            return SampleOrder(len(sample_range), seed, shuffle)
-        costs = attention_costs(self.dataset, self.mode.boundaries, sample_range)
+            return SampleOrder(len(self.train), seed, shuffle)
+        costs = attention_costs(self.dataset, self.mode.boundaries, self.train)
         rows = self.config.optimizer.micro_batch_size
         return BalancedOrder(costs, seed, self.layout.data, rows, self.micro_batches)
 
@@ -98,6 +121,8 @@ class Plan:
             f"data: {self.dataset.prefix}: {len(self.train):,} of {len(self.dataset):,} samples to train on, "
             f"{epochs:.2f} epochs",
         ]
+        if len(self.valid):
+            lines.append(f"data: {self.valid_dataset.prefix}: {len(self.valid):,} samples to evaluate on")
         if isinstance(self.dataset, PackedView):
             lines.append(f"data: {self.dataset.index.describe()}")
         elif self.config.data.pack:
@@ -141,6 +166,17 @@ def plan(config: TuneConfig, world_size: int) -> Plan:
             f"--split {config.data.split} leaves no training sample of {len(dataset)}; raise the first share"
         )
     mode = _sequence_mode(config, layout, dataset, facts)
+    valid_dataset, valid_mode = dataset, mode
+    if config.data.valid_data_path is not None:
+        if len(valid):
+            raise UserError(
+                f"--valid-data-path and the validation share of --split {config.data.split} exclude each other; give "
+                "--split 100,0,0"
+            )
+        valid_dataset, valid_mode = _validation_dataset(config, layout, facts, files.manifest or {})
+        valid_dataset.check_fits(architecture.vocab_size)
+        valid = range(len(valid_dataset))
+    _check_evaluation(config, len(valid))
     planned = Plan(
         config=config,
         layout=layout,
@@ -148,6 +184,8 @@ def plan(config: TuneConfig, world_size: int) -> Plan:
         architecture_origin=origin,
         dataset=dataset,
         mode=mode,
+        valid_dataset=valid_dataset,
+        valid_mode=valid_mode,
         train=train,
         valid=valid,
         cut_samples=count_overlong(dataset, train, config.data.seq_length),
@@ -155,10 +193,43 @@ def plan(config: TuneConfig, world_size: int) -> Plan:
         sources=sources,
         token_facts=facts,
     )
-    for samples in (train, valid):
-        if len(samples):  # refuses samples that neither fit nor may be cut
-            planned.samples(samples, data_rank=0, shuffle=False)
+    planned.training_samples(data_rank=0, shuffle=False)  # refuses samples that neither fit nor may be cut
+    if len(valid):
+        planned.validation_samples(data_rank=0)
     return planned
+
+
+def _validation_dataset(
+    config: TuneConfig, layout: Layout, facts: dict[str, Any], manifest: dict[str, Any]
+) -> tuple[Samples, SequenceMode]:
+    """What --valid-data-path names: packed in the run if the training data is, its samples told apart in its own way.
+
+    Raises:
+        UserError: it was made with another tokenizer than the training data.
+    """
+    path = config.data.valid_data_path
+    assert path is not None
+    files = InstructionDataset(path)
+    mine, theirs = ((one or {}).get("tokenizer_sha256") for one in (manifest, files.manifest))
+    if None not in (mine, theirs) and mine != theirs:
+        raise UserError(
+            f"--valid-data-path {path} was made with another tokenizer than --data-path {config.data.data_path[0]}; "
+            "prepare it again with the same"
+        )
+    own = facts if files.manifest is None else token_facts(config.data, files)
+    data = replace(config.data, pack=config.data.pack or config.data.pack_index is not None, pack_index=None)
+    samples = packed_samples(files, data, config.optimizer.seed, facts["pad_id"])
+    return samples, _sequence_mode(config, layout, samples, own)
+
+
+def _check_evaluation(config: TuneConfig, valid_samples: int) -> None:
+    """Refuse what follows from evaluations where there are none."""
+    run = config.run
+    for flag, given in (("--early-stopping-patience", run.early_stopping_patience), ("--save-best", run.save_best)):
+        if given and not valid_samples:
+            raise UserError(f"{flag} needs evaluations: give --valid-data-path, or --split a second share")
+        if given and not run.eval_iters:
+            raise UserError(f"{flag} needs evaluations, which --eval-iters 0 turns off; raise it")
 
 
 def token_facts(data: TrainingDataFlags, dataset: InstructionDataset) -> dict[str, Any]:
@@ -280,7 +351,9 @@ def _missing_paths(config: TuneConfig) -> dict[str, str]:
     }
     missing = {flag: str(path) for flag, path in paths.items() if path is not None and not Path(path).exists()}
     prefixes = [prefix for prefix in config.data.data_path if not is_dataset(prefix)]
-    return ({"--data-path": " ".join(prefixes)} if prefixes else {}) | missing
+    valid = config.data.valid_data_path
+    found = {"--data-path": " ".join(prefixes)} if prefixes else {}
+    return found | ({"--valid-data-path": valid} if valid is not None and not is_dataset(valid) else {}) | missing
 
 
 def _describe_architecture(architecture: Architecture, origin: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,26 @@ class Progress:
         consumed: samples (or packed rows) taken; from the checkpoint, so that another --global-batch-size goes on where
             the data stopped.
         skipped: steps that were refused and moved no weight.
+        best_loss: lowest loss of an evaluation, or None before the first.
+        best_iteration: its step.
+        evaluations_since_best: without improvement.
     """
 
     done: int = 0
     consumed: int = 0
     skipped: int = 0
+    best_loss: float | None = None
+    best_iteration: int | None = None
+    evaluations_since_best: int = 0
+
+    def evaluated(self, loss: float) -> bool:
+        """Note the loss of an evaluation after the last step; whether it is the best so far. No number never is."""
+        best = math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss)
+        if best:
+            self.best_loss, self.best_iteration, self.evaluations_since_best = loss, self.done, 0
+        else:
+            self.evaluations_since_best += 1
+        return best
 
     @classmethod
     def of_manifest(cls, manifest: dict[str, Any], rows_of_a_step: int) -> Progress:
@@ -29,8 +45,10 @@ class Progress:
             done=done,
             consumed=int(manifest.get("consumed_samples", done * rows_of_a_step)),
             skipped=int(manifest.get("skipped_steps", 0)),
+            **manifest.get("evaluations", {}),
         )
 
     def facts(self) -> dict[str, Any]:
         """For the manifest of a checkpoint, which has the steps already."""
-        return {"consumed_samples": self.consumed, "skipped_steps": self.skipped}
+        evaluations = {key: getattr(self, key) for key in ("best_loss", "best_iteration", "evaluations_since_best")}
+        return {"consumed_samples": self.consumed, "skipped_steps": self.skipped, "evaluations": evaluations}

@@ -13,7 +13,6 @@ from mindspeed_ift.checkpoint.convert import TRAINING_FACTS, hugging_face_shard
 from mindspeed_ift.checkpoint.disk import free_bytes, in_gigabytes, require_space
 from mindspeed_ift.config.errors import RunError
 from mindspeed_ift.config.layout import padded_vocab_size
-from mindspeed_ift.data.batch import Batch
 from mindspeed_ift.data.micro_batches import MicroBatches
 from mindspeed_ift.devices.device import Device, current
 from mindspeed_ift.model.build import ModelOptions, Qwen3Model, build_stages
@@ -22,13 +21,14 @@ from mindspeed_ift.model.weights import fill, without_adapters
 from mindspeed_ift.parallel import groups as process_groups
 from mindspeed_ift.parallel.groups import Groups
 from mindspeed_ift.training import state
+from mindspeed_ift.training.evaluation import evaluate
 from mindspeed_ift.training.metrics import Metrics
 from mindspeed_ift.training.optimizer import build_optimizer, build_schedule, wrap
 from mindspeed_ift.training.plan import Plan
 from mindspeed_ift.training.progress import Progress
 from mindspeed_ift.training.refused import refused_path, write_refused
 from mindspeed_ift.training.sources import find_sources
-from mindspeed_ift.training.step import StepReport, evaluate_step, train_step
+from mindspeed_ift.training.step import StepReport, train_step
 from mindspeed_ift.training.stopping import StopRequest, listening
 
 
@@ -80,7 +80,7 @@ def _loop(run: _Run, stop_request: StopRequest) -> None:
     plan, groups, progress = run.plan, run.groups, run.progress
     config, total = plan.config, plan.config.optimizer.train_iters
     assert total is not None
-    training = plan.samples(plan.train, groups.data_rank, config.data.shuffle)
+    training = plan.training_samples(groups.data_rank, config.data.shuffle)
     metrics = Metrics(
         config.run.save,
         run.device,
@@ -90,31 +90,77 @@ def _loop(run: _Run, stop_request: StopRequest) -> None:
         interval=config.run.log_interval,
         active=groups.rank == 0,
     )
-    if progress.done >= total:
-        _say(groups, f"{config.run.load} has {progress.done} steps already; --train-iters {total} asks for no more")
-    for iteration in range(progress.done + 1, total + 1):
+    for iteration in _steps_to_do(run, total):
         batches = training.take(progress.consumed, plan.micro_batches)
         report = train_step(run.model, run.optimizer, run.schedule, batches, groups, run.device, stop_request)
         if report.refusal is not None:
             _refused(run, training, iteration, report, metrics)
         metrics.step(iteration, report, progress.skipped)
         progress.done, progress.consumed = iteration, progress.consumed + plan.rows_of_a_step
-        if not report.stop and (iteration % config.run.eval_interval == 0 or iteration == total):
-            _evaluate(plan, iteration, run.model, groups, run.device, metrics)
-        interval = config.run.save_interval
-        if iteration == total or (interval and iteration % interval == 0) or report.stop:
-            _save(run)
-        if report.stop:
-            told = f" ({stop_request.signal})" if stop_request.signal else ""
-            _say(groups, f"stopping after step {iteration}, as asked{told}; --load {config.run.save} goes on from it")
-            break
-        if iteration == config.run.exit_interval:
-            _say(groups, f"stopping after step {iteration} (--exit-interval)")
+        reason = _after_step(run, report, metrics, stop_request)
+        if reason is not None:
+            _say(groups, f"stopping after step {iteration} {reason}")
             break
     metrics.close()
 
 
-def _save(run: _Run) -> None:
+def _steps_to_do(run: _Run, total: int) -> range:
+    """Numbers of the steps; none, with the reason said, where nothing is left to do."""
+    done, load = run.progress.done, run.plan.config.run.load
+    if done >= total:
+        _say(run.groups, f"{load} has {done} steps already; --train-iters {total} asks for no more")
+    elif _stopped_early(run):
+        _say(run.groups, f"{load} has stopped early; raise --early-stopping-patience, or leave it out, to go on")
+        return range(0)
+    return range(done + 1, total + 1)
+
+
+def _after_step(run: _Run, report: StepReport, metrics: Metrics, stop_request: StopRequest) -> str | None:
+    """Evaluate and save where it is time; the reason to stop, or None."""
+    flags, iteration = run.plan.config.run, run.progress.done
+    last = iteration == run.plan.config.optimizer.train_iters
+    best = False
+    if not report.stop and (last or iteration % flags.eval_interval == 0):
+        best = _evaluate(run, metrics)
+    due = last or (flags.save_interval and iteration % flags.save_interval == 0) or (best and flags.save_best)
+    if due or report.stop or _stopped_early(run):
+        _save(run, best)
+    return _reason_to_stop(run, report, stop_request)
+
+
+def _evaluate(run: _Run, metrics: Metrics) -> bool:
+    """Whether the evaluation is the best so far."""
+    loss, progress = evaluate(run.plan, run.model, run.groups, run.device), run.progress
+    if loss is None:
+        return False
+    best = progress.evaluated(loss)
+    metrics.evaluation(progress.done, loss, progress.best_loss, progress.best_iteration)
+    return best
+
+
+def _stopped_early(run: _Run) -> bool:
+    patience = run.plan.config.run.early_stopping_patience
+    return patience is not None and run.progress.evaluations_since_best >= patience
+
+
+def _reason_to_stop(run: _Run, report: StepReport, stop_request: StopRequest) -> str | None:
+    """The same on every rank, apart from the name of a signal; None: go on."""
+    flags, progress = run.plan.config.run, run.progress
+    if report.stop:
+        told = f" ({stop_request.signal})" if stop_request.signal else ""
+        return f"as asked{told}; --load {flags.save} goes on from it"
+    if _stopped_early(run):
+        return (
+            f"(--early-stopping-patience {flags.early_stopping_patience}): the best validation loss was "
+            f"{progress.best_loss:.4f} after step {progress.best_iteration}"
+            if progress.best_loss is not None
+            else "(--early-stopping-patience): no validation loss was finite"
+        )
+    return "(--exit-interval)" if progress.done == flags.exit_interval else None
+
+
+def _save(run: _Run, best: bool) -> None:
+    """Write a checkpoint, say that it is the best if so, and delete those that are not to be kept."""
     folder, iteration = run.plan.config.run.save, run.progress.done
     if folder is None:
         return
@@ -134,8 +180,15 @@ def _save(run: _Run) -> None:
         facts=_facts(run.plan, run.progress),
     )
     _say(run.groups, f"saved {megatron.iteration_folder(folder, iteration)}")
+    if run.groups.rank != 0:
+        return
     keep = run.plan.config.run.keep_last
-    if keep is not None and run.groups.rank == 0:
+    if best and run.plan.config.run.save_best:
+        megatron.mark_best(folder, iteration)
+        _say(
+            run.groups, f"{folder / megatron.BEST} names step {iteration}: validation loss {run.progress.best_loss:.4f}"
+        )
+    if keep is not None:
         deleted = megatron.keep_newest(folder, keep, _protected(run))
         if deleted:
             _say(run.groups, f"deleted {' '.join(one.name for one in deleted)} (--keep-last {keep})")
@@ -167,32 +220,6 @@ def _refused(run: _Run, training: MicroBatches, iteration: int, report: StepRepo
             f"or go on after such steps with --max-skipped-steps {progress.skipped}"
         )
     _say(run.groups, f"step {iteration}/{metrics.total}  refused: {report.refusal}; no weight was moved, {told}")
-
-
-def _evaluate(plan: Plan, iteration: int, model: Any, groups: Groups, device: Device, metrics: Metrics) -> None:
-    """Mean loss per learnt token over at most ``--eval-iters`` global batches of the validation range, in its order."""
-    batches = _validation_batches(plan, groups.data_rank)
-    if not batches:
-        return
-    loss, learnt = evaluate_step(model, batches, groups, device)
-    if learnt:
-        metrics.evaluation(iteration, loss / learnt)
-
-
-def _validation_batches(plan: Plan, data_rank: int) -> list[Batch]:
-    """Each validation sample once: where the last batches are not full, their rows start over and count nothing."""
-    micro = plan.config.optimizer.micro_batch_size
-    per_pass = micro * plan.layout.data
-    passes = min(plan.config.run.eval_iters * plan.micro_batches, -(-len(plan.valid) // per_pass))
-    if not passes:
-        return []
-    if plan.layout.chunks(plan.architecture.num_layers) > 1:  # the interleaved schedule takes whole rounds
-        passes = -(-passes // plan.layout.pipeline) * plan.layout.pipeline
-    batches = plan.samples(plan.valid, data_rank, shuffle=False).take(0, passes)
-    for number, batch in enumerate(batches):
-        rows = torch.arange(micro) + number * per_pass + data_rank * micro
-        batch.loss_mask[rows >= len(plan.valid)] = 0
-    return batches
 
 
 def _model_options(plan: Plan) -> ModelOptions:

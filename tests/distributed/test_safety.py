@@ -31,12 +31,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     split = ["--use-distributed-optimizer", "--overlap-grad-reduce", "--overlap-param-gather"]
     pipeline = ["--pipeline-model-parallel-size", "2"]
     of_damaged = ["--load", str(folder / "poisoned"), "--train-iters", "6", "--save-interval", "1", "--keep-last", "1"]
+    early = ["--lr", "1e-30", "--valid-data-path", str(data["fixed"]), "--eval-interval", "1", "--train-iters", "9"]
+    early += ["--early-stopping-patience", "2", "--save-best", "--keep-last", "1"]
     lines = [
         line("whole", *split),
         ["poison", *line("poisoned", *split, "--max-skipped-steps", "1", "--save-interval", "1")],
         ["stop", *line("stopped", *split)],
         line("stopped", *split, "--load", str(folder / "stopped")),
         ["stop", *line("stopped stage", *pipeline)],
+        line("early", *early),
+        line("early", *early, "--load", str(folder / "early")),
         ["damage", *line("gone on", *split, *of_damaged)],
     ]
     run(lines, 2, folder / "jobs", worker="eventful_worker.py")
@@ -97,3 +101,11 @@ def test_where_one_rank_finds_damage_all_go_on_from_the_checkpoint_before(runs: 
     assert gone_on[0] == before[3]
     assert [path.name for path in (runs / "gone on").glob("*iter_*")] == ["iter_0000006"]
     assert len(list((runs / "poisoned").glob("iter_*"))) == 4
+
+
+def test_without_improvement_the_run_stops_and_the_best_is_kept(runs: Path) -> None:
+    """With weights that do not move the first evaluation is the best. Started again it does nothing."""
+    found = [(one["iteration"], "loss" in one) for one in records(runs / "early")]
+    assert found == [(step, training) for step in (1, 2, 3) for training in (True, False)]
+    assert sorted(path.name for path in (runs / "early").glob("iter_*")) == ["iter_0000001", "iter_0000003"]
+    assert (runs / "early/best.txt").read_text() == "1\n"

@@ -226,3 +226,12 @@ def test_a_damaged_one_takes_no_place_of_those_that_are_kept(tmp_path: Path) -> 
     (tmp_path / megatron.TRACKER).write_text("11\n")
     assert megatron.keep_newest(tmp_path, 2) == [before]
     assert newest.exists() and oldest.exists()
+
+
+def test_the_best_is_kept_until_another_is(tmp_path: Path) -> None:
+    newest, middle, oldest = three(tmp_path)
+    megatron.mark_best(tmp_path, 9)
+    assert (tmp_path / "best.txt").read_text() == "9\n"
+    assert megatron.keep_newest(tmp_path, 1) == [middle] and oldest.exists()
+    megatron.mark_best(tmp_path, 11)
+    assert megatron.keep_newest(tmp_path, 1) == [oldest] and newest.exists()

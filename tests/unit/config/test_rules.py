@@ -54,6 +54,8 @@ BROKEN = [
     ("--clip-grad -1", "--clip-grad -1.0 must not be negative"),
     ("--eval-iters -1", "--eval-iters -1 must not be negative"),
     ("--keep-last 0 --save x", "--keep-last 0 must be at least 1"),
+    ("--save-best", "--save-best needs --save"),
+    ("--early-stopping-patience 0", "--early-stopping-patience 0 must be at least 1"),
     ("--keep-last 2", "--keep-last needs --save"),
     ("--max-skipped-steps -1", "--max-skipped-steps -1 must not be negative"),
     ("--seed -1", "--seed -1 must not be negative"),

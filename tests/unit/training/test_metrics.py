@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -28,13 +30,13 @@ def test_lines_and_records(tmp_path: Path, capsys: pytest.CaptureFixture) -> Non
     shown = metrics(tmp_path / "run")
     for step in range(1, 6):
         shown.step(step, report(1.0 / step))
-    shown.evaluation(5, 0.25)
+    shown.evaluation(5, 0.25, 0.125, 3)
     shown.close()
     lines = capsys.readouterr().out.strip().splitlines()
     assert [line.split("  ")[0] for line in lines] == ["step 2/5", "step 4/5", "step 5/5", "step 5/5"]
     assert "loss 0.5000  lr 1.000e-03  grad norm 0.500  learnt 25 % of 240 tokens" in lines[0]
     assert "of 120 tokens" in lines[2] and "left 0:00:00" in lines[2] and "tokens/s/device" in lines[0]
-    assert lines[3] == "step 5/5  validation loss 0.2500"
+    assert lines[3] == "step 5/5  validation loss 0.2500  best 0.1250 after step 3"
     first, *_, last = (tmp_path / "run/metrics.jsonl").read_text("utf-8").splitlines()
     assert json.loads(first) == {
         "iteration": 1,
@@ -67,7 +69,7 @@ def test_other_ranks_and_runs_without_a_folder_write_nothing(
 ) -> None:
     silent = metrics(tmp_path / "run", active=False)
     silent.step(2, report(1.0))
-    silent.evaluation(2, 1.0)
+    silent.evaluation(2, 1.0, None, None)
     silent.close()
     assert capsys.readouterr().out == "" and not list(tmp_path.iterdir())
     monkeypatch.chdir(tmp_path)
@@ -80,3 +82,17 @@ def test_other_ranks_and_runs_without_a_folder_write_nothing(
 def test_a_run_that_did_nothing_has_a_curve_too(tmp_path: Path) -> None:
     metrics(tmp_path).close()
     assert (tmp_path / "loss.png").is_file() and iterations(tmp_path) == []
+
+
+def test_a_refused_step_is_recorded_without_its_numbers_and_counted_from_then_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shown = metrics(tmp_path, interval=1)
+    refused = dataclasses.replace(report(math.nan), refusal="the loss is nan")
+    shown.step(1, refused, 1)
+    assert capsys.readouterr().out == ""
+    shown.step(2, report(1.0), 1)
+    assert capsys.readouterr().out.strip().endswith("skipped 1")
+    first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines())
+    assert first["refused"] == "the loss is nan" and not {"loss", "gradient_norm"} & first.keys()
+    assert first["skipped_steps"] == second["skipped_steps"] == 1 and second["loss"] == 1.0

@@ -122,7 +122,7 @@ def test_dynamic_length_rounds_packed_rows_too(data: Path) -> None:
     prefix = prepare(data, "rows", "--pack", "--neat-pack", "--seq-length", "128")
     flags = ["--seq-length", "256", "--reset-attention-mask"]
     fixed, dynamic = planned(prefix, *flags), planned(prefix, *flags, "--no-pad-to-seq-lengths")
-    lengths = [p.samples(p.train, 0, False).take(0, 1)[0].tokens.shape[1] for p in (fixed, dynamic)]
+    lengths = [p.training_samples(0, False).take(0, 1)[0].tokens.shape[1] for p in (fixed, dynamic)]
     assert lengths == [256, 128]
 
 
@@ -140,7 +140,7 @@ def test_packing_at_the_start_is_packing_beforehand(data: Path, capsys: pytest.C
     stored = planned(plain, *flags, "--pack-index", str(index))
     for found in (now, stored):
         assert len(found.dataset) == len(expected.dataset) == len(found.train)
-        ours, theirs = (one.samples(one.train, 0, True).take(0, 4) for one in (found, expected))
+        ours, theirs = (one.training_samples(0, True).take(0, 4) for one in (found, expected))
         for batch, other in zip(ours, theirs):
             assert batch.tokens.equal(other.tokens) and batch.labels.equal(other.labels)
             assert batch.position_ids.equal(other.position_ids) and batch.boundaries.equal(other.boundaries)
@@ -157,13 +157,13 @@ def test_balanced_ranks_take_each_row_once_an_epoch(data: Path) -> None:
     rows = {plan.dataset[row].input_ids.tobytes(): row for row in plan.train}
     taken = [
         [rows[batch.tokens[0].numpy().astype("int32").tobytes()] for batch in ranks.take(0, len(plan.train) // 2)]
-        for ranks in (plan.samples(plan.train, rank, shuffle=True) for rank in range(2))
+        for ranks in (plan.training_samples(rank, shuffle=True) for rank in range(2))
     ]
     together = sum(taken, [])
     assert len(set(together)) == len(together) == len(plan.train) // 2 * 2
     expected = BalancedOrder(costs, plan.config.optimizer.seed, 2)
     assert taken == [[expected.index(2 * number + rank) for number in range(len(taken[0]))] for rank in range(2)]
-    valid = plan.samples(plan.valid, 0, shuffle=False).take(0, 1)[0]
+    valid = plan.validation_samples(0).take(0, 1)[0]
     assert valid.tokens[0].tolist() == plan.dataset[plan.valid.start].input_ids.tolist()
 
 
@@ -249,3 +249,47 @@ def test_a_preview_without_data_shows_a_model_that_is_spelled_out() -> None:
     assert "the vocabulary is the tokenizer's" in text
     text = preview(parse(TuneConfig, [*line, "--padded-vocab-size", "512"], program="test"), 1)
     assert "architecture (from flags): num_layers 2" in text and "vocab_size 512" in text
+
+
+def test_a_dataset_of_its_own_to_evaluate_on(data: Path) -> None:
+    """Its boundaries are its own; where rows are made in the run, its rows are made too."""
+    packed = prepare(data, "to_train", "--pack", "--neat-pack", "--seq-length", "128")
+    single = prepare(data, "to_evaluate")
+    flags = ["--seq-length", "128", "--valid-data-path"]
+    found = planned(packed, "--reset-attention-mask", *flags, single)
+    assert found.dataset.prefix == packed and found.valid_dataset.prefix == single and len(found.valid) == 10
+    assert f"{single}: 10 samples to evaluate on" in found.describe()
+    batch = found.validation_samples(0).take(0, 1)[0]
+    assert batch.tokens[0, : found.valid_dataset.lengths[0]].tolist() == found.valid_dataset[0].input_ids.tolist()
+    assert batch.boundaries is not None and len(batch.boundaries) == 3, "the sample and the pads"
+    both = planned(single, "--reset-attention-mask", "--pack", *flags, single)
+    assert len(both.valid) == len(both.train) < 10 and both.valid_dataset.has_segments
+
+
+def test_what_a_dataset_to_evaluate_on_does_not_go_with(data: Path, tmp_path: Path) -> None:
+    single = prepare(data, "evaluated")
+    with pytest.raises(
+        UserError, match="--valid-data-path and the validation share of --split 90,10 exclude each other"
+    ):
+        planned(single, "--valid-data-path", single, "--split", "90,10")
+    other = prepare(data, "evaluated_otherwise")
+    path = data / "evaluated_otherwise.manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(manifest | {"tokenizer_sha256": "0"}), encoding="utf-8")
+    with pytest.raises(UserError, match="--valid-data-path .* was made with another tokenizer than --data-path"):
+        planned(single, "--valid-data-path", other)
+    with pytest.raises(UserError, match="no such dataset file"):
+        planned(single, "--valid-data-path", str(tmp_path / "none"))
+    line = [*MODEL, "--data-path", single, "--train-iters", "4", "--valid-data-path", str(tmp_path / "none")]
+    told = preview(parse(TuneConfig, line, program="test"), 1)
+    assert f"--valid-data-path {tmp_path / 'none'} is not here" in told
+
+
+@pytest.mark.parametrize("flags", [["--early-stopping-patience", "2"], ["--save-best", "--save", "run"]])
+def test_what_follows_from_evaluations_needs_some(data: Path, flags: list[str]) -> None:
+    single = prepare(data, "never_evaluated")
+    with pytest.raises(UserError, match=f"{flags[0]} needs evaluations: give --valid-data-path"):
+        planned(single, *flags)
+    with pytest.raises(UserError, match=f"{flags[0]} needs evaluations, which --eval-iters 0 turns off"):
+        planned(single, *flags, "--split", "80,20", "--eval-iters", "0")
+    planned(single, *flags, "--split", "80,20")
