@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from mindspeed_ift.cli.preprocess import main as preprocess
 from tests.tiny_tokenizer import make_tiny_tokenizer
@@ -77,6 +78,14 @@ def run(command_lines: list[list[str]], processes: int, folder: Path, worker: st
     command = [*launcher, str(ROOT / "tests/distributed" / worker), str(jobs)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """All of a run's metrics.jsonl that does not depend on the clock."""
+    from mindspeed_ift.training.metrics import TIMINGS
+
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in TIMINGS} for line in lines]
 
 
 def losses(folder: Path) -> list[float]:

@@ -193,6 +193,8 @@ class RunFlags:
     """Stop after this step, without saving (to try a restart)."""
     log_interval: int = 1
     """Steps between progress lines."""
+    tensorboard_dir: Path | None = None
+    """Folder for TensorBoard, if it is installed; metrics.jsonl in --save has the same."""
     stage: Literal["sft"] = "sft"
     """Kind of tuning; only sft."""
     is_instruction_dataset: bool = True

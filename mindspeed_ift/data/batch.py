@@ -32,6 +32,8 @@ class Batch:
         boundaries: int32 ``[n + 1]`` on the host: ends of the segments that may attend within themselves, cumulative
             over the rows one after another, from 0 to ``micro_batch * sequence``; every end of a row is one of them.
             None: each row is one segment.
+        real_tokens: tokens of samples, pads left out, of the whole rows.
+        squared_lengths: sum over these rows' segments, pads left out, of the squared length: what attention costs.
     """
 
     tokens: Tensor
@@ -39,6 +41,8 @@ class Batch:
     loss_mask: Tensor
     position_ids: Tensor
     boundaries: Tensor | None = None
+    real_tokens: int = 0
+    squared_lengths: int = 0
 
     @property
     def learnt_tokens(self) -> int:
@@ -46,7 +50,7 @@ class Batch:
         return int(torch.count_nonzero(self.loss_mask))
 
     def at(self, positions: Tensor) -> Batch:
-        """Some positions of every row, int64 ``[n]``; the boundaries keep describing the whole rows."""
+        """Some positions of every row, int64 ``[n]``; boundaries and counts keep describing the whole rows."""
         names = ("tokens", "labels", "loss_mask", "position_ids")
         return replace(self, **{name: getattr(self, name)[:, positions] for name in names})
 
@@ -126,6 +130,7 @@ class Packed:
             samples,
             length,
             self.pad_id,
+            real=segments != PAD_SEGMENT,
             attention_starts=starts if self.reset_attention_mask else None,
             position_starts=starts if self.reset_position_ids else None,
         )
@@ -144,6 +149,7 @@ def _collate(
     samples: Sequence[Sample],
     length: int,
     pad_id: int,
+    real: np.ndarray | None = None,
     attention_starts: np.ndarray | None = None,
     position_starts: np.ndarray | None = None,
 ) -> Batch:
@@ -153,6 +159,7 @@ def _collate(
         samples: One a row, none longer than ``length``.
         length: Tokens of a row.
         pad_id: Fills rows up.
+        real: bool ``[rows, length]``: what is no pad; None: every token of a sample.
         attention_starts: bool ``[rows, length]``: where a segment begins (every row does); None: no boundaries.
         position_starts: bool ``[rows, length]``: where positions begin from 0; None: at each row.
     """
@@ -160,11 +167,15 @@ def _collate(
     tokens = _rows([sample.input_ids for sample in samples], length, pad_id)
     following = _rows([sample.labels[1:] for sample in samples], length, IGNORED_LABEL)
     learnt = following != IGNORED_LABEL
-    boundaries = None
+    if real is None:
+        real = np.arange(length) < np.array([[len(sample)] for sample in samples])
+    boundaries, squared_lengths = None, int((real.sum(1) ** 2).sum())
     if attention_starts is not None:
         # The last token of a segment must not predict the first of the next.
         learnt[:, :-1] &= ~attention_starts[:, 1:]
-        boundaries = torch.from_numpy(np.append(np.flatnonzero(attention_starts), tokens.size).astype(np.int32))
+        ends = np.append(np.flatnonzero(attention_starts), tokens.size)
+        boundaries = torch.from_numpy(ends.astype(np.int32))
+        squared_lengths = int((np.diff(ends)[real.reshape(-1)[ends[:-1]]] ** 2).sum())
     weights = learnt.astype(np.float32)
     for row, sample in zip(weights, samples):
         if sample.loss_weights is not None:
@@ -178,6 +189,8 @@ def _collate(
         loss_mask=torch.from_numpy(weights),
         position_ids=torch.from_numpy(np.array(positions, np.int64)),
         boundaries=boundaries,
+        real_tokens=int(real.sum()),
+        squared_lengths=squared_lengths,
     )
 
 

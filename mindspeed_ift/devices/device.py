@@ -14,6 +14,7 @@ import torch
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.devices.kernels import reference
+from mindspeed_ift.devices.peaks import peak_operations
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ class Device:
         if self.asynchronous:
             return self._module().max_memory_allocated()
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def peak_operations(self) -> float | None:
+        """Dense bf16 operations a second that the data sheet promises; None where it is not known (on CPU)."""
+        return peak_operations(self._module().get_device_name(self.index)) if self.asynchronous else None
 
     def random_state(self) -> torch.Tensor:
         """State of the device's random generator, uint8 on the host."""

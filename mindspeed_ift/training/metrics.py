@@ -5,11 +5,18 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
 from mindspeed_ift.devices.device import Device
 from mindspeed_ift.training.step import StepReport
+from mindspeed_ift.training.trackers import TensorBoard
+
+TIMINGS = ("seconds", "tokens_per_second", "real_tokens_per_second", "memory_bytes", "mfu")
+"""Names in metrics.jsonl of what no two runs have in common. Tokens a second are those of all devices."""
+
+_SUMMED = ("tokens", "real_tokens", "learnt_tokens", "seconds", "operations")
 
 
 class Metrics:
@@ -21,23 +28,41 @@ class Metrics:
         world: number of devices, for the throughput of one.
         total: steps of the whole run.
         first: step to start from; later lines of an older run are dropped.
+        interval: steps between lines.
         active: whether this rank speaks.
+        operations: of a step; None: the model's share of the device's peak (MFU) is not known.
+        tensorboard: folder for TensorBoard's files, or None.
     """
 
     def __init__(
-        self, folder: Path | None, device: Device, *, world: int, total: int, first: int, interval: int, active: bool
+        self,
+        folder: Path | None,
+        device: Device,
+        *,
+        world: int,
+        total: int,
+        first: int,
+        interval: int,
+        active: bool,
+        operations: Callable[[StepReport], float] | None = None,
+        tensorboard: Path | None = None,
     ) -> None:
         self.device, self.world, self.total, self.interval, self.active = device, world, total, interval, active
         self.folder = folder if active else None
+        self._operations, self._peak = operations, device.peak_operations() if operations is not None else None
         self._file: TextIO | None = None
-        self._since = time.perf_counter()
-        self._tokens = 0
+        self._since = self._begun = time.perf_counter()
+        self._sums = dict.fromkeys(_SUMMED, 0.0)
         self._steps = 0
-        self._learnt = 0
+        self._tensorboard = _tensorboard(tensorboard, first) if active and tensorboard is not None else None
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             _drop_from(self.folder / "metrics.jsonl", first)
             self._file = open(self.folder / "metrics.jsonl", "a", encoding="utf-8")
+
+    def begin(self) -> None:
+        """A step begins: what came before, an evaluation or a save, is none of its time."""
+        self._begun = time.perf_counter()
 
     def step(self, iteration: int, report: StepReport, skipped: int = 0) -> None:
         """Record one step, and print a line every ``--log-interval``.
@@ -49,8 +74,11 @@ class Metrics:
         """
         if not self.active:
             return
-        self._tokens += report.tokens
-        self._learnt += report.learnt_tokens
+        seconds = max(time.perf_counter() - self._begun, 1e-9)
+        operations = self._operations(report) if self._operations is not None and self._peak else 0.0
+        counts = (report.tokens, report.real_tokens, report.learnt_tokens, seconds, operations)
+        for name, value in zip(_SUMMED, counts, strict=True):
+            self._sums[name] += value
         self._steps += 1
         record: dict[str, Any] = {"iteration": iteration}
         if report.refusal is None:
@@ -58,8 +86,11 @@ class Metrics:
         else:
             record |= {"refused": report.refusal}
         record |= {"learning_rate": report.learning_rate}
-        record |= {"learnt_tokens": report.learnt_tokens, "tokens": report.tokens}
-        self._write(record | ({"skipped_steps": skipped} if skipped else {}))
+        record |= {"learnt_tokens": report.learnt_tokens, "tokens": report.tokens, "real_tokens": report.real_tokens}
+        record |= {"squared_lengths": report.squared_lengths}
+        record |= {"padding_share": 1 - report.real_tokens / max(report.tokens, 1)}
+        record |= {"skipped_steps": skipped} if skipped else {}
+        self._write(record | self._timings(dict(zip(_SUMMED, counts, strict=True))))
         if report.refusal is None and (iteration % self.interval == 0 or iteration == self.total):
             self._print(iteration, report, skipped)
 
@@ -75,25 +106,43 @@ class Metrics:
         if self._file is not None and self.folder is not None:
             self._file.close()
             draw(self.folder)
+        if self._tensorboard is not None:
+            self._tensorboard.close()
 
-    def _write(self, record: dict) -> None:
+    def _write(self, record: dict[str, Any]) -> None:
         if self._file is not None:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
+        if self._tensorboard is not None:
+            self._tensorboard.write(record)
+
+    def _timings(self, sums: dict[str, float]) -> dict[str, float]:
+        """What depends on the clock; with the names of `TIMINGS`."""
+        seconds, peak = sums["seconds"], self._peak
+        timings = {
+            "seconds": seconds,
+            "tokens_per_second": sums["tokens"] / seconds,
+            "real_tokens_per_second": sums["real_tokens"] / seconds,
+            "memory_bytes": float(self.device.peak_memory()),
+        }
+        return timings | ({"mfu": sums["operations"] / seconds / self.world / peak} if peak else {})
 
     def _print(self, iteration: int, report: StepReport, skipped: int) -> None:
-        seconds = (time.perf_counter() - self._since) / self._steps
-        rate = self._tokens / (seconds * self._steps) / self.world
-        left = seconds * (self.total - iteration)
+        sums, timings = self._sums, self._timings(self._sums)
+        tokens = max(sums["tokens"], 1)
+        wall = (time.perf_counter() - self._since) / self._steps
+        share = f"MFU {100 * timings['mfu']:.1f} %  " if "mfu" in timings else ""
         print(
             f"step {iteration}/{self.total}  loss {report.loss:.4f}  lr {report.learning_rate:.3e}  "
-            f"grad norm {report.gradient_norm:.3f}  learnt {100 * self._learnt / max(self._tokens, 1):.0f} % of "
-            f"{self._tokens} tokens  {rate:,.0f} tokens/s/device  {seconds:.2f} s/step  "
-            f"memory {self.device.peak_memory() / 2**30:.1f} GiB  left {_clock(left)}"
-            + (f"  skipped {skipped}" if skipped else ""),
+            f"grad norm {report.gradient_norm:.3f}  learnt {100 * sums['learnt_tokens'] / tokens:.0f} % and pads "
+            f"{100 * (1 - sums['real_tokens'] / tokens):.0f} % of {sums['tokens']:.0f} tokens  "
+            f"{timings['tokens_per_second'] / self.world:,.0f} tokens/s/device  "
+            f"{timings['real_tokens_per_second']:,.0f} tokens/s without pads  {share}"
+            f"{sums['seconds'] / self._steps:.2f} s/step  memory {timings['memory_bytes'] / 2**30:.1f} GiB  "
+            f"left {_clock(wall * (self.total - iteration))}" + (f"  skipped {skipped}" if skipped else ""),
             flush=True,
         )
-        self._since, self._tokens, self._learnt, self._steps = time.perf_counter(), 0, 0, 0
+        self._since, self._sums, self._steps = time.perf_counter(), dict.fromkeys(_SUMMED, 0.0), 0
 
 
 def draw(folder: Path) -> None:
@@ -118,6 +167,14 @@ def draw(folder: Path) -> None:
     figure.savefig(staging, format="png", dpi=120)
     pyplot.close(figure)
     os.replace(staging, folder / "loss.png")
+
+
+def _tensorboard(folder: Path, first: int) -> TensorBoard | None:
+    try:
+        return TensorBoard(folder, first)
+    except ImportError as error:
+        print(f"notice: --tensorboard-dir {folder} stays empty: {error}; pip install tensorboard", flush=True)
+        return None
 
 
 def _drop_from(path: Path, first: int) -> None:

@@ -28,6 +28,8 @@ class StepReport:
         learning_rate: of this step.
         learnt_tokens: tokens with a label, over all replicas.
         tokens: tokens with pads, over all replicas.
+        real_tokens: without pads.
+        squared_lengths: sum over all samples of the squared length; see `Batch`.
         refusal: why the weights were not moved (the loss or the gradient norm is not finite), or None.
         stop: some rank was asked to stop.
     """
@@ -37,16 +39,20 @@ class StepReport:
     learning_rate: float
     learnt_tokens: int
     tokens: int
+    real_tokens: int = 0
+    squared_lengths: int = 0
     refusal: str | None = None
     stop: bool = False
 
 
 class _Totals(NamedTuple):
-    """Sums over all ranks: of the loss, learnt tokens, tokens with pads, and ranks that were asked to stop."""
+    """Sums over all ranks: of the loss, tokens of four kinds (see `StepReport`), and ranks that were asked to stop."""
 
     loss: float
     learnt: float
     tokens: float
+    real: float
+    squared_lengths: float
     asked_to_stop: float
 
 
@@ -94,6 +100,8 @@ def train_step(
         learning_rate=learning_rate,
         learnt_tokens=int(totals.learnt),
         tokens=int(totals.tokens),
+        real_tokens=int(totals.real),
+        squared_lengths=int(totals.squared_lengths),
         refusal=refusal,
         stop=totals.asked_to_stop > 0,
     )
@@ -138,7 +146,10 @@ def _forward_backward(
         totals[0] = sum((part["loss"] for part in sums), torch.zeros((), device=device.torch_device))
         totals[1] = sum(batch.learnt_tokens for batch in batches)
         totals[2] = sum(batch.tokens.numel() for batch in batches)
-    totals[3] = stop_requested()  # of every rank: a signal may reach but one of them
+        if groups.context_rank == 0:  # these are of whole rows
+            totals[3] = sum(batch.real_tokens for batch in batches)
+            totals[4] = sum(batch.squared_lengths for batch in batches)
+    totals[5] = stop_requested()  # of every rank: a signal may reach but one of them
     return _Totals(*groups.sum_over_world(totals).tolist())
 
 

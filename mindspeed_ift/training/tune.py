@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mindspeed_ift.parallel import groups as process_groups
 from mindspeed_ift.parallel.groups import Groups
 from mindspeed_ift.training import state
 from mindspeed_ift.training.evaluation import evaluate
+from mindspeed_ift.training.flops import step_operations
 from mindspeed_ift.training.metrics import Metrics
 from mindspeed_ift.training.optimizer import build_optimizer, build_schedule, wrap
 from mindspeed_ift.training.plan import Plan
@@ -89,8 +91,11 @@ def _loop(run: _Run, stop_request: StopRequest) -> None:
         first=progress.done,
         interval=config.run.log_interval,
         active=groups.rank == 0,
+        operations=partial(_operations, plan) if config.optimizer.bf16 else None,  # peaks are those of bf16
+        tensorboard=config.run.tensorboard_dir,
     )
     for iteration in _steps_to_do(run, total):
+        metrics.begin()
         batches = training.take(progress.consumed, plan.micro_batches)
         report = train_step(run.model, run.optimizer, run.schedule, batches, groups, run.device, stop_request)
         if report.refusal is not None:
@@ -102,6 +107,16 @@ def _loop(run: _Run, stop_request: StopRequest) -> None:
             _say(groups, f"stopping after step {iteration} {reason}")
             break
     metrics.close()
+
+
+def _operations(plan: Plan, report: StepReport) -> float:
+    return step_operations(
+        plan.architecture,
+        real_tokens=report.real_tokens,
+        learnt_tokens=report.learnt_tokens,
+        squared_lengths=report.squared_lengths,
+        adapters=plan.config.lora.active,
+    )
 
 
 def _steps_to_do(run: _Run, total: int) -> range:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.tolerances import BF16_LAYOUT, LAYOUT_LOSS
-from tests.training_runs import MODES, losses, make_datasets, make_hugging_face_model, run
+from tests.training_runs import MODES, losses, make_datasets, make_hugging_face_model, records, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -60,10 +59,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_resumed_is_uninterrupted_to_the_bit(runs: Path, name: str) -> None:
     """Losses, gradient norms, learning rates, validation losses, and the weights at the end."""
@@ -85,4 +80,5 @@ def test_training_and_evaluation_are_those_of_one_rank(runs: Path, name: str) ->
         assert mine.keys() == theirs.keys()
         for key in mine.keys() & {"loss", "validation_loss", "gradient_norm"}:
             assert mine[key] == pytest.approx(theirs[key], **tolerance), key
-        assert mine.get("learnt_tokens") == theirs.get("learnt_tokens")
+        for key in ("learnt_tokens", "real_tokens", "squared_lengths"):
+            assert mine.get(key) == theirs.get(key), key

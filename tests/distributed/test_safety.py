@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training_runs import MODES, make_datasets, make_hugging_face_model, run
+from tests.training_runs import MODES, make_datasets, make_hugging_face_model, records, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -45,10 +45,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     run(lines, 2, folder / "jobs", worker="eventful_worker.py")
     return folder
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def kept(folder: Path, name: str) -> list[Any]:

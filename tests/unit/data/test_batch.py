@@ -194,3 +194,16 @@ def test_collate_leaves_the_samples_as_they_are() -> None:
 @pytest.mark.parametrize(("length", "rounded"), [(0, 8), (1, 8), (8, 8), (9, 16)])
 def test_round_up(length: int, rounded: int) -> None:
     assert round_up(length, 8) == rounded
+
+
+def test_pads_are_no_real_tokens_and_cost_nothing() -> None:
+    """Pads of the row, pads that the row came with, and the whole row where samples see each other."""
+    parts = [sample([1, 2, 3], [1, 2, 3]), sample([4, 5], [4, 5])]
+    fixed = FixedLength(8, PAD).collate(parts)
+    assert (fixed.real_tokens, fixed.squared_lengths) == (5, 9 + 4)
+    row, other = join(parts, 7), join(parts[:1], 3)
+    packed = Packed(8, PAD, StoredBoundaries()).collate([row, other])
+    assert (packed.real_tokens, packed.squared_lengths) == (5 + 3, 9 + 4 + 9)
+    seen = Packed(8, PAD, StoredBoundaries(), reset_attention_mask=False).collate([row, other])
+    assert (seen.real_tokens, seen.squared_lengths) == (5 + 3, 25 + 9)
+    assert packed.at(torch.arange(4)).real_tokens == packed.real_tokens

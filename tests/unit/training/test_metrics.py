@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
+import types
 from pathlib import Path
 
 import pytest
 
-from mindspeed_ift.devices.device import current
-from mindspeed_ift.training.metrics import Metrics
+from mindspeed_ift.devices.device import Device, current
+from mindspeed_ift.training.metrics import TIMINGS, Metrics
 from mindspeed_ift.training.step import StepReport
 
 
@@ -19,7 +21,7 @@ def metrics(folder: Path | None, first: int = 0, interval: int = 2, active: bool
 
 
 def report(loss: float) -> StepReport:
-    return StepReport(loss=loss, gradient_norm=0.5, learning_rate=1e-3, learnt_tokens=30, tokens=120)
+    return StepReport(loss=loss, gradient_norm=0.5, learning_rate=1e-3, learnt_tokens=30, tokens=120, real_tokens=90)
 
 
 def iterations(folder: Path) -> list[int]:
@@ -34,17 +36,24 @@ def test_lines_and_records(tmp_path: Path, capsys: pytest.CaptureFixture) -> Non
     shown.close()
     lines = capsys.readouterr().out.strip().splitlines()
     assert [line.split("  ")[0] for line in lines] == ["step 2/5", "step 4/5", "step 5/5", "step 5/5"]
-    assert "loss 0.5000  lr 1.000e-03  grad norm 0.500  learnt 25 % of 240 tokens" in lines[0]
+    assert "loss 0.5000  lr 1.000e-03  grad norm 0.500  learnt 25 % and pads 25 % of 240 tokens" in lines[0]
     assert "of 120 tokens" in lines[2] and "left 0:00:00" in lines[2] and "tokens/s/device" in lines[0]
     assert lines[3] == "step 5/5  validation loss 0.2500  best 0.1250 after step 3"
     first, *_, last = (tmp_path / "run/metrics.jsonl").read_text("utf-8").splitlines()
-    assert json.loads(first) == {
+    record = json.loads(first)
+    timings = {name: record.pop(name) for name in TIMINGS if name in record}
+    assert set(TIMINGS) - timings.keys() == {"mfu"} and all(value > 0 for value in timings.values())
+    assert timings["real_tokens_per_second"] == pytest.approx(0.75 * timings["tokens_per_second"])
+    assert record == {
         "iteration": 1,
         "loss": 1.0,
         "gradient_norm": 0.5,
         "learning_rate": 1e-3,
         "learnt_tokens": 30,
         "tokens": 120,
+        "real_tokens": 90,
+        "squared_lengths": 0,
+        "padding_share": 0.25,
     }
     assert json.loads(last) == {"iteration": 5, "validation_loss": 0.25}
     assert (tmp_path / "run/loss.png").read_bytes().startswith(b"\x89PNG")
@@ -96,3 +105,61 @@ def test_a_refused_step_is_recorded_without_its_numbers_and_counted_from_then_on
     first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines())
     assert first["refused"] == "the loss is nan" and not {"loss", "gradient_norm"} & first.keys()
     assert first["skipped_steps"] == second["skipped_steps"] == 1 and second["loss"] == 1.0
+
+
+def test_the_share_of_the_peak_counts_the_time_of_steps_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the device knows its peak: two devices of 1000 operations a second, of which a step needs 500 in a second."""
+    now = iter((0.0, 10.0, 11.0, 11.0, 11.0))
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    monkeypatch.setattr(Device, "peak_operations", lambda device: 1000.0)
+    shown = Metrics(
+        tmp_path, current(), world=2, total=1, first=0, interval=1, active=True, operations=lambda report: 500.0
+    )
+    shown.begin()
+    shown.step(1, report(1.0))
+    (record,) = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines())
+    assert (record["seconds"], record["mfu"], record["tokens_per_second"]) == (1.0, 0.25, 120.0)
+    line = capsys.readouterr().out
+    assert "60 tokens/s/device  90 tokens/s without pads  MFU 25.0 %  1.00 s/step" in line
+
+
+def test_tensorboard_gets_what_is_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[tuple] = []
+
+    class SummaryWriter:
+        def __init__(self, folder: str, purge_step: int) -> None:
+            written.append((folder, purge_step))
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written.append((name, value, step))
+
+        def flush(self) -> None: ...
+
+        def close(self) -> None:
+            written.append(("closed",))
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    shown = Metrics(None, current(), world=1, total=9, first=3, interval=1, active=True, tensorboard=tmp_path / "board")
+    shown.step(4, dataclasses.replace(report(1.0), refusal="the loss is nan"))
+    shown.evaluation(4, 0.5, None, None)
+    shown.close()
+    assert written[0] == (str(tmp_path / "board"), 4) and written[-2:] == [("validation_loss", 0.5, 4), ("closed",)]
+    assert ("padding_share", 0.25, 4) in written and {one[0] for one in written} & {"refused", "iteration"} == set()
+
+
+def test_without_tensorboard_a_line_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    for active in (True, False):
+        shown = Metrics(
+            None, current(), world=1, total=9, first=0, interval=1, active=active, tensorboard=tmp_path / "board"
+        )
+        shown.step(1, report(1.0))
+        shown.close()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("notice")]
+    assert len(lines) == 1 and f"--tensorboard-dir {tmp_path / 'board'} stays empty" in lines[0]
