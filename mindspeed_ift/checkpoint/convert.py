@@ -74,7 +74,10 @@ def hugging_face_tensors(folder: Path) -> tuple[Architecture, dict[str, Any], It
     if manifest is None:
         raise UserError(f"{folder} has no manifest.json; only checkpoints of this toolkit can be converted yet")
     if (manifest.get("lora") or {}).get("filtered"):
-        raise UserError(f"{folder} holds adapters only; give the folder with the weights, and this one as --lora-load")
+        raise UserError(
+            f"{folder} holds adapters only; merge them into the weights they were trained on: tools/convert_ckpt.py"
+            f" --load-dir WEIGHTS --lora-load {folder}"
+        )
     architecture = Architecture(**manifest["architecture"])
     return architecture, manifest, _merged(folder, architecture, manifest)
 
@@ -96,34 +99,48 @@ def adapted_tensors(adapters: Path, base: Path) -> tuple[Architecture, dict[str,
     found = Architecture(**of_base["architecture"]) if of_base else Architecture.from_hugging_face(base)
     if found != architecture:
         raise UserError(f"{adapters} was trained on another architecture than that of {base}")
-    if of_base and any(of_base[key] != manifest[key] for key in ("stage_layers", "padded_vocab_size")):
+    if of_base and _placement(of_base) != _placement(manifest):
         raise UserError(f"{base} has another layout than {adapters}; give its Hugging Face folder instead")
     return architecture, manifest, _merged(adapters, architecture, manifest, base)
+
+
+def _placement(manifest: dict[str, Any]) -> tuple[Any, ...]:
+    """What must be alike for the files of two checkpoints to hold the same parts of their weights."""
+    layout = manifest["layout"]
+    return layout["tensor"], layout["pipeline"], manifest["stage_layers"], manifest["padded_vocab_size"]
 
 
 def _shards(
     folder: Path, architecture: Architecture, manifest: dict[str, Any], number: int, base: Path | None
 ) -> list[dict[str, Tensor]]:
-    """State dicts of a stage, one a tensor rank; those of ``base`` with the adapters of ``folder``."""
+    """State dicts of a stage, one a tensor rank; those of ``base`` with the adapters of ``folder``.
+
+    The weights of ``base`` get the dtype in which the adapters were trained on them.
+    """
     size, stages = manifest["layout"]["tensor"], manifest["stage_layers"]
     shards = [_read_stage(folder, manifest, rank, number) for rank in range(size)]
     if base is None:
         return shards
     if megatron.read_manifest(base) is not None:
-        return [_read_stage(base, manifest, rank, number) | shard for rank, shard in enumerate(shards)]
+        weights = [_read_stage(base, manifest, rank, number) for rank in range(size)]
+    else:
+        weights = [
+            hugging_face_shard(
+                base,
+                architecture,
+                layers=range(*stages[number]),
+                first_stage=number == 0,
+                last_stage=number == len(stages) - 1,
+                tensor_size=size,
+                tensor_rank=rank,
+                padded_vocab=manifest["padded_vocab_size"],
+            )
+            for rank in range(size)
+        ]
+    dtype = getattr(torch, manifest["dtype"])
     return [
-        hugging_face_shard(
-            base,
-            architecture,
-            layers=range(*stages[number]),
-            first_stage=number == 0,
-            last_stage=number == len(stages) - 1,
-            tensor_size=size,
-            tensor_rank=rank,
-            padded_vocab=manifest["padded_vocab_size"],
-        )
-        | shard
-        for rank, shard in enumerate(shards)
+        {name: weight.to(dtype) for name, weight in part.items()} | shard
+        for part, shard in zip(weights, shards, strict=True)
     ]
 
 
@@ -211,8 +228,10 @@ def _to_hugging_face(config: ConvertConfig, source: Path, target: Path) -> str:
         adapters = _newest("--lora-load", config.lora_load)
         architecture, manifest, tensors = adapted_tensors(adapters, folder)
         for name in ("lora_r", "lora_alpha", "lora_target_modules"):
-            given = getattr(config, name)
-            if given and given != getattr(flags_of(manifest["lora"]), name):
+            given, trained = getattr(config, name), getattr(flags_of(manifest["lora"]), name)
+            if isinstance(given, tuple):  # in whatever order
+                given, trained = sorted(given), sorted(trained)
+            if given and given != trained:
                 raise UserError(f"--{name.replace('_', '-')} {given} is not what {adapters} was trained with")
     if config.hf_cfg_dir is not None and Architecture.from_hugging_face(config.hf_cfg_dir) != architecture:
         raise UserError(f"--hf-cfg-dir {config.hf_cfg_dir} describes another architecture than {folder}")
