@@ -9,6 +9,13 @@ from pathlib import Path
 LORA_TARGETS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 """Megatron's names of the linear layers of a transformer layer, all of which can carry an adapter."""
 
+MODULES_TO_SAVE = (
+    *("word_embeddings", "output_layer", "final_layernorm"),
+    *("input_layernorm", "pre_mlp_layernorm", "q_layernorm", "k_layernorm"),
+    *LORA_TARGETS,
+)
+"""Megatron's names of the modules that have weights."""
+
 
 @dataclass(frozen=True)
 class LoraFlags:
@@ -27,7 +34,7 @@ class LoraFlags:
     use_dora: bool = False
     """Learn each row's length apart from its direction (DoRA, Liu et al. 2024)."""
     lora_modules_to_save: tuple[str, ...] = ()
-    """Further modules that are trained whole, by a word of their name: word_embeddings, output_layer, ..."""
+    """Further modules that are trained whole: word_embeddings, output_layer, input_layernorm, ..."""
     lora_load: Path | None = None
     """--save folder of an adapter run: its adapters, and unless --finetune is given its step and optimizer."""
     lora_ckpt_filter: bool = False
@@ -43,7 +50,13 @@ class LoraFlags:
         """What the adapters' output is multiplied by."""
         return self.lora_alpha / (math.sqrt(self.lora_r) if self.use_rslora else self.lora_r)
 
-    def is_trained(self, name: str) -> bool:
-        """Whether a parameter of that name is trained: an adapter, or of a module to save."""
-        parts = name.split(".")
-        return parts[-1].startswith("lora_") or any(word in parts for word in self.lora_modules_to_save)
+    def is_trained(self, name: str, tied: bool) -> bool:
+        """Whether a parameter of that name is trained: an adapter, or of a module to save.
+
+        A ``tied`` model has an output layer only where its last pipeline stage holds a copy of the embedding.
+        """
+        module, _, last = name.rpartition(".")
+        module = module.rpartition(".")[2]
+        if tied and module == "output_layer":
+            module = "word_embeddings"
+        return last.startswith("lora_") or module in self.lora_modules_to_save

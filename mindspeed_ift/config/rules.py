@@ -8,7 +8,7 @@ from collections.abc import Callable
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.layout import Layout
-from mindspeed_ift.config.lora import LORA_TARGETS, LoraFlags
+from mindspeed_ift.config.lora import LORA_TARGETS, MODULES_TO_SAVE, LoraFlags
 from mindspeed_ift.config.tuning import TuneConfig
 
 
@@ -45,6 +45,10 @@ def check_layout(config: TuneConfig, architecture: Architecture, layout: Layout)
             f" pipeline's size), not {micro_batches}; change --global-batch-size"
         )
     _heads_fit(architecture, layout)
+    if architecture.tied and "output_layer" in config.lora.lora_modules_to_save:
+        raise UserError(
+            "--lora-modules-to-save output_layer: the output layer of this model is its embedding; give word_embeddings"
+        )
 
 
 def num_micro_batches(config: TuneConfig, layout: Layout) -> int:
@@ -242,6 +246,11 @@ def _lora(config: TuneConfig) -> None:
     for module in lora.lora_target_modules:
         if module not in LORA_TARGETS:
             raise UserError(f"--lora-target-modules {module} is no module; give some of: {' '.join(LORA_TARGETS)}")
+    for module in lora.lora_modules_to_save:
+        if module not in MODULES_TO_SAVE or module in lora.lora_target_modules:
+            others = [name for name in MODULES_TO_SAVE if name not in lora.lora_target_modules]
+            what = "has adapters" if module in MODULES_TO_SAVE else "is no module"
+            raise UserError(f"--lora-modules-to-save {module} {what}; give some of: {' '.join(others)}")
     if lora.lora_r < 1 or lora.lora_alpha < 1:
         raise UserError(f"--lora-r {lora.lora_r} and --lora-alpha {lora.lora_alpha} must be at least 1")
     if not 0 <= lora.lora_dropout < 1:

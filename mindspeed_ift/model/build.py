@@ -122,7 +122,7 @@ def build_stages(architecture: Architecture, options: ModelOptions, groups: Grou
     stages = [Qwen3Model(config, architecture, options, groups, chunk) for chunk in range(groups.chunks)]
     for model in stages:
         if options.lora is not None:
-            freeze(model, options.lora)
+            freeze(model, options.lora, architecture.tied)
         model.to(device=current().torch_device, dtype=options.dtype)
     return stages
 

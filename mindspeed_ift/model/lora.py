@@ -100,14 +100,10 @@ def add_adapters(layer: ModuleSpec, lora: LoraFlags) -> None:
             setattr(owner, name, ModuleSpec(module=kind, params={"lora": lora}))
 
 
-def freeze(model: nn.Module, lora: LoraFlags) -> None:
-    """Leave a gradient to adapters and modules to save only.
-
-    Raises:
-        ValueError: a module to save is not there.
-    """
+def freeze(model: nn.Module, lora: LoraFlags, tied: bool) -> None:
+    """Leave a gradient to adapters and modules to save only; ``tied``: the output layer is the embedding."""
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(lora.is_trained(name))
+        parameter.requires_grad_(lora.is_trained(name, tied))
     embedding = getattr(model, "embedding", None)
     if embedding is not None:
         # Recompute gives no gradient to what follows an input without one.

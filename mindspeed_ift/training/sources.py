@@ -51,8 +51,8 @@ def find_sources(config: TuneConfig, damaged: Mapping[Path, str] | None = None) 
         adapters = _find_adapters(config, weights, finder)
         if hugging_face is None and weights is None:
             weights = adapters
-        if weights is not None and (adapters_of(weights) or {}).get("filtered"):
-            raise UserError(f"{weights} holds adapters only; give --load with the weights that they were trained on")
+        if hugging_face is None:
+            _refuse_adapters_without_weights(config, weights)
         return Sources(hugging_face, weights, adapters, None if run.finetune else adapters, finder.notices)
     if weights is not None and adapters_of(weights) is not None:
         raise UserError(
@@ -60,6 +60,14 @@ def find_sources(config: TuneConfig, damaged: Mapping[Path, str] | None = None) 
             " tools/convert_ckpt.py"
         )
     return Sources(hugging_face, weights, None, None if run.finetune else weights, finder.notices)
+
+
+def _refuse_adapters_without_weights(config: TuneConfig, weights: Path | None) -> None:
+    """Adapters that would start from no weights, or that no weights would be known of later."""
+    if weights is not None and (adapters_of(weights) or {}).get("filtered"):
+        raise UserError(f"{weights} holds adapters only; give --load with the weights that they were trained on")
+    if weights is None and config.lora.lora_ckpt_filter:
+        raise UserError("--lora-ckpt-filter would save no weights, and --load gives none; leave it out, or give --load")
 
 
 def _find_adapters(config: TuneConfig, weights: Path | None, finder: _Finder) -> Path | None:

@@ -120,7 +120,7 @@ def bytes_of_save(stages: list[Qwen3Model], optimizer: Any, groups: Groups, dist
 
 def _is_saved(model: Qwen3Model, name: str, value: Any) -> bool:
     lora = model.options.lora
-    wanted = lora is None or not lora.lora_ckpt_filter or lora.is_trained(name)
+    wanted = lora is None or not lora.lora_ckpt_filter or lora.is_trained(name, model.architecture.tied)
     return wanted and isinstance(value, torch.Tensor)
 
 

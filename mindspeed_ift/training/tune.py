@@ -297,7 +297,8 @@ def _load_weights(plan: Plan, stages: list[Qwen3Model], groups: Groups) -> None:
     else:
         _say(groups, "weights: fresh (no --load)")
     if sources.adapters is not None:
-        state.load_model(sources.adapters, stages, groups, plan.config.lora.is_trained)
+        trained = partial(plan.config.lora.is_trained, tied=plan.architecture.tied)
+        state.load_model(sources.adapters, stages, groups, trained)
         _say(groups, f"adapters: {sources.adapters}")
     elif plan.config.lora.active:
         for stage in stages:

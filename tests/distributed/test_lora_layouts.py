@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.tolerances import LAYOUT_LOSS
 from tests.training_runs import MODES, gradient_norms, losses, make_datasets, make_hugging_face_model, run
@@ -17,11 +18,13 @@ LAYOUTS = {
     (2, "tp2"): "--tensor-model-parallel-size 2",
     (2, "tp2 sp recompute"): f"--tensor-model-parallel-size 2 --sequence-parallel {RECOMPUTE}",
     (2, "pp2 recompute"): f"--pipeline-model-parallel-size 2 {RECOMPUTE}",
+    (2, "pp2 vpp2"): "--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 1",
+    (2, "pp2 1+3"): "--pipeline-model-parallel-size 2 --num-layer-list 1,3",
     (2, "dp2 do"): "--use-distributed-optimizer",
     (4, "tp2 sp pp2"): "--tensor-model-parallel-size 2 --sequence-parallel --pipeline-model-parallel-size 2",
     (4, "tp2 cp2"): "--tensor-model-parallel-size 2 --context-parallel-size 2",
 }
-KINDS = {"lora": "", "dora": "--use-dora"}
+KINDS = {"lora": "", "dora": "--use-dora", "embedding": "--lora-modules-to-save word_embeddings --lora-ckpt-filter"}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All runs: one process first, then each layout in a torchrun of its size."""
     folder = tmp_path_factory.mktemp("lora_layouts")
     data = make_datasets(folder)["packed"]
-    model = make_hugging_face_model(folder / "hf", tied=True, vocab_size=400)
+    model = make_hugging_face_model(folder / "hf", tied=True, vocab_size=400, layers=4)
 
     def command_line(kind: str, name: str, flags: str) -> list[str]:
         line = ["--data-path", str(data), *MODES["packed"], "--load", str(model), "--enable-hf2mg-convert"]
@@ -52,3 +55,16 @@ def test_losses_and_gradient_norms_are_those_of_one_rank(runs: Path, kind: str, 
     assert len(expected) == STEPS and expected[-1] < expected[0]
     assert losses(other) == pytest.approx(expected, **LAYOUT_LOSS)
     assert gradient_norms(other) == pytest.approx(gradient_norms(one), **LAYOUT_LOSS)
+
+
+@pytest.mark.parametrize("name", ["pp2 recompute", "pp2 vpp2", "pp2 1+3", "tp2 sp pp2"])
+def test_a_tied_embedding_and_its_copy_are_trained_and_saved_alike(runs: Path, name: str) -> None:
+    """It is a parameter of the first stage and of the last."""
+    folder = runs / "embedding" / name / f"iter_{STEPS:07d}"
+    found: dict[str, list[torch.Tensor]] = {}
+    for path in sorted(folder.glob("mp_rank_*/model_optim_rng.pt")):
+        for key, stage in torch.load(path, weights_only=True).items():
+            if key.startswith("model"):
+                kept = [value for name, value in stage.items() if ".lora_" not in name]
+                found.setdefault(path.parent.name.split("_")[2], []).extend(kept)
+    assert found and all(len(copies) == 2 and torch.equal(*copies) for copies in found.values())

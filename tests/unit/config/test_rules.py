@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 
 import pytest
 
@@ -22,6 +23,14 @@ BROKEN = [
     ("--lora-target-modules q_proj", "--lora-target-modules q_proj is no module; give some of: linear_qkv"),
     ("--lora-target-modules linear_qkv --lora-r 0", "--lora-r 0 and --lora-alpha 32 must be at least 1"),
     ("--lora-target-modules linear_qkv --lora-dropout 1", "--lora-dropout 1.0 must be at least 0 and less than 1"),
+    (
+        "--lora-target-modules linear_qkv --lora-modules-to-save embed_tokens",
+        "--lora-modules-to-save embed_tokens is no module; give some of: word_embeddings output_layer",
+    ),
+    (
+        "--lora-target-modules linear_qkv --lora-modules-to-save linear_qkv",
+        "--lora-modules-to-save linear_qkv has adapters; give some of: word_embeddings",
+    ),
     ("--lora-ckpt-filter", "--lora-ckpt-filter needs --lora-target-modules"),
     ("--use-dora", "--use-dora needs --lora-target-modules"),
     ("--lora-load x", "--lora-load needs --lora-target-modules"),
@@ -202,6 +211,13 @@ def test_what_does_not_fit_the_layout_is_refused(flags: str, expected: str) -> N
 def test_tensor_parallel_must_divide_every_matrix(architecture: Architecture, expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         check("--tensor-model-parallel-size 2", 8, architecture)
+
+
+def test_the_output_layer_of_a_tied_model_is_its_embedding() -> None:
+    flags = "--lora-target-modules linear_qkv --lora-modules-to-save output_layer"
+    check(flags)
+    with pytest.raises(UserError, match="its embedding; give word_embeddings"):
+        check(flags, architecture=replace(SMALL, tied=True))
 
 
 @pytest.mark.parametrize(

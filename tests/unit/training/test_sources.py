@@ -75,6 +75,7 @@ def test_with_adapters(kept: dict[str, Path], tmp_path: Path) -> None:
         (f"{LORA} --lora-r 8 --load {{whole}}", "was trained with --lora-r 16, not 8"),
         (f"{LORA} --use-dora --load {{whole}}", "was trained with --use-dora False, not True"),
         ("--lora-target-modules linear_qkv --load {whole}", "was trained with --lora-target-modules"),
+        (f"{LORA} --lora-ckpt-filter", "--lora-ckpt-filter would save no weights, and --load gives none"),
         (f"{LORA} --lora-load nowhere", "--lora-load nowhere holds no Megatron checkpoint"),
     ],
 )
