@@ -42,6 +42,25 @@ logged() {  # run a command, keep its output in LOG_DIR, and keep its exit code 
     "$@" 2>&1 | tee "$LOG_DIR/$name.log"
 }
 
+stoppable() {  # as logged, for what saves when it is told to stop: it gets this script's SIGTERM and Ctrl-C as SIGTERM
+    local name="$1" out log command code told=1
+    shift
+    mkdir -p "$LOG_DIR"
+    exec {out}> >(trap '' INT TERM && exec tee "$LOG_DIR/$name.log")
+    log=$!
+    "$@" >&"$out" 2>&1 &
+    command=$!
+    exec {out}>&-
+    trap 'told=1; kill -TERM "$command" 2>/dev/null || true' INT TERM
+    while [ "$told" = 1 ]; do  # a signal ends the waiting, not the command
+        told=0 code=0
+        wait "$command" || code=$?
+    done
+    trap - INT TERM
+    wait "$log" || true
+    return "$code"
+}
+
 dry_run() {  # dry_run TOOL COMMAND...: print the command and the configuration that the tool makes of its flags
     local tool="$1"
     shift
@@ -73,7 +92,7 @@ run_training() {  # run_training LOG FLAGS...: tools/posttrain_gpt.py on DEVICES
     if [ "${DRY_RUN:-0}" = 1 ]; then
         WORLD_SIZE="$((DEVICES * ${NNODES:-1}))" dry_run "$tool" "${command[@]}"
     else
-        logged "$name" "${command[@]}"
+        stoppable "$name" "${command[@]}"
     fi
 }
 

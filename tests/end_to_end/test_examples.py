@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,20 @@ def _run(script: Path, tmp_path: Path, *flags: str, **variables: str) -> subproc
     environment |= {"LOG_DIR": str(tmp_path / "logs"), **variables}
     command = ["bash", str(script), *flags]
     return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+
+def test_a_script_hands_on_that_it_is_told_to_stop(tmp_path: Path) -> None:
+    """And ends as the training ends, its last words in the log too."""
+    program = tmp_path / "python"
+    program.write_text("#!/bin/bash\ntrap 'echo saved; exit 7' TERM\necho started\nwhile :; do sleep 0.05; done\n")
+    program.chmod(0o755)
+    script = f"set -euo pipefail\nsource {FOLDER / 'launch.sh'}\nDEVICES=1 run_training tune\n"
+    environment = dict(os.environ, PYTHON=str(program), LOG_DIR=str(tmp_path / "logs"))
+    process = subprocess.Popen(["bash", "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "started\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)[0] == "saved\n" and process.returncode == 7
+    assert (tmp_path / "logs/tune.log").read_text(encoding="utf-8") == "started\nsaved\n"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
