@@ -63,7 +63,7 @@ _TRAINING: Accepted = {
     "--lora-fusion": (0, _KERNEL),
     "--lora-register-forward-hook": (1, "inputs of a recomputed layer always keep their gradient"),
     "--calculate-per-token-loss": (0, "the loss is always per token over the global batch"),
-    "--no-check-for-nan-in-loss-and-grad": (0, "a loss that is not finite always stops the run"),
+    "--no-check-for-nan-in-loss-and-grad": (0, "a step that is not finite is always refused; see --max-skipped-steps"),
     "--ckpt-format": (1, "checkpoints are written as torch files, one a rank", ("torch",)),
     "--log-throughput": (0, "tokens per second are always logged"),
     "--manual-gc": (0, _COLLECTOR),
