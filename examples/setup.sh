@@ -3,7 +3,7 @@
 # Source it:  EXTRAS=dev source examples/setup.sh
 # Needs: Python 3.10 to 3.12 and a package index that pip reaches (only where something is missing).
 # Prints: one line that says which environment serves.
-ROOT="${ROOT:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}"
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 EXTRAS="${EXTRAS:-}"
 
 _satisfied() {  # does this interpreter already have all that setup.py asks for?

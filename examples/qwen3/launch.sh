@@ -35,11 +35,12 @@ count_devices() {  # accelerators of this machine, 0 on CPU
     "$PYTHON" -c 'from mindspeed_ift.devices.device import current, count; print(count() if current().asynchronous else 0)'
 }
 
-logged() {  # run a command, keep its output in LOG_DIR, and keep its exit code (pipefail)
+logged() {  # become a command whose output is kept in LOG_DIR: a signal to the script is one to the command
     local name="$1"
     shift
     mkdir -p "$LOG_DIR"
-    "$@" 2>&1 | tee "$LOG_DIR/$name.log"
+    # What is said after a signal is kept too.
+    exec "$@" > >(trap '' INT TERM && exec tee "$LOG_DIR/$name.log") 2>&1
 }
 
 stoppable() {  # as logged, for what saves when it is told to stop: it gets this script's SIGTERM and Ctrl-C as SIGTERM
@@ -84,6 +85,10 @@ run_training() {  # run_training LOG FLAGS...: tools/posttrain_gpt.py on DEVICES
     local name="$1" tool="$ROOT/tools/posttrain_gpt.py"
     shift
     local meeting=(--standalone)  # one machine finds a free port by itself, so that two runs do not collide
+    if [ "${NNODES:-1}" != 1 ]; then
+        [ -n "${MASTER_ADDR:-}" ] && [ -n "${NODE_RANK:-}" ] ||
+            _missing "NNODES=$NNODES: set MASTER_ADDR to the first machine's name, and NODE_RANK to 0 there, 1 on the next"
+    fi
     if [ "${NNODES:-1}" != 1 ] || [ -n "${MASTER_PORT:-}" ]; then
         meeting=(--nnodes "${NNODES:-1}" --node_rank "${NODE_RANK:-0}" --master_addr "${MASTER_ADDR:-localhost}"
             --master_port "${MASTER_PORT:-6000}")
@@ -104,10 +109,10 @@ tune() {  # tune SIZE TP PP FLAGS...: Qwen3-SIZE from HF_MODEL on DATA_PATH into
     SAVE="${SAVE:-$ROOT/output/${name#tune_}}"
     need_dataset DATA_PATH
     DEVICES="${DEVICES:-$(count_devices)}"
-    if [ "${SMOKE:-0}" = 1 ]; then  # a tiny model of the same shape in fp32
+    if [ "${SMOKE:-0}" = 1 ]; then  # a tiny model of the same shape in fp32, on this machine
         model=(--num-layers 2 --hidden-size 64 --ffn-hidden-size 128 --num-attention-heads 4 --num-query-groups 2
             --kv-channels 16)
-        tp=1 pp=1
+        tp=1 pp=1 NNODES=1
     else
         model=(--preset "qwen3-$size" --bf16)
     fi

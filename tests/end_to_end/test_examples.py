@@ -97,6 +97,46 @@ def test_a_missing_path_is_one_sentence(script: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("script", [path for path in SCRIPTS if "32b" in path.name], ids=lambda path: path.name)
+def test_two_machines_must_know_each_other_and_a_trial_needs_one(script: Path, tmp_path: Path) -> None:
+    (tmp_path / "data_packed_input_ids_document.idx").touch()
+    variables = {"HF_MODEL": str(tmp_path), "DATA_PATH": str(tmp_path / "data")}
+    done = _run(script, tmp_path, **variables, MASTER_ADDR="first")
+    assert done.returncode == 2 and done.stderr.startswith("error: NNODES=2: set MASTER_ADDR"), done.stderr
+    command = _run(script, tmp_path, DRY_RUN="1", **variables, MASTER_ADDR="first", NODE_RANK="1").stdout
+    assert " --nnodes 2 --node_rank 1 --master_addr first " in command
+    trial = _run(script, tmp_path, DRY_RUN="1", SMOKE="1").stdout
+    assert " --nproc_per_node 1 --standalone " in trial and "layout: 1 devices" in trial
+
+
+@pytest.mark.parametrize(
+    ("number", "group"), [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True)], ids=str
+)
+def test_a_signal_reaches_the_command_and_its_last_words_are_kept(tmp_path: Path, number: int, group: bool) -> None:
+    """Sent to the script alone, or, as a terminal does, to all it started."""
+    answer = "import signal, sys, time\ndef stop(*_):\n    time.sleep(0.3)\n    print('saved')\n    sys.exit(0)\n"
+    answer += f"signal.signal({int(number)}, stop)\nprint('ready', flush=True)\ntime.sleep(60)\n"
+    (tmp_path / "run.sh").write_text(
+        f'set -euo pipefail\nsource "{FOLDER}/launch.sh"\nlogged run "$PYTHON" -c "$CODE"\n'
+    )
+    environment = dict(os.environ, PYTHON=sys.executable, LOG_DIR=str(tmp_path / "a folder"), CODE=answer)
+    process = subprocess.Popen(
+        ["bash", str(tmp_path / "run.sh")], env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    (os.killpg if group else os.kill)(process.pid, number)
+    assert process.communicate()[0] == "saved\n" and process.returncode == 0
+    assert (tmp_path / "a folder/run.log").read_text() == "ready\nsaved\n"
+
+
+def test_setup_takes_no_folder_from_the_environment(tmp_path: Path) -> None:
+    """ROOT is a common name of variables."""
+    command = ["bash", "-c", 'set -eu; source "$1"; echo "$ROOT"', "bash", str(ROOT / "examples/setup.sh")]
+    environment = dict(os.environ, PYTHON=sys.executable, ROOT=str(tmp_path))
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == str(ROOT), done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["", "_pack"])
 def test_each_script_for_real(tmp_path: Path, kind: str) -> None:
