@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,6 +56,16 @@ def _make_folder(output: Path) -> None:
         raise UserError(f"--output {output} cannot be written ({error.strerror}); choose another place") from None
     if output.is_dir():
         raise UserError(f"--output {output} is a folder; name a file in it")
+    if output.is_file() and not _is_certificate(output):
+        raise UserError(f"--output {output} is there and is no certificate; give another name")
+
+
+def _is_certificate(file: Path) -> bool:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(content, dict) and {"verdict", "template_sha256"} <= content.keys()
 
 
 def _print(report: Report) -> None:

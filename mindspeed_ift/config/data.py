@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -194,6 +195,19 @@ class PreprocessConfig:
         return numbers
 
 
+def check_prefix(prefix: str) -> None:
+    """Refuse an ``--output-prefix`` that names a folder: its files would be called ``_packed_...`` or hidden.
+
+    Raises:
+        UserError: With a prefix that would do.
+    """
+    if os.path.basename(prefix) in ("", ".", ".."):
+        raise UserError(
+            f"--output-prefix {prefix} names a folder, not what the files' names begin with; give for example"
+            f" {os.path.join(prefix, 'data')}"
+        )
+
+
 def check_multiple(seq_length: int, multiple: int) -> None:
     """Refuse rows that samples of a multiple cannot fill.
 
@@ -303,6 +317,13 @@ def _paths_are_given(config: PreprocessConfig) -> None:
     ):
         if not value.strip():
             raise UserError(f"{flag} is missing; give a path")
+    check_prefix(config.output_prefix)
+
+
+def _text_columns_differ(config: PreprocessConfig) -> None:
+    for column in config.json_keys:
+        if config.json_keys.count(column) > 1:
+            raise UserError(f"--json-keys names {column} twice; each column is a dataset, give it once")
 
 
 _RULES = (
@@ -313,6 +334,7 @@ _RULES = (
     _packing_flags_need_packing,
     _fractions_are_possible,
     _text_is_not_packed,
+    _text_columns_differ,
     _probabilities_need_interleaving,
     _overlong_needs_a_length,
     _shards_are_of_one_set,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from mindspeed_ift.config.data import check_prefix
 from mindspeed_ift.config.errors import UserError
 
 
@@ -33,6 +34,7 @@ class MergeConfig:
         for flag, value in (("--input", "".join(self.input)), ("--output-prefix", self.output_prefix)):
             if not value.strip():
                 raise UserError(f"{flag} is missing; give a path")
+        check_prefix(self.output_prefix)
         for key in self.merge_group_keys:
             if not key.endswith("_document"):
                 raise UserError(

@@ -45,6 +45,8 @@ class ShowConfig:
         self._named()
         if self.html is not None and (self.html.is_dir() or not self.html.absolute().parent.is_dir()):
             raise UserError(f"--html {self.html} is not a file in a folder that exists; choose another place")
+        if self.html is not None and self.html.exists() and self.html.suffix.lower() not in (".html", ".htm"):
+            raise UserError(f"--html {self.html} is there and is no page; give a name that ends in .html")
 
     def chosen(self, total: int) -> list[int]:
         """The numbers of the documents to be shown.

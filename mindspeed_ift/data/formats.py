@@ -208,7 +208,7 @@ def _no_column(column: str, first: Sequence[Record], where: str, flag: str) -> s
 
 
 def _auto(map_keys: Mapping[str, Any], json_keys: tuple[str, ...], first: Sequence[Record], where: str) -> Format:
-    _checked_keys(_AnyForm, map_keys, "no format")
+    _checked_keys(_AnyForm, map_keys, "any format")
     columns = {column for record in first for column in record}
     for key in _NEEDED & map_keys.keys():
         if map_keys[key] not in columns:
@@ -310,7 +310,7 @@ def _checked_keys(form: type[Any], map_keys: Mapping[str, Any], handler: str) ->
         if key not in form.keys:
             near = difflib.get_close_matches(key, form.keys, 1)
             hint = f"did you mean {near[0]}?" if near else f"it has: {', '.join(form.keys)}"
-            raise UserError(f"--map-keys: {handler} has no key '{key}'; {hint}")
+            raise UserError(f"--map-keys: '{key}' is no key of {handler}; {hint}")
     return _read_keys(map_keys)
 
 
@@ -318,7 +318,7 @@ def _read_keys(map_keys: Mapping[str, Any]) -> dict[str, Any]:
     keys = dict(map_keys)
     tags = keys.pop("tags", None)
     for key, column in keys.items():
-        if column is not None and not isinstance(column, str):
+        if not isinstance(column, str) and (column is not None or key in _NEEDED):
             raise UserError(f"--map-keys: '{key}' must name a column, not {json.dumps(column)}")
     if tags is not None:
         known = vars(Tags())

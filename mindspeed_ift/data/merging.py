@@ -117,7 +117,9 @@ def find_columns(config: MergeConfig) -> dict[str, list[str]]:
         UserError: There are none, or not the same for all columns.
     """
     found: dict[str, list[str]] = defaultdict(list)
-    for part in filter(None, map(str.strip, ",".join(config.input).split(","))):
+    # A name with a comma that is there is one name, as with preprocess.
+    split = [part for one in config.input for part in ([one] if any(_named(Path(one), config)) else one.split(","))]
+    for part in filter(None, map(str.strip, split)):
         named = list(_named(Path(part).expanduser(), config))
         if Path(part).expanduser().absolute() == Path(config.output_prefix).absolute():
             raise UserError(f"--input {part} is --output-prefix too; give the whole another name")

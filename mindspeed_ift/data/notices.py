@@ -34,6 +34,11 @@ def notices(
     else:
         yield from _about_template(template, tokenizer, config.prompt_type_path)
         yield from _about_records(config, form, ledger)
+        if config.json_keys != ("text",):
+            yield (
+                f"--json-keys {' '.join(config.json_keys)} changes nothing: the records are not read as plain text;"
+                " --handler-name GeneralPretrainHandler would"
+            )
     if config.enable_thinking != "none" and not template.thinking:
         yield f"--enable-thinking {config.enable_thinking} changes nothing: --prompt-type {template.name} never thinks"
 

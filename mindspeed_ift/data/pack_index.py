@@ -74,7 +74,13 @@ class PackIndex:
         return Path(f"{prefix}.pack_{self.rules.seq_length}_{fingerprint[:12]}.npz")
 
     def save(self, path: Path) -> None:
-        """Write it, aside first."""
+        """Write it, aside first.
+
+        Raises:
+            UserError: It cannot be written there, or something else than an index would be lost.
+        """
+        if path.is_file() and not _is_index(path):
+            raise UserError(f"--output {path} is there and is no pack index; give another name")
         aside = Path(f"{path}.{os.getpid()}.partial")
         with report_write_errors(path, "--output"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,6 +167,14 @@ def load_index(path: Path, dataset: InstructionDataset) -> PackIndex:
             f"--pack-index {path} was written for another dataset than {dataset.prefix} is now; {remedy} again"
         )
     return PackIndex(rules, cut, Packs(samples, starts), taken, *counts)
+
+
+def _is_index(path: Path) -> bool:
+    """Whether a file is an index, of whatever dataset."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        return {"facts.npy", "samples.npy", "starts.npy"} <= set(file.namelist())
 
 
 def fingerprint(prefix: str) -> str:

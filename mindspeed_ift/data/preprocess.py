@@ -373,6 +373,11 @@ def _check(config: PreprocessConfig, work: _Work, ledger: Ledger) -> None:
         raise UserError(
             f"no sample is left of the {ledger.read} records of {work.inputs}: {ledger.reasons()}; nothing was written"
         )
+    if not ledger.learnt_tokens:
+        raise UserError(
+            f"no token is learnt in the {ledger.kept} samples of {work.inputs}: there would be nothing to train on;"
+            " give a larger --seq-length, or mend which messages count; nothing was written"
+        )
     if ledger.malformed > config.max_drop_fraction * ledger.read:
         raise UserError(
             f"{ledger.malformed:,} of {ledger.read:,} records are malformed, a larger part than --max-drop-fraction"

@@ -43,7 +43,15 @@ def report_write_errors(path: str | Path, flag: str = "--output-prefix") -> Iter
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise RunError(f"no space left to write {path}; free some or choose another {flag}") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+        if error.errno in (
+            errno.EACCES,
+            errno.ENOENT,
+            errno.EPERM,
+            errno.EROFS,
+            errno.ENOTDIR,
+            errno.EISDIR,
+            errno.EEXIST,
+        ):
             raise UserError(f"cannot write {path} ({error.strerror}); choose another {flag}") from error
         raise
 

@@ -20,6 +20,7 @@ from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.fast_tokenizer import FastEncoder
 
 _LONGEST_DAMAGE = 8
+_OF_A_TOKENIZER = ("*token*", "*vocab*", "*.model", "config.json")
 
 
 class Tokenizer:
@@ -215,6 +216,11 @@ def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> Tokeniz
         backend.no_truncation()
         backend.no_padding()
         return Tokenizer(folder, backend, _special_tokens(folder), trust_remote_code)
+    if not any(found for pattern in _OF_A_TOKENIZER for found in folder.glob(pattern)):
+        raise UserError(
+            f"{folder} holds no tokenizer; give --tokenizer-name-or-path a folder with tokenizer.json (make-tokenizer"
+            " builds Qwen3's)"
+        )
     loaded = _load_with_transformers(folder, trust_remote_code)
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:

@@ -8,12 +8,14 @@ from mindspeed_ift.config import data
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.flags import parse
+from mindspeed_ift.config.merge import MergeConfig
 
 PATHS = "--input in.json --output-prefix out --tokenizer-name-or-path tokenizer"
 BROKEN = [
     ("--output-prefix out --tokenizer-name-or-path tokenizer", "--input is missing"),
     ("--input in.json --tokenizer-name-or-path tokenizer", "--output-prefix is missing"),
     ("--input in.json --output-prefix out", "--tokenizer-name-or-path is missing"),
+    (f"{PATHS} --json-keys a b a", "--json-keys names a twice"),
     (f"{PATHS} --pack", "--pack needs --seq-length"),
     (f"{PATHS} --neat-pack --seq-length 64", "--neat-pack is a kind of packing; give --pack"),
     (f"{PATHS} --seq-length 1", "--seq-length 1 is too small; give at least 2"),
@@ -118,3 +120,11 @@ def test_columns_are_mapped_by_json() -> None:
 def test_a_mapping_that_is_no_json_object_is_refused(given: str) -> None:
     with pytest.raises(UserError, match="--map-keys"):
         PreprocessConfig(map_keys=given).mapped_keys()
+
+
+@pytest.mark.parametrize("prefix", ["data/", ".", "..", "data/.."])
+def test_a_prefix_that_names_a_folder_is_refused(prefix: str) -> None:
+    with pytest.raises(UserError, match="names a folder.*give for example"):
+        PreprocessConfig(("in.jsonl",), output_prefix=prefix, tokenizer_name_or_path="tokenizer").check()
+    with pytest.raises(UserError, match="names a folder"):
+        MergeConfig(("parts",), prefix).check()

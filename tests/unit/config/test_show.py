@@ -37,6 +37,7 @@ def test_documents_are_chosen(flags: dict, expected: list[int]) -> None:
         ({"documents": "first"}, "'first' is no number"),
         ({"html": Path("none/page.html")}, "--html none/page.html is not a file in a folder that exists"),
         ({"html": Path(".")}, "is not a file"),
+        ({"html": Path(__file__)}, "is there and is no page; give a name that ends in .html"),
     ],
 )
 def test_what_cannot_be_shown_is_refused(flags: dict, message: str) -> None:

@@ -193,8 +193,10 @@ def test_mapped_columns_are_used_by_auto() -> None:
     )
     with pytest.raises(UserError, match="no column 'z' in data.json"):
         form(record, prompt="z", response="a")
-    with pytest.raises(UserError, match="no format has no key 'promt'; did you mean prompt"):
+    with pytest.raises(UserError, match="'promt' is no key of any format; did you mean prompt"):
         form(record, promt="q")
+    with pytest.raises(UserError, match="'response' must name a column, not null"):
+        form(record, prompt="q", response=None)
 
 
 QUESTION = {"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}]}

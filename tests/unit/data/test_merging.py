@@ -275,3 +275,11 @@ def test_weights_go_with_the_labels(tmp_path: Path) -> None:
             sample = dataset[row]
             assert sample.loss_weights is not None
             np.testing.assert_array_equal(sample.loss_weights, (sample.labels != -100) * np.float32(weight))
+
+
+def test_a_prefix_with_a_comma_is_one_prefix(tmp_path: Path) -> None:
+    for name in ("a,b", "c"):
+        write_dataset(tmp_path / name, rows(1))
+    given = (str(tmp_path / "a,b"), str(tmp_path / "c"))
+    (prefixes, *_) = find_columns(MergeConfig(given, str(tmp_path / "whole"))).values()
+    assert prefixes == list(given)

@@ -198,3 +198,13 @@ def test_too_long_samples_can_be_refused(prepare: Prepare) -> None:
         packed_samples(dataset, flags, seed=1, pad_id=0)
     with pytest.raises(UserError, match="no sample is left to pack"):
         build_index(dataset, PackRules(3), "drop")
+
+
+def test_an_index_takes_the_place_of_an_index_only(prepare: Prepare, tmp_path: Path) -> None:
+    index = build_index(InstructionDataset(prepare("kept")[0]), PackRules(400))
+    (tmp_path / "records.jsonl").write_text("mine")
+    with pytest.raises(UserError, match="records.jsonl is there and is no pack index; give another name"):
+        index.save(tmp_path / "records.jsonl")
+    assert (tmp_path / "records.jsonl").read_text() == "mine"
+    index.save(tmp_path / "new.npz")
+    index.save(tmp_path / "new.npz")

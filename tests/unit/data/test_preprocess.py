@@ -383,3 +383,15 @@ def test_special_tokens_are_counted(config: PreprocessConfig, tmp_path: Path) ->
 
 def noted_of(config: PreprocessConfig, **options: Any) -> dict[str, Any]:
     return run(replace(config, **options)).manifest["ledger"]["noted"]
+
+
+def test_a_dataset_that_teaches_nothing_is_refused(config: PreprocessConfig) -> None:
+    with pytest.raises(UserError, match="no token is learnt in the 40 samples"):
+        run(replace(config, seq_length=2))
+    assert not list(Path(config.output_prefix).parent.glob("*"))
+
+
+def test_json_keys_without_plain_text_are_told_to_change_nothing(config: PreprocessConfig) -> None:
+    (notice,) = run(replace(config, json_keys=("nowhere",))).notices
+    assert "--json-keys nowhere changes nothing" in notice
+    assert not run(config).notices

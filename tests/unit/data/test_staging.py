@@ -115,3 +115,8 @@ def test_no_moment_of_publishing_looks_whole(tmp_path: Path, monkeypatch: pytest
         if any(name.endswith(".idx") for name in files):
             assert files["a.bin"] == files["b.bin"] == "source"
     assert {path.name: path.read_text() for path in target.iterdir()} == dict.fromkeys(names, "source")
+
+
+def test_a_folder_that_cannot_be_made_is_a_place_to_change() -> None:
+    with pytest.raises(UserError, match="cannot write /proc/data.partial .No such file.*another --output-prefix"):
+        Staging("/proc/data")

@@ -182,3 +182,9 @@ def test_ids_that_hold_a_character(tiny: Tokenizer) -> None:
     found = tiny.ids_that_hold("好")
     assert found == [number for number in range(tiny.vocab_size) if "好" in tiny.decode([number])] and found
     assert tiny.ids_that_hold("\ufffd") == []
+
+
+def test_a_folder_without_a_tokenizer_is_said_to_have_none(tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").touch()
+    with pytest.raises(UserError, match="holds no tokenizer; give --tokenizer-name-or-path a folder"):
+        load_tokenizer(tmp_path)

@@ -200,6 +200,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["--input", "TEXT", "--tokenizer", "TOKENIZER"], "holds plain text"),
         (["--input", "TEXT", "--tokenizer", "TOKENIZER", "--output", "TOKENIZER"], "is a folder; name a file in it"),
         (["--input", "TEXT", "--tokenizer", "TOKENIZER", "--output", "FILE"], "cannot be written (File exists)"),
+        (["--input", "TEXT", "--tokenizer", "TOKENIZER", "--output", "TEXT"], "is there and is no certificate"),
     ],
 )
 def test_mistakes(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
