@@ -239,7 +239,12 @@ def _to_hugging_face(config: ConvertConfig, source: Path, target: Path) -> str:
     content = architecture.to_hugging_face(manifest["dtype"])
     require_space(target, _bytes_of_weights(architecture, manifest["dtype"]), "--save-dir")
     write_folder(target, tensors, content, tokenizer, {key: manifest[key] for key in TRAINING_FACTS if key in manifest})
-    return f"{folder} -> {target} (Hugging Face, {manifest['dtype']}, tokenizer from {tokenizer})"
+    told = (
+        f"tokenizer from {tokenizer}"
+        if tokenizer is not None
+        else "without a tokenizer: none is known, nor --hf-cfg-dir given"
+    )
+    return f"{folder} -> {target} (Hugging Face, {manifest['dtype']}, {told})"
 
 
 def _newest(flag: str, source: Path) -> Path:

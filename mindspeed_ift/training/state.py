@@ -201,7 +201,7 @@ def load_training(
             )
     name = _optimizer_file(groups, distributed_optimizer)
     saved = megatron.read_shard(folder, groups.tensor_rank, groups.pipeline_rank, groups.layout.pipeline, name)
-    _restore_optimizer(optimizer, saved["optimizer"])
+    _restore_optimizer(optimizer, saved["optimizer"], folder)
     schedule.num_steps = int(saved["schedule"]["num_steps"])
     schedule.step(increment=0)
     if load_random:
@@ -239,10 +239,15 @@ def _optimizer_state(optimizer: Any) -> list[dict[str, torch.Tensor]]:
     return [{**inner.state[parameter], "main": parameter.detach()} for inner, parameter in _parameters(optimizer)]
 
 
-def _restore_optimizer(optimizer: Any, saved: list[dict[str, torch.Tensor]]) -> None:
+def _restore_optimizer(optimizer: Any, saved: list[dict[str, torch.Tensor]], folder: Path) -> None:
     parameters = list(_parameters(optimizer))
-    if len(parameters) != len(saved):
-        raise UserError(f"the checkpoint has optimizer state of {len(saved)} parameters, this run of {len(parameters)}")
+    # Not only another model has others: under the distributed optimizer they are cut along Megatron's gradient buckets.
+    if [parameter.shape for _, parameter in parameters] != [entry["main"].shape for entry in saved]:
+        raise UserError(
+            f"{folder}: its optimizer state is of {len(saved)} parameters, or parts of them, that are not the"
+            f" {len(parameters)} of this run; give the flags it was saved with (--overlap-grad-reduce and --lora-* too),"
+            " or --no-load-optim"
+        )
     for (inner, parameter), entry in zip(parameters, saved, strict=True):
         with torch.no_grad():
             parameter.copy_(entry["main"])

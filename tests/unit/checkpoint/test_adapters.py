@@ -148,3 +148,11 @@ def test_adapters_alone_are_no_model(tmp_path: Path, base: Path) -> None:
         UserError, match=r"holds adapters only; merge them .*convert_ckpt.py --load-dir WEIGHTS --lora-load"
     ):
         hugging_face_tensors(folder)
+
+
+def test_a_folder_without_a_tokenizer_is_said_to_be_one(tmp_path: Path, base: Path) -> None:
+    adapters = save_adapters(tmp_path / "run", base, Layout())
+    flags = ConvertConfig(load_model_type="hf", load_dir=base, lora_load=adapters, save_dir=tmp_path / "merged")
+    assert convert(flags).endswith(
+        "(Hugging Face, float32, without a tokenizer: none is known, nor --hf-cfg-dir given)"
+    )

@@ -168,3 +168,15 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, groups: Groups) -> None:
             Run(groups, distributed=distributed).load(folder)
     change(folder, distributed_optimizer=False)  # whole optimizer state serves any number of replicas
     Run(groups).load(folder)
+
+
+def test_optimizer_state_of_other_parameters_is_refused(groups: Groups) -> None:
+    """Others in number or in shape; one of shape [H] would go into one of [H, H] without a word."""
+    run = Run(groups)
+    saved = state._optimizer_state(run.optimizer)
+    before = [entry["main"].clone() for entry in saved]
+    for wrong in (saved[1:], saved[::-1], [{"main": torch.zeros(1)} for _ in saved]):
+        with pytest.raises(UserError, match=r"^iter_0000003: its optimizer state is of .* --no-load-optim$"):
+            state._restore_optimizer(run.optimizer, wrong, Path("iter_0000003"))
+    after = [entry["main"] for entry in state._optimizer_state(run.optimizer)]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
