@@ -26,6 +26,9 @@ def notices(
         ledger: The account of the records.
     """
     if isinstance(form, TextFormat):
+        for flag in ("map_keys", "mask_history", "mask_thoughts", "train_on_prompt", "drop_thinking"):
+            if getattr(config, flag):
+                yield f"--{flag.replace('_', '-')} changes nothing: plain text is learnt whole"
         if config.pad_to_multiple_of > 1:
             yield (
                 "pads have the id after the last token (as in MindSpeed-LLM): the model's padded vocabulary must reach"

@@ -111,8 +111,9 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print, 
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(Staging(config.output_prefix))
         waits = place
-        if config.pack and config.cache_dir:
-            waits = stack.enter_context(Staging(Path(config.cache_dir) / os.path.basename(config.output_prefix)))
+        aside = Path(config.cache_dir) / os.path.basename(config.output_prefix)
+        if config.pack and config.cache_dir and aside.resolve() != Path(config.output_prefix).resolve():
+            waits = stack.enter_context(Staging(aside))
         stack.enter_context(_say_how_to_go_on(waits, report))
         intake = open_intake(waits, find, functools.partial(_writer, config, work.job.form, waits), report)
         stack.callback(intake.close)

@@ -27,6 +27,8 @@ _LARGEST_CELL = min(sys.maxsize, 2**31 - 1)
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _COMPRESSED_KINDS = (".json", ".jsonl", ".csv", ".txt")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_OWN = re.compile(r".+\.(ledger\.parquet|manifest\.json|shard-\d{5}-of-\d{5}\.json)")
+"""What a run leaves beside its dataset, which is no data where a folder is both input and output."""
 _SPLIT = re.compile(r"(train|test|valid|validation|val|dev|eval)(?![a-z])", re.IGNORECASE)
 
 
@@ -159,7 +161,11 @@ def _files_of_folder(folder: Path) -> list[Path]:
 
 
 def _data_files(paths: Iterable[Path]) -> list[Path]:
-    return sorted(path for path in paths if path.is_file() and kind_of(path))
+    return sorted(
+        path
+        for path in paths
+        if path.is_file() and kind_of(path) and not _OWN.fullmatch(path.name) and path.parent.suffix != ".partial"
+    )
 
 
 def read_records(files: Sequence[Readable]) -> Iterator[tuple[Record, Origin]]:

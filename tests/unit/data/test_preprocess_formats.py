@@ -127,3 +127,20 @@ def test_records_of_a_hugging_face_dataset(config: PreprocessConfig, tmp_path: P
     preprocess(replace(other, cache_dir=str(tmp_path / "cache")), report=said.append)
     assert contents(other) == contents(config)
     assert any("--input is not read" in line for line in said)
+
+
+def test_the_cache_may_be_the_folder_of_the_output(config: PreprocessConfig) -> None:
+    packed = replace(config, pack=True, seq_length=64)
+    run(packed)
+    expected = contents(packed)
+    run(replace(packed, cache_dir=str(Path(config.output_prefix).parent)))
+    assert contents(packed) == expected
+
+
+def test_flags_of_conversations_are_told_to_change_nothing_of_plain_text(
+    config: PreprocessConfig, tmp_path: Path
+) -> None:
+    text = write(tmp_path / "text.jsonl", [{"text": "plain words"}])
+    flags = {"mask_history": True, "train_on_prompt": True, "map_keys": '{"prompt": "x"}'}
+    found = run(replace(config, input=str(text), handler_name="GeneralPretrainHandler", **flags)).notices
+    assert [notice.split()[0] for notice in found] == ["--map-keys", "--mask-history", "--train-on-prompt"]

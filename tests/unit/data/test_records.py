@@ -174,3 +174,14 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 def test_an_empty_cell_is_null(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("a,b\n,x\n")
     assert read(tmp_path / "a.csv") == [{"a": None, "b": "x"}]
+
+
+def test_a_folder_that_holds_a_dataset_too_is_read_without_it(tmp_path: Path) -> None:
+    for name in ("in.jsonl", "out.manifest.json", "out.ledger.parquet", "out.shard-00000-of-00002.json"):
+        (tmp_path / name).touch()
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial/progress.json").touch()
+    assert find_files(str(tmp_path)) == [tmp_path / "in.jsonl"]
+    (tmp_path / "in.jsonl").unlink()
+    with pytest.raises(UserError, match="holds no data files"):
+        find_files(str(tmp_path))
