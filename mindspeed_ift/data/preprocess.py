@@ -113,7 +113,7 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print, 
         waits = place
         aside = Path(config.cache_dir) / os.path.basename(config.output_prefix)
         if config.pack and config.cache_dir and aside.resolve() != Path(config.output_prefix).resolve():
-            waits = stack.enter_context(Staging(aside))
+            waits = stack.enter_context(Staging(aside, "--cache-dir"))
         stack.enter_context(_say_how_to_go_on(waits, report))
         intake = open_intake(waits, find, functools.partial(_writer, config, work.job.form, waits), report)
         stack.callback(intake.close)

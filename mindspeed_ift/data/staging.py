@@ -159,29 +159,27 @@ class Staging:
 
     Args:
         prefix: ``--output-prefix``, or whatever grows aside.
+        flag: What chooses the place, for messages.
 
     Raises:
         UserError: The folder cannot be written, another run is at it, or it is not one of a run.
         RunError: The disk is full.
     """
 
-    def __init__(self, prefix: str | Path) -> None:
+    def __init__(self, prefix: str | Path, flag: str = "--output-prefix") -> None:
         self.folder = staging_folder(prefix)
         note = self.folder / _NOTE
-        with report_write_errors(self.folder):
+        with report_write_errors(self.folder, flag):
             self.folder.mkdir(parents=True, exist_ok=True)
             if not note.is_file() and any(self.folder.iterdir()):
-                raise UserError(
-                    f"{self.folder} holds files that are not of a run; move it, or choose another --output-prefix"
-                )
+                raise UserError(f"{self.folder} holds files that are not of a run; move it, or choose another {flag}")
         self._lock = os.open(self.folder, os.O_RDONLY)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._lock)
             raise UserError(
-                f"another run is writing {prefix} (it holds {self.folder}); wait for it, or choose another"
-                " --output-prefix"
+                f"another run is writing {prefix} (it holds {self.folder}); wait for it, or choose another {flag}"
             ) from None
         except OSError:
             pass  # a file system without locks

@@ -120,3 +120,5 @@ def test_no_moment_of_publishing_looks_whole(tmp_path: Path, monkeypatch: pytest
 def test_a_folder_that_cannot_be_made_is_a_place_to_change() -> None:
     with pytest.raises(UserError, match="cannot write /proc/data.partial .No such file.*another --output-prefix"):
         Staging("/proc/data")
+    with pytest.raises(UserError, match="choose another --cache-dir"):
+        Staging("/proc/data", "--cache-dir")
