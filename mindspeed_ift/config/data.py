@@ -15,6 +15,10 @@ _ROUNDING = 1e-8
 PackingAlgorithm = Literal["greedy-knapsack", "best-fit", "sequential"]
 
 
+_DROP_FRACTION, _TELLING_RECORDS = 0.05, 100
+"""Largest share of malformed records unless --max-drop-fraction says otherwise, and of how many records it is asked."""
+
+
 @dataclass(frozen=True)
 class PreprocessConfig:
     """Options of ``preprocess_data.py``, spelled as in MindSpeed-LLM."""
@@ -122,8 +126,9 @@ class PreprocessConfig:
     mask_thoughts: bool = False
     """Learn the answers without their thoughts (<think>...</think>)."""
 
-    max_drop_fraction: float = 0.05
-    """Fail if a larger part of the records is malformed and so dropped; those left out for their length do not count."""
+    max_drop_fraction: float | None = None
+    """Fail if a larger part of the records is malformed and so dropped; those left out for their length do not count.
+    Default: 0.05 of 100 records and more; fewer say too little, and are dropped as MindSpeed-LLM drops them."""
 
     workers: int = 1
     """Processes that tokenize; the dataset is the same for any number."""
@@ -159,6 +164,12 @@ class PreprocessConfig:
         """
         for rule in _RULES:
             rule(self)
+
+    def allowed_drop_fraction(self, read: int) -> float:
+        """Largest part of ``read`` records that may be malformed."""
+        if self.max_drop_fraction is not None:
+            return self.max_drop_fraction
+        return _DROP_FRACTION if read >= _TELLING_RECORDS else 1.0
 
     def mapped_keys(self) -> dict[str, Any]:
         """``--map-keys`` as a dictionary."""
@@ -260,7 +271,7 @@ def _lengths_are_possible(config: PreprocessConfig) -> None:
 
 
 def _fractions_are_possible(config: PreprocessConfig) -> None:
-    if not 0 <= config.max_drop_fraction <= 1:
+    if config.max_drop_fraction is not None and not 0 <= config.max_drop_fraction <= 1:
         raise UserError(f"--max-drop-fraction {config.max_drop_fraction:g} must lie between 0 and 1")
 
 

@@ -379,10 +379,11 @@ def _check(config: PreprocessConfig, work: _Work, ledger: Ledger) -> None:
             f"no token is learnt in the {ledger.kept} samples of {work.inputs}: there would be nothing to train on;"
             " give a larger --seq-length, or mend which messages count; nothing was written"
         )
-    if ledger.malformed > config.max_drop_fraction * ledger.read:
+    allowed = config.allowed_drop_fraction(ledger.read)
+    if ledger.malformed > allowed * ledger.read:
         raise UserError(
             f"{ledger.malformed:,} of {ledger.read:,} records are malformed, a larger part than --max-drop-fraction"
-            f" {config.max_drop_fraction:g} allows: {ledger.reasons()}; mend them or raise it; nothing was written"
+            f" {allowed:g} allows: {ledger.reasons()}; mend them or raise it; nothing was written"
         )
 
 

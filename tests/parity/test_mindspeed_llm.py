@@ -84,8 +84,6 @@ def run(name: str, folder: Path) -> Summary:
             str(SHARED / "tokenizer" / "qwen3"),
             "--output-prefix",
             str(folder / "data"),
-            "--max-drop-fraction",
-            "1",
             *case["flags"],
         ],
         program="preprocess",
