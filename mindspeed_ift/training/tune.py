@@ -212,7 +212,9 @@ def _save(run: _Run, best: bool) -> None:
 def _protected(run: _Run) -> set[Path]:
     """Checkpoints that a resume needs however old they are: weights that adapters are trained on."""
     sources = run.plan.sources
-    return {one for one in (sources.weights, sources.adapters) if one is not None and one != sources.resume}
+    needed = {sources.weights, sources.adapters} - {sources.resume, None}
+    # Adapters saved alone from now on leave the weights where they are, be it in the checkpoint that is continued.
+    return needed | ({sources.weights} - {None} if run.plan.config.lora.lora_ckpt_filter else set())
 
 
 def _refused(run: _Run, training: MicroBatches, iteration: int, report: StepReport, metrics: Metrics) -> None:
