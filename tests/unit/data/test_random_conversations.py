@@ -57,6 +57,8 @@ def composed(text: str) -> str:
 
 
 ANY_TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=30).map(composed)
+WITHOUT_THOUGHTS = ANY_TEXT.map(lambda text: composed(text.replace("think>", "").lstrip("\n")))
+"""Thoughts are taken out and put in by rules of their own, and with them line breaks in front of the answer."""
 ASKED = st.text("αβγδεζηθικλ ΑΒΓ 0123\n", min_size=1, max_size=30)
 ANSWERED = st.text("абвгдежзик АБВ 456\n.", max_size=30)
 
@@ -73,7 +75,7 @@ def conversations(draw: st.DrawFn, asked: st.SearchStrategy[str], answered: st.S
 
 @in_every_template
 @some(40)
-@given(conversation=conversations(ANY_TEXT, ANY_TEXT))
+@given(conversation=conversations(ANY_TEXT, WITHOUT_THOUGHTS))
 def test_decoding_gives_the_text_back(name: str, thinking: str, conversation: Conversation) -> None:
     found = encoder(name, enable_thinking=thinking)
     turns = found.turn_ids(conversation)
