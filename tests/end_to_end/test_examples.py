@@ -81,6 +81,13 @@ def test_dry_run_prints_the_command_and_the_configuration(script: Path, tmp_path
         assert any(f"num_layers {layers}, hidden_size {width}" in line for line in configuration)
         layout = f"layout: {tensor * pipeline} devices = tensor {tensor} x pipeline {pipeline}"
         assert any(line.startswith(layout) for line in configuration)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "script", [path for path in SCRIPTS if "tune" not in path.name or "8b" in path.name], ids=lambda path: path.name
+)
+def test_a_dry_run_refuses_an_unknown_flag(script: Path, tmp_path: Path) -> None:
     wrong = _run(script, tmp_path, "--no-such-flag", DRY_RUN="1")
     assert wrong.returncode == 2 and "error: unknown flag --no-such-flag" in wrong.stderr
     assert not list(tmp_path.iterdir())

@@ -18,6 +18,7 @@ from mindspeed_ift.data import fast_tokenizer, workers
 from mindspeed_ift.data.fast_tokenizer import edge_texts
 from mindspeed_ift.data.preprocess import preprocess
 from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
+from tests.random_examples import some
 from tests.shared_paths import SHARED
 from tests.tiny_tokenizer import make_tiny_tokenizer
 
@@ -59,6 +60,7 @@ def assert_same(fast: Tokenizer, exact: Tokenizer, texts: list[str]) -> None:
 
 
 @needs_package
+@some(100)
 @given(texts=st.lists(st.lists(PIECES, max_size=8).map("".join), max_size=6))
 def test_random_texts(exact: Tokenizer, fast: Tokenizer, texts: list[str]) -> None:
     assert_same(fast, exact, texts)
