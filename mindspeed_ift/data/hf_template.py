@@ -58,11 +58,6 @@ def chat_messages(conversation: Conversation) -> list[dict[str, Any]]:
     return messages
 
 
-def has_chat_template(tokenizer: Tokenizer) -> bool:
-    """Whether the tokenizer's folder has a chat template."""
-    return bool(tokenizer.hugging_face.chat_template)
-
-
 def render_chat(
     tokenizer: Tokenizer, conversation: Conversation, generation_prompt: bool = False, **options: Any
 ) -> str:
@@ -76,17 +71,23 @@ def render_chat(
 
     Raises:
         DropRecord: The template refuses the conversation, or a call or tool cannot be read.
+        UserError: The template itself cannot be used.
     """
-    return _apply(tokenizer, conversation, tokenize=False, add_generation_prompt=generation_prompt, **options)
+    return _render(tokenizer, conversation, generation_prompt, **options)[0]
 
 
-def _apply(tokenizer: Tokenizer, conversation: Conversation, **options: Any) -> Any:
+def _render(
+    tokenizer: Tokenizer, conversation: Conversation, generation_prompt: bool = False, **options: Any
+) -> tuple[str, list[tuple[int, int]]]:
     from jinja2 import TemplateError
 
+    assert tokenizer.chat_template is not None
     messages = chat_messages(conversation)
     tools = parse_tools(conversation.tools) if conversation.tools.strip() else None
     try:
-        return tokenizer.apply_chat_template(messages, tools=tools or None, **options)
+        return tokenizer.chat_template.render(messages, tools or None, generation_prompt, **options)
+    except UserError:
+        raise
     except (TemplateError, TypeError, ValueError, KeyError) as error:
         raise DropRecord(f"the chat template refuses it ({' '.join(str(error).split())})") from None
 
@@ -108,7 +109,7 @@ class ChatTemplateEncoder(Encoder):
 
     def __init__(self, template: Template, tokenizer: Tokenizer, options: EncodeOptions) -> None:
         super().__init__(template, tokenizer, options)
-        if not has_chat_template(tokenizer):
+        if tokenizer.chat_template is None:
             raise UserError(
                 f"--prompt-type hf: tokenizer {tokenizer.path} has no chat template; name one of the built-in templates"
             )
@@ -118,7 +119,7 @@ class ChatTemplateEncoder(Encoder):
         ):
             if given:
                 raise UserError(f"{flag} does not go with --prompt-type hf, whose template decides; leave it out")
-        self._source = str(tokenizer.hugging_face.chat_template)
+        self._source = tokenizer.chat_template.source
         self._marked = _MARK.search(self._source) is not None
         self._template_options = (
             {} if options.enable_thinking == "none" else {"enable_thinking": options.enable_thinking == "true"}
@@ -155,18 +156,11 @@ class ChatTemplateEncoder(Encoder):
 
     def _marked_turns(self, conversation: Conversation) -> list[Pair]:
         """Turns by the template's own marks: a run of tokens outside of them, and the run within that follows."""
-        found = _apply(
-            self.tokenizer,
-            conversation,
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            **self._template_options,
-        )
+        ids, learnt = self.tokenizer.encode_spans(*_render(self.tokenizer, conversation, **self._template_options))
         turns: list[Pair] = []
         source: list[int] = []
         target: list[int] = []
-        for token, answers in zip(found["input_ids"], found["assistant_masks"]):
+        for token, answers in zip(ids, learnt):
             if target and not answers:
                 turns.append((source, target))
                 source, target = [], []

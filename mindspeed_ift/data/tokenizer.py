@@ -1,7 +1,7 @@
 """Text in, token ids out: a Hugging Face tokenizer folder, loaded in a fraction of a second.
 
 ``tokenizer.json`` is read by the `tokenizers` library itself; transformers (seconds to import) is only loaded for a
-folder without that file, or for what only it can do (chat templates).
+folder without that file.
 """
 
 from __future__ import annotations
@@ -12,14 +12,18 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.fast_tokenizer import FastEncoder
 
+if TYPE_CHECKING:
+    from mindspeed_ift.data.chat_template import ChatTemplate
+
 _LONGEST_DAMAGE = 8
+_SPECIAL = ("eos_token", "pad_token", "bos_token", "unk_token", "sep_token", "cls_token", "mask_token")
 _OF_A_TOKENIZER = ("*token*", "*vocab*", "*.model", "config.json")
 
 
@@ -29,8 +33,8 @@ class Tokenizer:
     Args:
         path: Folder of the tokenizer.
         backend: ``tokenizers.Tokenizer``.
-        special: ``eos_token``, ``pad_token``, ``bos_token`` -> text of the token, or None.
-        trust_remote_code: For `hugging_face`.
+        special: ``eos_token``, ``pad_token``, ``bos_token`` and the like -> text of the token, or None.
+        trust_remote_code: Whether transformers may run code of the folder.
     """
 
     def __init__(
@@ -55,6 +59,12 @@ class Tokenizer:
         if self.fast is not None:
             return self.fast.encode_batch(texts)
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_spans(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[bool]]:
+        """As `encode`, and for each token whether some of its characters lie in one of ``spans``."""
+        found = self._backend.encode(text, add_special_tokens=False)
+        inside = [any(begin < end and start < stop for begin, stop in spans) for start, end in found.offsets]
+        return found.ids, inside
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Text of token ids."""
@@ -165,13 +175,16 @@ class Tokenizer:
         return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()
 
     @cached_property
-    def hugging_face(self) -> Any:
-        """The same folder as transformers' tokenizer (imports transformers)."""
-        return _load_with_transformers(self.path, self.trusts_remote_code)
+    def chat_template(self) -> ChatTemplate | None:
+        """That of the folder, or None (imports jinja2).
 
-    def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> Any:
-        """``apply_chat_template`` of the transformers tokenizer."""
-        return self.hugging_face.apply_chat_template(messages, **options)
+        Raises:
+            UserError: A file of the folder cannot be read.
+        """
+        from mindspeed_ift.data.chat_template import read_chat_template
+
+        special = {name: text for name, text in self._special.items() if text}
+        return read_chat_template(self.path, _read_config(self.path), special)
 
     def _required(self, name: str) -> int:
         text = self._special.get(name)
@@ -215,7 +228,7 @@ def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> Tokeniz
             raise UserError(f"{file} cannot be read ({error}); copy the tokenizer again") from error
         backend.no_truncation()
         backend.no_padding()
-        return Tokenizer(folder, backend, _special_tokens(folder), trust_remote_code)
+        return Tokenizer(folder, backend, _special_tokens(_read_config(folder)), trust_remote_code)
     if not any(found for pattern in _OF_A_TOKENIZER for found in folder.glob(pattern)):
         raise UserError(
             f"{folder} holds no tokenizer; give --tokenizer-name-or-path a folder with tokenizer.json (make-tokenizer"
@@ -227,13 +240,11 @@ def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> Tokeniz
         raise UserError(
             f"tokenizer {folder} has no fast form (tokenizer.json); save one with transformers' save_pretrained"
         )
-    names = ("eos_token", "pad_token", "bos_token")
-    tokenizer = Tokenizer(folder, backend, {name: getattr(loaded, name, None) for name in names}, trust_remote_code)
-    tokenizer.hugging_face = loaded
-    return tokenizer
+    return Tokenizer(folder, backend, {name: getattr(loaded, name, None) for name in _SPECIAL}, trust_remote_code)
 
 
-def _special_tokens(folder: Path) -> dict[str, str | None]:
+def _read_config(folder: Path) -> dict[str, Any]:
+    """What the files beside tokenizer.json say, as far as they say something."""
     config: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         file = folder / name
@@ -244,8 +255,12 @@ def _special_tokens(folder: Path) -> dict[str, str | None]:
                 )
             except (ValueError, AttributeError) as error:
                 raise UserError(f"{file} is not a JSON object ({error}); copy the tokenizer again") from error
+    return config
+
+
+def _special_tokens(config: dict[str, Any]) -> dict[str, str | None]:
     tokens = {}
-    for name in ("eos_token", "pad_token", "bos_token"):
+    for name in _SPECIAL:
         value = config.get(name)
         tokens[name] = value.get("content") if isinstance(value, dict) else value
     return tokens

@@ -15,7 +15,6 @@ from mindspeed_ift.config.verify_template import VerifyTemplateConfig
 from mindspeed_ift.data.conversation import Conversation, DropRecord, Message, PreferencePair, Role
 from mindspeed_ift.data.encode import EncodeOptions, Encoder
 from mindspeed_ift.data.formats import PEEKED, TextFormat, check_handler, make_format
-from mindspeed_ift.data.hf_template import has_chat_template
 from mindspeed_ift.data.preprocess import encode_options
 from mindspeed_ift.data.records import find_datasets, read_records
 from mindspeed_ift.data.template_certificate import Certificate
@@ -93,9 +92,9 @@ def certify(encoder: Encoder, tokenizer: Tokenizer, samples: Iterable[Sample], e
     Raises:
         UserError: The tokenizer has no chat template, or no record is a sample.
     """
-    if not has_chat_template(tokenizer):
+    if tokenizer.chat_template is None:
         raise UserError(f"tokenizer {tokenizer.path} has no chat template, so there is nothing to compare with")
-    source = str(tokenizer.hugging_face.chat_template)
+    source = tokenizer.chat_template.source
     thinking: list[dict[str, bool | str]] = [{}]
     if "enable_thinking" in source:
         thinking += [{"enable_thinking": False}, {"enable_thinking": True}]
@@ -151,7 +150,7 @@ def serving_notice(facts: Mapping[str, Any], folder: Path) -> str | None:
     tokenizer = load_tokenizer(folder)
     encoder = make_encoder(template, tokenizer, EncodeOptions(enable_thinking=thinking))
     remedy = f"ask with --prompt-type {name}, as generate does; verify-template shows the differences"
-    if not has_chat_template(tokenizer):
+    if tokenizer.chat_template is None:
         return f"{folder} has no chat template: others than this toolkit cannot write the prompts of training; {remedy}"
     found = certify(encoder, tokenizer, _QUESTIONS, examples=1)
     if found.certificate.holds:
