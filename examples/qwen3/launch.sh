@@ -101,9 +101,9 @@ run_training() {  # run_training LOG FLAGS...: tools/posttrain_gpt.py on DEVICES
     fi
 }
 
-tune() {  # tune SIZE TP PP FLAGS...: Qwen3-SIZE from HF_MODEL on DATA_PATH into SAVE; goes on where SAVE stopped
-    local name size="$1" tp="$2" pp="$3" model
-    shift 3
+tune() {  # tune SIZE TP PP CP FLAGS...: Qwen3-SIZE from HF_MODEL on DATA_PATH into SAVE; goes on where SAVE stopped
+    local name size="$1" tp="$2" pp="$3" cp="$4" model
+    shift 4
     name="$(basename "$0" .sh)"
     DATA_PATH="${DATA_PATH:-$ROOT/output/dataset/$DATASET}"
     SAVE="${SAVE:-$ROOT/output/${name#tune_}}"
@@ -112,15 +112,16 @@ tune() {  # tune SIZE TP PP FLAGS...: Qwen3-SIZE from HF_MODEL on DATA_PATH into
     if [ "${SMOKE:-0}" = 1 ]; then  # a tiny model of the same shape in fp32, on this machine
         model=(--num-layers 2 --hidden-size 64 --ffn-hidden-size 128 --num-attention-heads 4 --num-query-groups 2
             --kv-channels 16)
-        tp=1 pp=1 NNODES=1
+        tp=1 pp=1 cp="$((cp > 1 ? 2 : 1))" NNODES=1 DEFAULT_GBS=2
     else
         model=(--preset "qwen3-$size" --bf16)
     fi
-    TP="${TP:-$tp}" PP="${PP:-$pp}"
+    TP="${TP:-$tp}" PP="${PP:-$pp}" CP="${CP:-$cp}"
     # Without accelerators: as many processes as the layout asks for.
-    [ "$DEVICES" -gt 0 ] || DEVICES="$((TP * PP / ${NNODES:-1}))"
+    [ "$DEVICES" -gt 0 ] || DEVICES="$((TP * PP * CP / ${NNODES:-1}))"
     model+=(--tensor-model-parallel-size "$TP" --pipeline-model-parallel-size "$PP" --use-distributed-optimizer)
     [ "$TP" -eq 1 ] || model+=(--sequence-parallel)
+    [ "$CP" -eq 1 ] || model+=(--context-parallel-size "$CP" --context-parallel-algo "${CP_ALGO:-megatron_cp_algo}")
     if [ -z "${ADAPTERS:-}" ] && [ -e "$SAVE/latest_checkpointed_iteration.txt" ]; then
         model+=(--load "$SAVE")
     elif [ -n "${HF_MODEL:-}" ]; then
@@ -132,7 +133,7 @@ tune() {  # tune SIZE TP PP FLAGS...: Qwen3-SIZE from HF_MODEL on DATA_PATH into
     # Adapters are saved without the weights that they belong to, if these lie in a folder of their own.
     [ -z "${ADAPTERS:-}" ] || model+=(--lora-load "$SAVE" ${HF_MODEL:+--lora-ckpt-filter})
     run_training "$name" "${model[@]}" --data-path "$DATA_PATH" \
-        --seq-length "${SEQ_LENGTH:-4096}" --micro-batch-size "${MBS:-1}" --global-batch-size "${GBS:-16}" \
+        --seq-length "${SEQ_LENGTH:-${DEFAULT_SEQ_LENGTH:-4096}}" --micro-batch-size "${MBS:-1}" --global-batch-size "${GBS:-${DEFAULT_GBS:-16}}" \
         --train-iters "${TRAIN_ITERS:-2000}" --lr "${LR:-1.25e-6}" --min-lr "${MIN_LR:-1.25e-7}" \
         --lr-decay-style cosine --lr-warmup-fraction "${WARMUP:-0.01}" --weight-decay 1e-1 --clip-grad 1.0 \
         --adam-beta1 0.9 --adam-beta2 0.95 --save "$SAVE" --save-interval "${SAVE_INTERVAL:-1000}" \

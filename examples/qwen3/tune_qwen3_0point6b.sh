@@ -6,4 +6,4 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 DATASET=qwen3
-tune 0.6b 1 1 --no-pad-to-seq-lengths "$@"
+tune 0.6b 1 1 1 --no-pad-to-seq-lengths "$@"

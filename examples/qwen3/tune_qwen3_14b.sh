@@ -6,4 +6,4 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 DATASET=qwen3
-tune 14b 8 1 --no-pad-to-seq-lengths "$@"
+tune 14b 8 1 1 --no-pad-to-seq-lengths "$@"

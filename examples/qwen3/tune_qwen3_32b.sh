@@ -8,4 +8,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 NNODES="${NNODES:-2}"
 DATASET=qwen3
-tune 32b 8 2 --no-pad-to-seq-lengths "$@"
+tune 32b 8 2 1 --no-pad-to-seq-lengths "$@"

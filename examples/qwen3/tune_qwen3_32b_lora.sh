@@ -10,6 +10,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 LR="${LR:-1e-4}" MIN_LR="${MIN_LR:-1e-5}"
 NNODES="${NNODES:-2}"
 DATASET=qwen3 ADAPTERS=1
-tune 32b 8 2 --no-pad-to-seq-lengths \
+tune 32b 8 2 1 --no-pad-to-seq-lengths \
     --lora-target-modules linear_qkv linear_proj linear_fc1 linear_fc2 \
     --lora-r "${LORA_R:-16}" --lora-alpha "${LORA_ALPHA:-32}" "$@"

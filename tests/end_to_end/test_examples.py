@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.training_runs import make_datasets, make_hugging_face_model
+from tests.tolerances import LAYOUT_LOSS
+from tests.training_runs import losses, make_datasets, make_hugging_face_model
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "examples/qwen3"
@@ -25,15 +26,28 @@ OWN_FLAG = {
 }
 
 
-# Size in a script's name -> layers and width of the model, and the layout.
+# Size in a script's name -> layers and width of the model; tensor, pipeline and context parallel size.
 MODELS = {
-    "0point6b": ((28, 1024), 1, 1),
-    "1point7b": ((28, 2048), 1, 1),
-    "4b": ((36, 2560), 2, 1),
-    "8b": ((36, 4096), 8, 1),
-    "14b": ((40, 5120), 8, 1),
-    "32b": ((64, 5120), 8, 2),
+    "0point6b": ((28, 1024), 1, 1, 1),
+    "1point7b": ((28, 2048), 1, 1, 1),
+    "4b": ((36, 2560), 2, 1, 1),
+    "8b": ((36, 4096), 8, 1, 1),
+    "14b": ((40, 5120), 8, 1, 1),
+    "32b": ((64, 5120), 8, 2, 1),
+    "32b_256k": ((64, 5120), 8, 1, 4),
 }
+# What a script trains -> length of its rows.
+LENGTHS = {"full": 4096, "lora": 4096, "pack": 32768, "256k_pack": 262144}
+TUNE = [path for path in SCRIPTS if path.name.startswith("tune")]
+
+
+def _kind(script: Path) -> str:
+    return script.stem.split("_", 3)[3] if script.stem.count("_") > 2 else "full"
+
+
+def _model(script: Path) -> tuple[tuple[int, int], int, int, int]:
+    size = script.stem.split("_")[2]
+    return MODELS[f"{size}_256k" if "256k" in _kind(script) else size]
 
 
 def _run(script: Path, tmp_path: Path, *flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -75,13 +89,35 @@ def test_dry_run_prints_the_command_and_the_configuration(script: Path, tmp_path
     assert command.strip().endswith(f"{flag} {value}") and "/tools/" in command
     assert title.startswith("configuration") and f"  {flag} = {value}   (flag)" in configuration
     if script.name.startswith("tune"):
-        (layers, width), tensor, pipeline = MODELS[script.stem.split("_")[2]]
-        assert f"-m mindspeed_ift.cli.torchrun --nproc_per_node {min(tensor * pipeline, 8)} " in command
-        assert ("--nnodes 2" in command) == (pipeline == 2)
+        (layers, width), tensor, pipeline, context = _model(script)
+        devices = tensor * pipeline * context
+        assert f"-m mindspeed_ift.cli.torchrun --nproc_per_node {min(devices, 8)} " in command
+        assert (f"--nnodes {devices // 8} " if devices > 8 else "--standalone ") in command
         assert any(f"num_layers {layers}, hidden_size {width}" in line for line in configuration)
-        layout = f"layout: {tensor * pipeline} devices = tensor {tensor} x pipeline {pipeline}"
+        layout = f"layout: {devices} devices = tensor {tensor} x pipeline {pipeline} x context {context} x data 1"
         assert any(line.startswith(layout) for line in configuration)
+        assert f"  --seq-length = {LENGTHS[_kind(script)]}   (flag)" in configuration
     assert not list(tmp_path.iterdir())
+
+
+def test_every_size_has_every_kind() -> None:
+    """And a trial of each is that of the 8B, which is run for real below."""
+    kinds = {(script.stem.split("_")[2], _kind(script)) for script in TUNE}
+    dense = [name for name in MODELS if "256k" not in name]
+    assert kinds >= {(size, kind) for size in dense for kind in ("full", "lora", "pack")} | {("32b", "256k_pack")}
+
+
+@pytest.mark.parametrize("script", [path for path in TUNE if "256k" not in path.name], ids=lambda path: path.name)
+def test_a_trial_of_any_size_is_that_of_the_8b(script: Path, tmp_path: Path) -> None:
+    """SMOKE=1 gives the same command for every size, and those of the 8B are run for real below."""
+    kind = _kind(script)
+    same = FOLDER / ("tune_qwen3_8b.sh" if kind == "full" else f"tune_qwen3_8b_{kind}.sh")
+    python = tmp_path / "python"
+    python.write_text("#!/bin/bash\nprintf '%s\\n' \"$@\"\n")
+    python.chmod(0o755)
+    variables = {"SMOKE": "1", "DRY_RUN": "1", "PYTHON": str(python), "DEVICES": "1", "SAVE": str(tmp_path / "run")}
+    asked, expected = (_run(path, tmp_path, **variables).stdout for path in (script, same))
+    assert asked == expected and "--num-layers\n2\n" in asked
 
 
 @pytest.mark.parametrize(
@@ -93,7 +129,9 @@ def test_a_dry_run_refuses_an_unknown_flag(script: Path, tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "script", [path for path in SCRIPTS if "tune" not in path.name or "b_" in path.name], ids=lambda path: path.name
+)
 def test_a_missing_path_is_one_sentence(script: Path, tmp_path: Path) -> None:
     """Exit code 2 before anything is written."""
     nowhere = str(tmp_path / "nowhere")
@@ -104,8 +142,8 @@ def test_a_missing_path_is_one_sentence(script: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("script", [path for path in SCRIPTS if "32b" in path.name], ids=lambda path: path.name)
-def test_two_machines_must_know_each_other_and_a_trial_needs_one(script: Path, tmp_path: Path) -> None:
+def test_two_machines_must_know_each_other_and_a_trial_needs_one(tmp_path: Path) -> None:
+    script = FOLDER / "tune_qwen3_32b.sh"
     (tmp_path / "data_packed_input_ids_document.idx").touch()
     variables = {"HF_MODEL": str(tmp_path), "DATA_PATH": str(tmp_path / "data")}
     done = _run(script, tmp_path, **variables, MASTER_ADDR="first")
@@ -162,9 +200,10 @@ def test_each_script_for_real(tmp_path: Path, kind: str) -> None:
         "HF_OUTPUT": str(tmp_path / "hf"),
         "MAX_NEW_TOKENS": "4",
     }
+    tokenizer = ["--tokenizer-name-or-path", variables["TOKENIZER"]]
     for script, flags in (
         (f"data_convert_qwen3_instruction{kind}.sh", []),
-        (f"tune_qwen3_8b{kind}.sh", ["--tokenizer-name-or-path", variables["TOKENIZER"]]),
+        (f"tune_qwen3_8b{kind}.sh", tokenizer),
         ("ckpt_convert_qwen3_mcore2hf.sh", []),
         ("generate_qwen3_8b.sh", ["--prompt", "add 3 and 6"]),
     ):
@@ -174,6 +213,11 @@ def test_each_script_for_real(tmp_path: Path, kind: str) -> None:
     assert "> add 3 and 6" in done.stdout
     again = _run(FOLDER / f"tune_qwen3_8b{kind}.sh", tmp_path, **(variables | {"TRAIN_ITERS": "4"}))
     assert again.returncode == 0 and "resuming after step 3" in again.stdout, again.stdout + again.stderr
+    if kind:  # the long rows, each shared by two devices
+        long = variables | {"SAVE": str(tmp_path / "long")}
+        done = _run(FOLDER / "tune_qwen3_32b_256k_pack.sh", tmp_path, *tokenizer, **long)
+        assert done.returncode == 0 and "context 2" in done.stdout, done.stdout + done.stderr
+        assert losses(tmp_path / "long") == pytest.approx(losses(tmp_path / "run")[:3], **LAYOUT_LOSS)
     broken = _run(FOLDER / f"tune_qwen3_8b{kind}.sh", tmp_path, "--trian-iters", "3", **variables)
     assert broken.returncode == 2 and "did you mean --train-iters" in broken.stdout
     assert broken.stdout.count("error: ") == 1 and "Traceback" not in broken.stdout
