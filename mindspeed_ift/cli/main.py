@@ -14,6 +14,7 @@ COMMANDS = {
     "repack-dataset": "rows of another length from the same tokens (tools/repack_dataset.py)",
     "merge-datasets": "several indexed datasets -> one (tools/merge_datasets.py)",
     "verify-dataset": "whether a dataset is whole and what its manifest says (tools/verify_dataset.py)",
+    "verify-packing": "do packed rows teach what their samples do: a training line on a tiny model (tools/verify_packing.py)",
     "tune": "indexed dataset -> trained checkpoint (tools/posttrain_gpt.py)",
     "convert": "Hugging Face <-> Megatron checkpoints (tools/convert_ckpt.py)",
     "generate": "answers from a Hugging Face folder or a checkpoint (tools/inference.py)",

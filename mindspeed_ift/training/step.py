@@ -45,7 +45,7 @@ class StepReport:
     stop: bool = False
 
 
-class _Totals(NamedTuple):
+class Totals(NamedTuple):
     """Sums over all ranks: of the loss, tokens of four kinds (see `StepReport`), and ranks that were asked to stop."""
 
     loss: float
@@ -83,7 +83,7 @@ def train_step(
     for stage in model:
         stage.zero_grad_buffer()
     optimizer.zero_grad()
-    totals = _forward_backward(model, batches, groups, device, stop_requested, forward_only=False)
+    totals = forward_backward(model, batches, groups, device, stop_requested, forward_only=False)
     learning_rate = optimizer.param_groups[0]["lr"]
     gradient_norm, refusal = 0.0, None
     if not math.isfinite(totals.loss):
@@ -114,13 +114,13 @@ def evaluate_step(
     for stage in model:
         stage.eval()
     with torch.no_grad():
-        totals = _forward_backward(model, batches, groups, device, lambda: False, forward_only=True)
+        totals = forward_backward(model, batches, groups, device, lambda: False, forward_only=True)
     for stage in model:
         stage.train()
     return totals.loss, totals.learnt
 
 
-def _forward_backward(
+def forward_backward(
     model: list[DistributedDataParallel],
     batches: Sequence[Batch],
     groups: Groups,
@@ -128,8 +128,20 @@ def _forward_backward(
     stop_requested: Callable[[], bool],
     *,
     forward_only: bool,
-) -> _Totals:
-    """Totals over the global batch, gradients left in the model."""
+) -> Totals:
+    """Run the micro-batches of this replica through Megatron's schedule.
+
+    Args:
+        model: this rank's stages.
+        batches: this replica's micro-batches.
+        groups: whom this rank talks to.
+        device: where tensors go.
+        stop_requested: whether this rank was asked to stop.
+        forward_only: leave no gradients.
+
+    Returns:
+        Totals over the global batch. The gradients left in the model are those of the loss sum divided by the learnt tokens.
+    """
     length = batches[0].tokens.shape[1]  # of whole rows, as Megatron wants it
     batches = [_local_part(batch, groups) for batch in batches]
     sums = get_forward_backward_func()(
@@ -141,7 +153,7 @@ def _forward_backward(
         micro_batch_size=batches[0].tokens.shape[0],
         forward_only=forward_only,
     )
-    totals = torch.zeros(len(_Totals._fields), dtype=torch.float64, device=device.torch_device)
+    totals = torch.zeros(len(Totals._fields), dtype=torch.float64, device=device.torch_device)
     if groups.totals_writer:
         totals[0] = sum((part["loss"] for part in sums), torch.zeros((), device=device.torch_device))
         totals[1] = sum(batch.learnt_tokens for batch in batches)
@@ -150,7 +162,7 @@ def _forward_backward(
             totals[3] = sum(batch.real_tokens for batch in batches)
             totals[4] = sum(batch.squared_lengths for batch in batches)
     totals[5] = stop_requested()  # of every rank: a signal may reach but one of them
-    return _Totals(*groups.sum_over_world(totals).tolist())
+    return Totals(*groups.sum_over_world(totals).tolist())
 
 
 def _local_part(batch: Batch, groups: Groups) -> Batch:

@@ -21,6 +21,7 @@ from mindspeed_ift.config.merge import MergeConfig
 from mindspeed_ift.config.repack import RepackConfig
 from mindspeed_ift.config.show import ShowConfig
 from mindspeed_ift.config.tuning import TuneConfig
+from mindspeed_ift.config.verify_packing import VerifyPackingConfig
 from mindspeed_ift.config.verify_template import VerifyTemplateConfig
 
 COMMANDS = (
@@ -32,6 +33,7 @@ COMMANDS = (
     GenerateConfig,
     ShowConfig,
     VerifyTemplateConfig,
+    VerifyPackingConfig,
 )
 
 
@@ -58,7 +60,14 @@ def example(kind: Any, default: Any) -> tuple[list[str], Any]:
     return [word], kind(word)
 
 
-CASES = [(command, name, kind) for command in COMMANDS for name, kind in leaves(command)]
+TUNING = dict(leaves(TuneConfig))
+CASES = [
+    (command, name, kind)
+    for command in COMMANDS
+    for name, kind in leaves(command)
+    # Those that a command takes over from training are tested there.
+    if not (issubclass(command, TuneConfig) and command is not TuneConfig and name in TUNING)
+]
 
 
 @pytest.mark.parametrize(("command", "name", "kind"), CASES, ids=[f"{c.__name__}-{n}" for c, n, _ in CASES])
