@@ -36,7 +36,7 @@ def main() -> None:
             report("plain knapsack", lengths, rules, None, seconds, rows)
         counts = np.bincount(lengths, minlength=length).tolist()
         planners = {"greedy-knapsack": greedy_rows, "best-fit": best_fit_placements}
-        for algorithm in ("greedy-knapsack", "best-fit", "sequential"):
+        for algorithm in ("greedy-knapsack", "best-fit", "sequential", "balanced"):
             rules = PackRules(length, algorithm)
             planner = planners.get(algorithm)
             plan = timed(planner, counts, rules.capacity, rules.max_segments)[1] if planner else None

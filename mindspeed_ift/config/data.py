@@ -12,7 +12,7 @@ from mindspeed_ift.config.errors import UserError
 _LEAST_ROOM = 8
 _ROUNDING = 1e-8
 """By which probabilities may miss 1; what numpy's ``choice`` allows."""
-PackingAlgorithm = Literal["greedy-knapsack", "best-fit", "sequential"]
+PackingAlgorithm = Literal["greedy-knapsack", "best-fit", "sequential", "balanced"]
 
 
 _DROP_FRACTION, _TELLING_RECORDS = 0.05, 100
@@ -98,7 +98,8 @@ class PreprocessConfig:
 
     packing_algorithm: PackingAlgorithm = "greedy-knapsack"
     """Which samples share a row. greedy-knapsack: the rows of MindSpeed-LLM, byte for byte, and as full as best-fit's;
-    best-fit: longest first into the fullest row, rows then shuffled by --seed; sequential: the order is kept."""
+    best-fit: longest first into the fullest row, rows then shuffled by --seed; sequential: the order is kept; balanced:
+    hardly more rows than best-fit, all with as much attention to compute, for --balance-packs."""
 
     max_segments: int = 1024
     """Most segments of a packed row, its pads being one: more is more than attention on the device can take."""

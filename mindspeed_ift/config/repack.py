@@ -21,7 +21,8 @@ class RepackConfig:
     """Tokens of a row, pads included."""
 
     packing_algorithm: PackingAlgorithm = "greedy-knapsack"
-    """Which samples share a row: greedy-knapsack, best-fit (rows shuffled by --seed) or sequential."""
+    """Which samples share a row: greedy-knapsack, best-fit or balanced (rows shuffled by --seed) or sequential; see
+    preprocess_data.py."""
 
     max_segments: int = 1024
     """Most segments of a row, its pads being one: more is more than attention on the device can take."""
@@ -33,7 +34,7 @@ class RepackConfig:
     """Samples that fit no row: cut as preprocess_data.py --neat-pack cuts them, left out, or refused."""
 
     seed: int = 1234
-    """Of the order of best-fit's rows."""
+    """Of the order of best-fit's and balanced rows."""
 
     output: Path | None = None
     """Where the index goes; default: beside the dataset, PREFIX.pack_LENGTH_FINGERPRINT.npz."""

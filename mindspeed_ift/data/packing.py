@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from mindspeed_ift.config.data import PackingAlgorithm
+from mindspeed_ift.data.balanced_packing import balanced
 from mindspeed_ift.data.packing_algorithms import Packs, best_fit, greedy_knapsack, sequential
 
 ALGORITHMS: dict[PackingAlgorithm, Callable[[np.ndarray, int, int], Packs]] = {
     "greedy-knapsack": greedy_knapsack,
     "best-fit": best_fit,
     "sequential": sequential,
+    "balanced": balanced,
 }
 
 
@@ -26,7 +28,7 @@ class PackRules:
         algorithm: Which samples share a row.
         max_segments: Most segments of a row, its pads being one: what attention of many lengths can take.
         multiple: A sample takes a multiple of so many tokens, pads of its own at its end. Divides ``seq_length``.
-        seed: Of the order of rows; only best-fit has no order of its own.
+        seed: Of the order of rows; only best-fit and balanced have no order of their own.
     """
 
     seq_length: int
@@ -55,11 +57,11 @@ def pack(lengths: np.ndarray, rules: PackRules) -> Packs:
 
     Returns:
         Rows in the order of the reference (greedy-knapsack: row 0 starts with the longest sample), of the samples
-        (sequential), or by the seed (best-fit), so that a row's place tells nothing about the lengths in it.
+        (sequential), or by the seed (best-fit, balanced), so that a row's place tells nothing about the lengths in it.
     """
     assert len(lengths) == 0 or (lengths.min() >= 1 and lengths.max() < rules.seq_length), "a sample that fits no row"
     packs = ALGORITHMS[rules.algorithm](rules.spaces(lengths), rules.capacity, rules.max_segments - 1)
-    if rules.algorithm != "best-fit":
+    if rules.algorithm not in ("best-fit", "balanced"):
         return packs
     return packs.reordered(np.random.default_rng(rules.seed % (1 << 32)).permutation(len(packs)))
 

@@ -1,4 +1,4 @@
-"""Lengths in, rows out: three ways to choose which samples share a row. Pure and deterministic.
+"""Lengths in, rows out: ways to choose which samples share a row. Pure and deterministic.
 
 Samples of one length are as good as each other, so greedy and best-fit work on the number of samples a length
 (a histogram) and move as many at a time as would be moved in the same way one by one; only at the end is each place
@@ -7,6 +7,7 @@ given to a sample. A million samples are planned in hundredths of a second.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,9 +66,9 @@ def greedy_knapsack(lengths: np.ndarray, capacity: int, most_samples: int) -> Pa
     """
     drawn, sizes = greedy_rows(_counts(lengths, capacity), capacity, most_samples)
     # Both orders group by length; within a group, draws in their order meet samples in falling order.
-    descending = len(lengths) - 1 - _stable_order(lengths[::-1])
+    descending = len(lengths) - 1 - stable_order(lengths[::-1])
     samples = np.empty(len(lengths), np.int64)
-    samples[_stable_order(drawn)] = descending
+    samples[stable_order(drawn)] = descending
     return Packs(samples, np.concatenate(([0], np.cumsum(sizes))))
 
 
@@ -115,24 +116,52 @@ def best_fit(lengths: np.ndarray, capacity: int, most_samples: int) -> Packs:
     Returns:
         Rows in the order they are opened, each from its longest sample to its shortest.
     """
-    placements = best_fit_placements(_counts(lengths, capacity), capacity, most_samples)
+    samples = stable_order(lengths)[::-1]
+    row = best_fit_rows(lengths[samples], capacity, most_samples)
+    return Packs(samples[stable_order(row)], np.concatenate(([0], np.cumsum(np.bincount(row)))))
+
+
+def best_fit_rows(
+    falling: np.ndarray,
+    capacity: int,
+    most_samples: int,
+    open_room: Sequence[int] | np.ndarray = (),
+    open_seats: Sequence[int] | np.ndarray = (),
+) -> np.ndarray:
+    """The row of each sample, by best-fit, where some rows are open from the start: int64 ``[samples]``.
+
+    Args:
+        falling: int ``[samples]``: lengths, the longest first.
+        capacity: Most tokens in a row.
+        most_samples: Most samples in a row.
+        open_room: int ``[open rows]``: tokens that each still takes; rows that are opened follow these in number.
+        open_seats: int ``[open rows]``: samples that each still takes.
+    """
+    placements = best_fit_placements(_counts(falling, capacity), capacity, most_samples, open_room, open_seats)
     first, rows, number = (
         np.array([getattr(one, name) for one in placements], np.int64) for name in ("first", "rows", "number")
     )
-    # Placements come from the longest samples to the shortest, as the samples do in this order.
-    row = np.repeat(ranges(first, rows), np.repeat(number, rows))
-    samples = _stable_order(lengths)[::-1]
-    return Packs(samples[_stable_order(row)], np.concatenate(([0], np.cumsum(np.bincount(row)))))
+    # Placements come from the longest samples to the shortest, as the samples do.
+    return np.repeat(ranges(first, rows), np.repeat(number, rows))
 
 
-def best_fit_placements(counts: list[int], capacity: int, most_samples: int) -> list[Placement]:
+def best_fit_placements(
+    counts: list[int],
+    capacity: int,
+    most_samples: int,
+    open_room: Sequence[int] | np.ndarray = (),
+    open_seats: Sequence[int] | np.ndarray = (),
+) -> list[Placement]:
     """Where `best_fit` puts the samples of each length, from the longest length to the shortest.
 
-    Arguments as of `greedy_rows`.
+    Arguments as of `greedy_rows` and `best_fit_rows`.
     """
     # Rows by the room left in them, as (first row, rows, seats left in each); one bit for each room with such rows.
     waiting: list[list[tuple[int, int, int]]] = [[] for _ in range(capacity + 1)]
-    rooms = opened = 0
+    opened = len(open_room)
+    for row in np.flatnonzero((np.asarray(open_room) > 0) & (np.asarray(open_seats) > 0)).tolist():
+        waiting[int(open_room[row])].append((row, 1, int(open_seats[row])))
+    rooms = sum(1 << left for left, rows in enumerate(waiting) if rows)
     placements: list[Placement] = []
     for length in range(capacity, 0, -1):
         left = counts[length]
@@ -190,7 +219,7 @@ def _longest(nearest: list[int], counts: list[int], room: int) -> int:
     return length
 
 
-def _stable_order(values: np.ndarray) -> np.ndarray:
+def stable_order(values: np.ndarray) -> np.ndarray:
     """``argsort(values, kind="stable")`` of numbers from 0 on; numpy sorts 16 bits at once ten times as fast."""
     order = np.argsort((values & 0xFFFF).astype(np.uint16), kind="stable")
     shift = 16
