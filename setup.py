@@ -39,7 +39,7 @@ setup(
     install_requires=DEPENDENCIES,
     extras_require={
         "npu": ["torch-npu==2.13.0"],
-        "track": ["tensorboard", "wandb"],
+        "track": ["tensorboard>=2.20,<3", "wandb>=0.25,<1", "swanlab>=0.10,<1"],
         "fast": ["gigatoken==0.10.0"],
         "dev": [
             "peft==0.21.2",

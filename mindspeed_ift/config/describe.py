@@ -42,6 +42,15 @@ def resolved(parsed: Parsed, architecture: Architecture, layout: Layout) -> dict
     }
 
 
+def settings(config: Any, architecture: Architecture, layout: Layout) -> dict[str, Any]:
+    """What a run is, in plain values: ``flags``, ``architecture``, ``layout``; without where each came from."""
+    return {
+        "flags": {name.replace("_", "-"): _plain(value) for name, value in values(config).items()},
+        "architecture": asdict(architecture),
+        "layout": {**asdict(layout), "world": layout.world},
+    }
+
+
 def as_text(content: dict[str, Any]) -> str:
     """`resolved` as YAML, in its order."""
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)

@@ -9,6 +9,7 @@ from typing import Literal
 from mindspeed_ift.config.data import PackingAlgorithm
 from mindspeed_ift.config.layout import LayoutFlags
 from mindspeed_ift.config.lora import LoraFlags
+from mindspeed_ift.config.tracking import TrackingFlags
 
 
 @dataclass(frozen=True)
@@ -193,8 +194,6 @@ class RunFlags:
     """Stop after this step, without saving (to try a restart)."""
     log_interval: int = 1
     """Steps between progress lines."""
-    tensorboard_dir: Path | None = None
-    """Folder for TensorBoard, if it is installed; metrics.jsonl in --save has the same."""
     stage: Literal["sft"] = "sft"
     """Kind of tuning; only sft."""
     is_instruction_dataset: bool = True
@@ -224,3 +223,4 @@ class TuneConfig:
     optimizer: OptimizerFlags = field(default_factory=OptimizerFlags)
     lora: LoraFlags = field(default_factory=LoraFlags)
     run: RunFlags = field(default_factory=RunFlags)
+    tracking: TrackingFlags = field(default_factory=TrackingFlags)

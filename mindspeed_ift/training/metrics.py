@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from mindspeed_ift.devices.device import Device
 from mindspeed_ift.training.step import StepReport
-from mindspeed_ift.training.trackers import TensorBoard
+from mindspeed_ift.training.trackers import Trackers
 
 TIMINGS = ("seconds", "tokens_per_second", "real_tokens_per_second", "memory_bytes", "mfu")
 """Names in metrics.jsonl of what no two runs have in common. Tokens a second are those of all devices."""
@@ -31,7 +31,7 @@ class Metrics:
         interval: steps between lines.
         active: whether this rank speaks.
         operations: of a step; None: the model's share of the device's peak (MFU) is not known.
-        tensorboard: folder for TensorBoard's files, or None.
+        trackers: that get what metrics.jsonl gets.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Metrics:
         interval: int,
         active: bool,
         operations: Callable[[StepReport], float] | None = None,
-        tensorboard: Path | None = None,
+        trackers: Trackers | None = None,
     ) -> None:
         self.device, self.world, self.total, self.interval, self.active = device, world, total, interval, active
         self.folder = folder if active else None
@@ -54,7 +54,7 @@ class Metrics:
         self._since = self._begun = time.perf_counter()
         self._sums = dict.fromkeys(_SUMMED, 0.0)
         self._steps = 0
-        self._tensorboard = _tensorboard(tensorboard, first) if active and tensorboard is not None else None
+        self._trackers = trackers or Trackers()
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             _drop_from(self.folder / "metrics.jsonl", first)
@@ -106,15 +106,13 @@ class Metrics:
         if self._file is not None and self.folder is not None:
             self._file.close()
             draw(self.folder)
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        self._trackers.close()
 
     def _write(self, record: dict[str, Any]) -> None:
         if self._file is not None:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
-        if self._tensorboard is not None:
-            self._tensorboard.write(record)
+        self._trackers.write(record)
 
     def _timings(self, sums: dict[str, float]) -> dict[str, float]:
         """What depends on the clock; with the names of `TIMINGS`."""
@@ -167,14 +165,6 @@ def draw(folder: Path) -> None:
     figure.savefig(staging, format="png", dpi=120)
     pyplot.close(figure)
     os.replace(staging, folder / "loss.png")
-
-
-def _tensorboard(folder: Path, first: int) -> TensorBoard | None:
-    try:
-        return TensorBoard(folder, first)
-    except ImportError as error:
-        print(f"notice: --tensorboard-dir {folder} stays empty: {error}; pip install tensorboard", flush=True)
-        return None
 
 
 def _drop_from(path: Path, first: int) -> None:

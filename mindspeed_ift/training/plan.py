@@ -28,6 +28,7 @@ from mindspeed_ift.data.template_certificate import check_certificate
 from mindspeed_ift.data.template_choice import check_definition, definition, find_row, get_template, make_encoder
 from mindspeed_ift.data.tokenizer import load_tokenizer
 from mindspeed_ift.training.sources import Sources, find_sources, loaded_architecture
+from mindspeed_ift.training.trackers import require_packages
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,7 @@ def plan(config: TuneConfig, world_size: int) -> Plan:
         UserError: flags, data, model or checkpoint do not go together.
     """
     check_flags(config)
+    require_packages(config.tracking)
     layout = layout_of(config.layout, world_size)
     if config.run.save is not None:
         require_folder(config.run.save, "--save")

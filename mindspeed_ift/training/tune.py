@@ -12,6 +12,7 @@ import torch
 from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.checkpoint.convert import TRAINING_FACTS, hugging_face_shard
 from mindspeed_ift.checkpoint.disk import free_bytes, in_gigabytes, require_space
+from mindspeed_ift.config.describe import settings
 from mindspeed_ift.config.errors import RunError
 from mindspeed_ift.config.layout import padded_vocab_size
 from mindspeed_ift.data.micro_batches import MicroBatches
@@ -32,6 +33,7 @@ from mindspeed_ift.training.refused import refused_path, write_refused
 from mindspeed_ift.training.sources import find_sources
 from mindspeed_ift.training.step import StepReport, train_step
 from mindspeed_ift.training.stopping import StopRequest, listening
+from mindspeed_ift.training.trackers import Trackers, starts_of
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def _loop(run: _Run, stop_request: StopRequest) -> None:
         interval=config.run.log_interval,
         active=groups.rank == 0,
         operations=partial(_operations, plan) if config.optimizer.bf16 else None,  # peaks are those of bf16
-        tensorboard=config.run.tensorboard_dir,
+        trackers=_trackers(plan, progress.done) if groups.rank == 0 else None,
     )
     for iteration in _steps_to_do(run, total):
         metrics.begin()
@@ -107,6 +109,11 @@ def _loop(run: _Run, stop_request: StopRequest) -> None:
             _say(groups, f"stopping after step {iteration} {reason}")
             break
     metrics.close()
+
+
+def _trackers(plan: Plan, first: int) -> Trackers:
+    shown = settings(plan.config, plan.architecture, plan.layout)
+    return Trackers(starts_of(plan.config.tracking, plan.config.run.save, first, shown))
 
 
 def _operations(plan: Plan, report: StepReport) -> float:

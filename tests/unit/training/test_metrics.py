@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ import pytest
 from mindspeed_ift.devices.device import Device, current
 from mindspeed_ift.training.metrics import TIMINGS, Metrics
 from mindspeed_ift.training.step import StepReport
+from mindspeed_ift.training.trackers import Trackers
 
 
 def metrics(folder: Path | None, first: int = 0, interval: int = 2, active: bool = True) -> Metrics:
@@ -125,41 +124,20 @@ def test_the_share_of_the_peak_counts_the_time_of_steps_alone(
     assert "60 tokens/s/device  90 tokens/s without pads  MFU 25.0 %  1.00 s/step" in line
 
 
-def test_tensorboard_gets_what_is_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[tuple] = []
+def test_trackers_get_what_the_file_gets(tmp_path: Path) -> None:
+    got: list[tuple[int, dict]] = []
 
-    class SummaryWriter:
-        def __init__(self, folder: str, purge_step: int) -> None:
-            written.append((folder, purge_step))
-
-        def add_scalar(self, name: str, value: float, step: int) -> None:
-            written.append((name, value, step))
-
-        def flush(self) -> None: ...
+    class Tracker:
+        def write(self, step: int, numbers: dict) -> None:
+            got.append((step, numbers))
 
         def close(self) -> None:
-            written.append(("closed",))
+            got.append((0, {}))
 
-    module = types.ModuleType("torch.utils.tensorboard")
-    module.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    shown = Metrics(None, current(), world=1, total=9, first=3, interval=1, active=True, tensorboard=tmp_path / "board")
-    shown.step(4, dataclasses.replace(report(1.0), refusal="the loss is nan"))
+    trackers = Trackers([("a tracker", Tracker)])
+    shown = Metrics(tmp_path, current(), world=1, total=9, first=3, interval=1, active=True, trackers=trackers)
+    shown.step(4, report(1.0))
     shown.evaluation(4, 0.5, None, None)
     shown.close()
-    assert written[0] == (str(tmp_path / "board"), 4) and written[-2:] == [("validation_loss", 0.5, 4), ("closed",)]
-    assert ("padding_share", 0.25, 4) in written and {one[0] for one in written} & {"refused", "iteration"} == set()
-
-
-def test_without_tensorboard_a_line_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    for active in (True, False):
-        shown = Metrics(
-            None, current(), world=1, total=9, first=0, interval=1, active=active, tensorboard=tmp_path / "board"
-        )
-        shown.step(1, report(1.0))
-        shown.close()
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("notice")]
-    assert len(lines) == 1 and f"--tensorboard-dir {tmp_path / 'board'} stays empty" in lines[0]
+    written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert got == [(one.pop("iteration"), one) for one in written] + [(0, {})]
