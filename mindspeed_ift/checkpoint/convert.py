@@ -21,8 +21,11 @@ from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.convert import ConvertConfig
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.layout import Layout, layout_of, padded_vocab_size
+from mindspeed_ift.data.template_certificate import KEY as CERTIFICATE
+from mindspeed_ift.data.template_certificate import check_certificate, check_tokenizer
+from mindspeed_ift.data.tokenizer import load_tokenizer
 
-TRAINING_FACTS = ("prompt_type", "template_row", "template_sha256", "template_certificate", "enable_thinking")
+TRAINING_FACTS = ("prompt_type", "template_row", "template_sha256", CERTIFICATE, "enable_thinking")
 """What of a checkpoint's manifest says how its model was trained to be asked."""
 
 
@@ -236,6 +239,7 @@ def _to_hugging_face(config: ConvertConfig, source: Path, target: Path) -> str:
     if config.hf_cfg_dir is not None and Architecture.from_hugging_face(config.hf_cfg_dir) != architecture:
         raise UserError(f"--hf-cfg-dir {config.hf_cfg_dir} describes another architecture than {folder}")
     tokenizer = config.hf_cfg_dir or (Path(manifest["tokenizer"]) if manifest.get("tokenizer") else None)
+    _check_certificate(manifest, tokenizer, folder)
     content = architecture.to_hugging_face(manifest["dtype"])
     require_space(target, _bytes_of_weights(architecture, manifest["dtype"]), "--save-dir")
     write_folder(target, tensors, content, tokenizer, {key: manifest[key] for key in TRAINING_FACTS if key in manifest})
@@ -245,6 +249,14 @@ def _to_hugging_face(config: ConvertConfig, source: Path, target: Path) -> str:
         else "without a tokenizer: none is known, nor --hf-cfg-dir given"
     )
     return f"{folder} -> {target} (Hugging Face, {manifest['dtype']}, {told})"
+
+
+def _check_certificate(manifest: dict[str, Any], tokenizer: Path | None, folder: Path) -> None:
+    """Refuse to export with a tokenizer that is not that of training."""
+    certificate = manifest.get(CERTIFICATE)
+    check_certificate(certificate, manifest.get("template_sha256"), str(folder))
+    if certificate and tokenizer is not None and (tokenizer / "tokenizer.json").is_file():
+        check_tokenizer(certificate, load_tokenizer(tokenizer), str(folder))
 
 
 def _newest(flag: str, source: Path) -> Path:

@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
 def _encoder(config: GenerateConfig, facts: dict[str, Any]) -> Encoder:
     """Writes prompts as training wrote them; refuses a template that is not that of the checkpoint any more."""
     from mindspeed_ift.data.encode import EncodeOptions
-    from mindspeed_ift.data.template_certificate import KEY, check_certificate
+    from mindspeed_ift.data.template_certificate import KEY, check_certificate, check_tokenizer
     from mindspeed_ift.data.template_choice import check_definition, find_row, get_template, make_encoder
     from mindspeed_ift.data.tokenizer import load_tokenizer
 
@@ -69,9 +69,11 @@ def _encoder(config: GenerateConfig, facts: dict[str, Any]) -> Encoder:
     row = find_row(name, config.prompt_type_path) or trained.get("template_row")
     thinking = config.enable_thinking or facts.get("enable_thinking") or "none"
     template = get_template(name, row, config.prompt_type_path or f"--load {config.load}")
-    encoder = make_encoder(template, load_tokenizer(path), EncodeOptions(enable_thinking=thinking))
+    tokenizer = load_tokenizer(path)
+    encoder = make_encoder(template, tokenizer, EncodeOptions(enable_thinking=thinking))
     check_definition(encoder.fingerprint, trained.get("template_sha256"), name, f"--load {config.load}")
     check_certificate(facts.get(KEY), facts.get("template_sha256"), f"--load {config.load}")
+    check_tokenizer(facts.get(KEY), tokenizer, f"--load {config.load}")
     if facts.get("prompt_type") not in (None, "", name):
         print(f"notice: asked with --prompt-type {name}, but the model was trained with {facts['prompt_type']}")
     return encoder

@@ -13,8 +13,8 @@ from mindspeed_ift.config.flags import parse_with_origins
 from mindspeed_ift.config.verify_template import VerifyTemplateConfig
 
 if TYPE_CHECKING:
-    from mindspeed_ift.verify.comparison import Difference
-    from mindspeed_ift.verify.template import Mode, Report
+    from mindspeed_ift.data.certify import Report
+    from mindspeed_ift.data.template_comparison import Difference
 
 
 def main(argv: list[str]) -> int:
@@ -73,6 +73,8 @@ def _print(report: Report) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from mindspeed_ift.data.template_certificate import serving_options
+
     # As wide in a log file as the account of preprocess.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     decode = report.encoder.tokenizer.decode
@@ -92,13 +94,14 @@ def _print(report: Report) -> None:
         console.print(table)
 
     best = report.modes[0]
+    best_served = serving_options(best.serve_with)
     for origin, difference in best.examples:
         show(origin, difference)
     table = Table(title="Records", title_justify="left")
     for name in ("chat template served with", "what", "records"):
         table.add_column(name, justify="right" if name == "records" else "left")
     for mode in report.modes:
-        table.add_row(_options(mode), "equal, token for token", f"{mode.equal:,}")
+        table.add_row(serving_options(mode.serve_with), "equal, token for token", f"{mode.equal:,}")
         table.add_row("", "prompts equal, not the answers", f"{mode.prompts_equal - mode.equal:,}")
         for kind, count in mode.differ.most_common():
             table.add_row("", Text(f"differ first in: {kind}"), f"{count:,}")
@@ -108,12 +111,12 @@ def _print(report: Report) -> None:
     name, certificate = report.encoder.template.name, report.certificate
     if certificate.holds:
         print(
-            f"equal: served with {_options(best)}, the model sees what --prompt-type {name} trains it on"
+            f"equal: served with {best_served}, the model sees what --prompt-type {name} trains it on"
             f" ({certificate.records:,} records)"
         )
     elif certificate.prompts_equal == certificate.records:
         print(
-            f"prompts equal: served with {_options(best)}, the model is asked as --prompt-type {name} trains it, but the"
+            f"prompts equal: served with {best_served}, the model is asked as --prompt-type {name} trains it, but the"
             f" chat template writes its answers otherwise in {certificate.records - certificate.equal:,} of"
             f" {certificate.records:,} records"
         )
@@ -123,7 +126,3 @@ def _print(report: Report) -> None:
             f" {certificate.records - certificate.equal:,} of {certificate.records:,} records; train with another"
             " template (hf is the tokenizer's own), or serve with this one"
         )
-
-
-def _options(mode: Mode) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in mode.serve_with.items()) or "no options"

@@ -28,6 +28,8 @@ from mindspeed_ift.data.learning import plain_weights
 from mindspeed_ift.data.ledger import joined_account
 from mindspeed_ift.data.ledger_file import join_ledgers, ledger_path
 from mindspeed_ift.data.staging import report_write_errors
+from mindspeed_ift.data.template_certificate import KEY as CERTIFICATE
+from mindspeed_ift.data.template_certificate import check_certificate, joined
 
 _PACKED_NAME = re.compile(r"(?P<prefix>.+)_(?P<key>packed_.+_document)")
 _TEXT_NAME = re.compile(r"(?P<prefix>.+)_(?P<key>[^_]+_document)")
@@ -38,7 +40,7 @@ _SAME = (
 )
 """What the manifests must agree about: how ids are read, and how rows are laid out."""
 _TOTALS = ("samples", "conversations", "tokens", "learnt_tokens")
-_APART = ("files", "flags", "ledger", "input", "merged", "columns", *_TOTALS)
+_APART = ("files", "flags", "ledger", "input", "merged", "columns", CERTIFICATE, *_TOTALS)
 """What a merged manifest does not take over from those of its parts."""
 _OF_NO_MATTER = ("version", "tokenizer", "mix_strategy", "interleave_probs", "seed", "max_samples")
 """What may differ without a word: it tells where samples came from, not how they are written."""
@@ -224,6 +226,9 @@ def _facts(manifests: list[dict[str, Any] | None], prefixes: list[str]) -> tuple
     Raises:
         UserError: Two parts were not made alike.
     """
+    for prefix, manifest in zip(prefixes, manifests):
+        if manifest is not None:
+            check_certificate(manifest.get(CERTIFICATE), manifest.get("template_sha256"), f"dataset {prefix}")
     known = {prefix: manifest for prefix, manifest in zip(prefixes, manifests) if manifest is not None}
     for prefix in list(known)[1:]:
         _check_alike(next(iter(known)), prefix, known)
@@ -247,6 +252,9 @@ def _totals(manifests: list[dict[str, Any]]) -> dict[str, Any]:
     found = {**counts, "input": [file for one in manifests for file in one.get("input", [])]}
     if all("ledger" in one for one in manifests):
         found["ledger"] = joined_account([one["ledger"] for one in manifests])
+    certificate = joined([one.get(CERTIFICATE) for one in manifests])
+    if certificate is not None:
+        found[CERTIFICATE] = certificate
     return found
 
 

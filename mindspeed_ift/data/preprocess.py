@@ -12,14 +12,15 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import mindspeed_ift
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import RunError, UserError
-from mindspeed_ift.data.encode import EncodeOptions
+from mindspeed_ift.data.certify import certify_first
+from mindspeed_ift.data.encode import Encoder
 from mindspeed_ift.data.encode_pairs import PAIR_COLUMNS
 from mindspeed_ift.data.formats import (
     PEEKED,
@@ -35,12 +36,15 @@ from mindspeed_ift.data.intake import InputMarks, Intake, fingerprint, open_inta
 from mindspeed_ift.data.ledger import Ledger
 from mindspeed_ift.data.ledger_file import ledger_path
 from mindspeed_ift.data.mixing import Mixture, read_datasets
+from mindspeed_ift.data.modes import encode_options
 from mindspeed_ift.data.notices import notices
 from mindspeed_ift.data.packed_rows import write_packed
 from mindspeed_ift.data.progress import Progress, Show, SpaceWatch
 from mindspeed_ift.data.records import Origin, Readable, Record, find_datasets
 from mindspeed_ift.data.shards import Share, Shares, ShareWriter, check_sources
 from mindspeed_ift.data.staging import Mark, Staging, report_write_errors
+from mindspeed_ift.data.template_certificate import KEY as CERTIFICATE
+from mindspeed_ift.data.template_certificate import told
 from mindspeed_ift.data.template_choice import find_row, get_template, make_encoder
 from mindspeed_ift.data.templates import Template
 from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
@@ -74,9 +78,11 @@ class _Work:
     inputs: str
     sources: list[Readable]
     mixture: Mixture[tuple[Record, Origin]]
+    first: list[tuple[Record, Origin]]
     records: Iterator[tuple[Record, Origin]]
     template: Template
     tokenizer: Tokenizer
+    encoder: Encoder | None
     pool: WorkerPool
     job: Job
     token_facts: dict[str, Any]
@@ -138,15 +144,18 @@ def _prepare(config: PreprocessConfig, report: Callable[[str], None]) -> _Work:
     workers = 1 if config.merge_shards else config.workers
     pool = WorkerPool(tokenizer, workers, config.tokenizer_backend, report)
     first, records = _peek(iter(mixture), inputs)
-    form = make_format(config.handler_name, config.mapped_keys(), config.json_keys, first, inputs)
+    form = make_format(
+        config.handler_name, config.mapped_keys(), config.json_keys, [record for record, _ in first], inputs
+    )
     if isinstance(form, AutoFormat | TextFormat) and form.seen:
         report(form.seen)
     _check_mode(form, config)
     options = encode_options(config, template, form.makes_pairs)
     job = Job(form, template.name, row, options, config.pad_to_multiple_of)
     sources = [source for _, found in datasets for source in found]
-    token_facts = _token_facts(template, tokenizer, config.tokenizer_name_or_path, job)
-    return _Work(inputs, sources, mixture, records, template, tokenizer, pool, job, token_facts)
+    encoder = None if isinstance(form, TextFormat) else make_encoder(template, tokenizer, options)
+    token_facts = _token_facts(encoder, tokenizer, job)
+    return _Work(inputs, sources, mixture, first, records, template, tokenizer, encoder, pool, job, token_facts)
 
 
 def _take_in(
@@ -230,7 +239,9 @@ def _publish(
     ledger_file = place.folder / ledger_path(config.output_prefix).name
     with report_write_errors(ledger_file):
         beside = {ledger_file.name: intake.rows.write_parquet(ledger_file)}
-    facts = {**_facts(config), "input": inputs.wait(), **work.token_facts, **counts}
+    certificate = certify_first(work.encoder, work.tokenizer, work.job.form, work.first)
+    report(told(certificate))
+    facts = {**_facts(config), "input": inputs.wait(), **work.token_facts, CERTIFICATE: certificate, **counts}
     return writer.commit({**facts, "columns": list(writer.columns), "ledger": ledger.as_dict()}, beside)
 
 
@@ -261,40 +272,6 @@ def _say_how_to_go_on(waits: Staging, report: Callable[[str], None]) -> Iterator
         raise
 
 
-def encode_options(config: PreprocessConfig, template: Template, pairs: bool = False) -> EncodeOptions:
-    """Lengths and masks of a mode, by MindSpeed-LLM's rules.
-
-    With --seq-length S, the template first cuts a conversation to S tokens (older templates) or S - 1 (later ones);
-    then samples of S or more are dropped. So a sample that is too long is dropped with the older and kept, cut, with
-    the later. Neat-pack cuts each turn by itself to S - 1 and the whole to S - 1, and drops nothing. With --overlong
-    the longest sample has S - 1 tokens in every mode, and the flag says what becomes of longer ones. Preference pairs
-    are not cut to S without it, and their prompts and earlier answers never learnt.
-    """
-    length = config.seq_length
-    cutoffs = [] if config.cutoff_len is None else [config.cutoff_len]
-    options = EncodeOptions(
-        enable_thinking=config.enable_thinking,
-        train_on_prompt=config.train_on_prompt and not pairs,
-        mask_thoughts=config.mask_thoughts,
-        mask_history=config.mask_history or pairs,
-        drop_thinking=config.drop_thinking,
-        escape_special_tokens=config.escape_special_tokens,
-        append_eod=config.append_eod,
-    )
-    if config.overlong is not None:
-        cutoffs += [] if length is None else [length - 1]
-        return replace(options, overlong=config.overlong, room=min(cutoffs))
-    if length is not None and not pairs:
-        cutoffs.append(length - 1 if template.keeps_room_for_eod else length)
-    return replace(
-        options,
-        cutoff=min(cutoffs, default=None),
-        turn_limit=length - 1 if length is not None and config.neat_pack else None,
-        limit=length,
-        cut_to_limit=config.neat_pack,
-    )
-
-
 def _datasets(config: PreprocessConfig, report: Callable[[str], None]) -> list[tuple[str, list[Readable]]]:
     if not config.hf_datasets_params:
         return find_datasets(config.input)
@@ -306,12 +283,12 @@ def _datasets(config: PreprocessConfig, report: Callable[[str], None]) -> list[t
 
 def _peek(
     records: Iterator[tuple[Record, Origin]], inputs: str
-) -> tuple[list[Record], Iterator[tuple[Record, Origin]]]:
+) -> tuple[list[tuple[Record, Origin]], Iterator[tuple[Record, Origin]]]:
     """The first records, and all of them."""
     peeked = list(itertools.islice(records, PEEKED))
     if not peeked:
         raise UserError(f"no records in {inputs}; give --input a file that holds some")
-    return [record for record, _ in peeked], itertools.chain(peeked, records)
+    return peeked, itertools.chain(peeked, records)
 
 
 def _check_mode(form: Format, config: PreprocessConfig) -> None:
@@ -345,17 +322,16 @@ def _facts(config: PreprocessConfig) -> dict[str, Any]:
     }
 
 
-def _token_facts(template: Template, tokenizer: Tokenizer, tokenizer_folder: str, job: Job) -> dict[str, Any]:
+def _token_facts(encoder: Encoder | None, tokenizer: Tokenizer, job: Job) -> dict[str, Any]:
     facts: dict[str, Any] = {
-        "tokenizer": os.path.abspath(tokenizer_folder),
+        "tokenizer": os.path.abspath(tokenizer.path),
         "tokenizer_sha256": tokenizer.fingerprint,
         "vocab_size": tokenizer.vocab_size,
     }
-    if isinstance(job.form, TextFormat):
+    if encoder is None:
         eod = tokenizer.eod_id
         facts["vocab_size"] += job.pad_to_multiple_of > 1
         return {**facts, "prompt_type": "", "eod_id": eod, "pad_id": tokenizer.pad_id, "turn_end_ids": []}
-    encoder = make_encoder(template, tokenizer, job.options)
     facts.update(
         vocab_size=encoder.tokenizer.vocab_size, template_sha256=encoder.fingerprint, template_row=job.template_row
     )

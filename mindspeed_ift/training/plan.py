@@ -24,7 +24,7 @@ from mindspeed_ift.data.order import BalancedOrder, SampleOrder, split_ranges
 from mindspeed_ift.data.overlong import Overlong, count_overlong
 from mindspeed_ift.data.packed_view import PackedView, packed_samples
 from mindspeed_ift.data.template_certificate import KEY as CERTIFICATE
-from mindspeed_ift.data.template_certificate import check_certificate
+from mindspeed_ift.data.template_certificate import check_certificate, check_tokenizer
 from mindspeed_ift.data.template_choice import check_definition, definition, find_row, get_template, make_encoder
 from mindspeed_ift.data.tokenizer import load_tokenizer
 from mindspeed_ift.training.sources import Sources, find_sources, loaded_architecture
@@ -134,8 +134,7 @@ class Plan:
                 f"data: {self.cut_samples:,} samples are longer than --seq-length {self.config.data.seq_length} and "
                 f"are cut {how}; --no-cut-token refuses them"
             )
-        facts = self.token_facts
-        notice = check_certificate(facts[CERTIFICATE], facts["template_sha256"], self.dataset.prefix)
+        notice = self.token_facts["certificate_notice"]
         return "\n".join([*lines, *([notice] if notice else []), *self.sources.notices])
 
     @property
@@ -263,6 +262,8 @@ def token_facts(data: TrainingDataFlags, dataset: InstructionDataset) -> dict[st
             f"--tokenizer-name-or-path {path} is another tokenizer than {dataset.prefix} was made with; prepare the "
             "data again, or give the tokenizer it was made with"
         )
+    changed = check_tokenizer(facts[CERTIFICATE], tokenizer, f"dataset {dataset.prefix}")
+    facts["certificate_notice"] = changed or facts["certificate_notice"]
     end, turn_end = tokenizer.eod_id, [tokenizer.eod_id]
     if facts["prompt_type"]:
         template = get_template(facts["prompt_type"], facts["template_row"], f"dataset {dataset.prefix}")
@@ -281,7 +282,9 @@ def _add_template(facts: dict[str, Any], data: TrainingDataFlags, dataset: Instr
     facts["template_row"] = row or manifest.get("template_row")
     facts["template_sha256"] = manifest.get("template_sha256")
     facts[CERTIFICATE] = manifest.get(CERTIFICATE)
-    check_certificate(facts[CERTIFICATE], facts["template_sha256"], dataset.prefix)
+    facts["certificate_notice"] = check_certificate(
+        facts[CERTIFICATE], facts["template_sha256"], f"dataset {dataset.prefix}"
+    )
     if name:
         template = get_template(name, facts["template_row"], data.prompt_type_path or f"dataset {dataset.prefix}")
         check_definition(definition(template), facts["template_sha256"], name, f"dataset {dataset.prefix}")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from mindspeed_ift.checkpoint.convert import _check_certificate
 from mindspeed_ift.checkpoint.huggingface import read_training, write_folder
 from mindspeed_ift.cli.generate import _encoder
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.inference import GenerateConfig
-from mindspeed_ift.data.template_certificate import KEY, Certificate
+from mindspeed_ift.data.template_certificate import KEY, Certificate, no_certificate
 from mindspeed_ift.data.template_choice import definition
 from mindspeed_ift.data.template_table import TEMPLATES
+from mindspeed_ift.data.tokenizer import load_tokenizer
 from tests.tiny_tokenizer import make_tiny_tokenizer
 
 QWEN = {"prompt_type": "qwen", "template_row": None, "template_sha256": definition(TEMPLATES["qwen"])}
@@ -36,6 +39,28 @@ def test_a_generation_asks_as_training_did(tmp_path: Path, capsys: pytest.Captur
     assert "asked with --prompt-type qwen3, but the model was trained with qwen" in capsys.readouterr().out
     with pytest.raises(UserError, match="made with another definition of --prompt-type qwen"):
         _encoder(GenerateConfig(load=tmp_path), {**facts, "template_sha256": "0" * 64})
-    other = Certificate("qwen", "0" * 64, "none", "", "", {}, 1, 1, 1, {}, {}).as_dict()
+    other = Certificate("qwen", "0" * 64, "none", "", "", {}, 1, 1, 1, {}, {})
     with pytest.raises(UserError, match="not about its template"):
-        _encoder(GenerateConfig(load=tmp_path), {**facts, KEY: other})
+        _encoder(GenerateConfig(load=tmp_path), {**facts, KEY: other.as_dict()})
+    sha, mine = QWEN["template_sha256"], load_tokenizer(tmp_path).fingerprint
+    facts[KEY] = replace(other, template_sha256=sha, tokenizer_sha256=mine).as_dict()
+    assert _encoder(GenerateConfig(load=tmp_path), facts).template.name == "qwen"
+    facts[KEY] = replace(other, template_sha256=sha).as_dict()
+    with pytest.raises(UserError, match="is another one than that of --load"):
+        _encoder(GenerateConfig(load=tmp_path), facts)
+
+
+def test_an_export_is_held_to_the_certificate(tmp_path: Path) -> None:
+    """To its template, and to its tokenizer where one is exported."""
+    tokenizer = make_tiny_tokenizer(tmp_path / "tokenizer")
+    right = no_certificate("x", load_tokenizer(tokenizer))
+    _check_certificate({**QWEN, KEY: right}, tokenizer, tmp_path)
+    _check_certificate(QWEN, tokenizer, tmp_path)
+    (tmp_path / "none").mkdir()
+    other = Certificate("qwen", QWEN["template_sha256"], "none", "", "", {}, 1, 1, 1, {}, {}).as_dict()
+    for folder in (None, tmp_path / "none"):
+        _check_certificate({**QWEN, KEY: other}, folder, tmp_path)
+    with pytest.raises(UserError, match="tokenizer is another one than that of"):
+        _check_certificate({**QWEN, KEY: other}, tokenizer, tmp_path)
+    with pytest.raises(UserError, match="not about its template"):
+        _check_certificate({**QWEN, KEY: {**other, "equal": 0}}, None, tmp_path)

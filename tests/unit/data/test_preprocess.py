@@ -287,7 +287,7 @@ def test_progress_is_told(config: PreprocessConfig, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(workers, "CHUNK", 10)
     lines: list[str] = []
     preprocess(replace(config, log_interval=20), report=lines.append)
-    assert [line.split(",")[0] for line in lines[1:]] == ["20 records read", "40 records read"]
+    assert [line.split(",")[0] for line in lines[1:-1]] == ["20 records read", "40 records read"]
     assert lines[0].endswith("in.jsonl: 40 Alpaca (input, instruction, output)")
 
 

@@ -71,17 +71,24 @@ def test_packed_rows_are_never_cut(data: Path) -> None:
 
 def test_the_certificate_of_the_template_is_read(data: Path) -> None:
     prefix = prepare(data, "certified")
-    assert "certificate" not in planned(prefix).describe()
-    words = ["--input", str(data / "records.jsonl"), "--tokenizer", str(data / "tokenizer"), "--data-path", prefix]
-    assert verify_template(words) == 1
     told = planned(prefix)
     assert "writes 10 of 10 records otherwise than --prompt-type qwen" in told.describe()
     assert told.token_facts["template_certificate"]["verdict"] == "prompts equal"
+    other = data / "other"
+    config = make_tiny_tokenizer(other) / "tokenizer_config.json"
+    config.write_text(config.read_text(encoding="utf-8").replace("{%-", "{%"), encoding="utf-8")
+    assert "verify-template compares it" in planned(prefix, "--tokenizer-name-or-path", str(other)).describe()
+    words = ["--input", str(data / "records.jsonl"), "--tokenizer", str(other), "--data-path", prefix]
+    assert verify_template(words) == 1
+    assert "writes 10 of 10" in planned(prefix, "--tokenizer-name-or-path", str(other)).describe()
     manifest = json.loads((data / "certified.manifest.json").read_text(encoding="utf-8"))
     manifest["template_certificate"]["verdict"] = "equal"
     (data / "certified.manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(UserError, match="certificate of .*certified is not about its template"):
         planned(prefix)
+    del manifest["template_certificate"]
+    (data / "certified.manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert "certificate" not in planned(prefix).describe()
 
 
 @pytest.mark.parametrize("template", ["qwen", "qwen_lf", "qwen3"])
@@ -109,7 +116,9 @@ def test_joined_datasets(data: Path, tmp_path: Path) -> None:
     assert merge_datasets(["--input", *parts, "--output-prefix", whole]) == 0
     joined = planned(whole, *flags)
     assert len(joined.dataset) == 2 * len(one.dataset)
+    certificate, twice = (found.token_facts.pop("template_certificate") for found in (one, joined))
     assert joined.mode == one.mode and joined.token_facts == one.token_facts
+    assert twice["records"] == 2 * certificate["records"] and twice["verdict"] == certificate["verdict"]
     (data / "joined_b.manifest.json").unlink()
     assert merge_datasets(["--input", *parts, "--output-prefix", whole]) == 0
     with pytest.raises(UserError, match="whole has no manifest, so --tokenizer-name-or-path is needed"):

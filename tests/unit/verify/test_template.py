@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,22 @@ from mindspeed_ift.cli.command import run
 from mindspeed_ift.cli.main import main
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.data import template_comparison as comparison
+from mindspeed_ift.data.certify import Report, certify
 from mindspeed_ift.data.conversation import Conversation, DropRecord, Message, Role
 from mindspeed_ift.data.encode import EncodeOptions
 from mindspeed_ift.data.indexed import read_manifest
 from mindspeed_ift.data.preprocess import preprocess
-from mindspeed_ift.data.template_certificate import KEY, Certificate, add_to_dataset, check_certificate
-from mindspeed_ift.data.template_choice import get_template, make_encoder
+from mindspeed_ift.data.template_certificate import (
+    KEY,
+    Certificate,
+    add_to_dataset,
+    chat_template_sha256,
+    check_certificate,
+)
+from mindspeed_ift.data.template_choice import definition, get_template, make_encoder
 from mindspeed_ift.data.tokenizer import load_tokenizer
-from mindspeed_ift.verify import comparison
-from mindspeed_ift.verify.template import Report, certify, serving_notice
+from mindspeed_ift.verify.template import serving_notice
 from tests.tiny_tokenizer import make_tiny_tokenizer
 
 PLAIN = (
@@ -228,8 +236,9 @@ def test_the_certificate_of_a_dataset(tmp_path: Path) -> None:
 
 
 def certificate(**changes: Any) -> Certificate:
-    given = {"records": 2, "equal": 1, "prompts_equal": 1, "differ": {"x": 1}, "left_out": {}, **changes}
-    return Certificate("qwen", "a" * 64, "none", "b" * 64, "c" * 64, {}, **given)
+    about = {"prompt_type": "qwen", "template_sha256": "a" * 64, "chat_template_sha256": "c" * 64}
+    given = {**about, "records": 2, "equal": 1, "prompts_equal": 1, "differ": {"x": 1}, "left_out": {}, **changes}
+    return Certificate(enable_thinking="none", tokenizer_sha256="b" * 64, serve_with={}, **given)
 
 
 def test_a_certificate_is_held_to_its_template(tmp_path: Path) -> None:
@@ -248,6 +257,15 @@ def test_an_exported_model_is_told_how_to_be_asked(tmp_path: Path) -> None:
     path = folder(tmp_path / "own")
     assert serving_notice({}, path) is None
     assert serving_notice({"prompt_type": "qwen3", "enable_thinking": "true"}, path) is None
+    facts = {"prompt_type": "qwen3", "template_sha256": definition(get_template("qwen3"))}
+    differs = certificate(prompt_type="qwen3", template_sha256=facts["template_sha256"])
+    mine = load_tokenizer(path)
+    told = replace(
+        differs, tokenizer_sha256=mine.fingerprint, chat_template_sha256=chat_template_sha256(mine.chat_template) or ""
+    )
+    assert "writes 1 of 2 records otherwise" in (serving_notice({**facts, KEY: told.as_dict()}, path) or "")
+    changed = replace(told, chat_template_sha256="0", equal=2, prompts_equal=2)
+    assert "verify-template compares it" in (serving_notice({**facts, KEY: changed.as_dict()}, path) or "")
     notice = serving_notice({"prompt_type": "default", "template_row": None}, path) or ""
     assert "(--prompt-type default; first difference: system prompt" in notice and "as generate does" in notice
     (path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}', encoding="utf-8")

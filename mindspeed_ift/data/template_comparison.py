@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from itertools import zip_longest
 
 from mindspeed_ift.data.conversation import Conversation, DropRecord, parse_tools
+from mindspeed_ift.data.cutting import Pair
 from mindspeed_ift.data.encode import Encoder
 from mindspeed_ift.data.hf_template import ChatTemplateEncoder, render_chat
 
@@ -60,7 +61,9 @@ class Difference:
         return rows
 
 
-def compare(encoder: Encoder, conversation: Conversation, serve_with: Mapping[str, bool | str]) -> Difference | None:
+def compare(
+    encoder: Encoder, conversation: Conversation, turns: Sequence[Pair], serve_with: Mapping[str, bool | str]
+) -> Difference | None:
     """The first difference, prompt by prompt and then as a whole; None where there is none.
 
     What follows the last answer may differ in white space: generation has stopped there.
@@ -68,15 +71,15 @@ def compare(encoder: Encoder, conversation: Conversation, serve_with: Mapping[st
     Args:
         encoder: As training writes.
         conversation: Of the user's records.
+        turns: Its `Encoder.turn_ids`.
         serve_with: Options for the chat template (``enable_thinking``); ``system``: a system prompt for conversations
             without one.
 
     Raises:
-        DropRecord: Training cannot write the conversation.
+        DropRecord: A tool cannot be read.
     """
     options = {name: value for name, value in serve_with.items() if name != "system"}
     sent = _as_sent(encoder, conversation, str(serve_with.get("system", "")))
-    turns = encoder.turn_ids(conversation)
     last = len(turns) - 1
     # With only the last answer learnt, the tokenizer's own template writes all before it as one prompt.
     joined = len(sent.messages) // 2 - len(turns)
