@@ -42,8 +42,17 @@ with warnings.catch_warnings():
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
     from megatron.core.transformer import TransformerConfig
+    from megatron.core.transformer.moe import moe_utils
+    from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+    from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
+    from megatron.core.transformer.moe.router import TopKRouter
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+
+if not hasattr(moe_utils, "te_general_gemm"):
+    moe_utils.te_general_gemm = (
+        None  # the router asks for it by this name, also where TransformerEngine is not installed
+    )
 
 if not sys.warnoptions:  # python -W shows them: what the libraries have to say to each other is nothing a user can mend
     warnings.filterwarnings("ignore", module=r"megatron\.core\.")
@@ -54,11 +63,15 @@ __all__ = [
     "DistributedDataParallel",
     "DistributedDataParallelConfig",
     "GPTModel",
+    "MoEAuxLossAutoScaler",
+    "MoELayer",
+    "MoESubmodules",
     "ModuleSpec",
     "OptimizerConfig",
     "OptimizerParamScheduler",
     "ProcessGroupCollection",
     "RowParallelLinear",
+    "TopKRouter",
     "TransformerBlockSubmodules",
     "TransformerConfig",
     "clip_grad_by_total_norm_fp32",

@@ -22,13 +22,19 @@ MODES = {
 }
 
 
-def make_hugging_face_model(folder: Path, *, tied: bool, vocab_size: int, layers: int = 2) -> Path:
-    """A tiny random Qwen3ForCausalLM with norms that are not all one, saved in fp32."""
+def make_hugging_face_model(
+    folder: Path, *, tied: bool, vocab_size: int, layers: int = 2, experts: dict[str, Any] | None = None
+) -> Path:
+    """A tiny random Qwen3ForCausalLM with norms that are not all one, saved in fp32.
+
+    With ``experts`` a Qwen3MoeForCausalLM: eight experts, two a token; what else its config.json shall say.
+    """
     import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     torch.manual_seed(7)
-    config = Qwen3Config(
+    sizes = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True}
+    config = (Qwen3Config if experts is None else Qwen3MoeConfig)(
         vocab_size=vocab_size,
         hidden_size=64,
         intermediate_size=128,
@@ -41,12 +47,15 @@ def make_hugging_face_model(folder: Path, *, tied: bool, vocab_size: int, layers
         rms_norm_eps=1e-6,
         rope_theta=1e6,
         initializer_range=0.05,
+        **({} if experts is None else {**sizes, **experts}),
     )
-    model = Qwen3ForCausalLM(config)
+    model = (Qwen3ForCausalLM if experts is None else Qwen3MoeForCausalLM)(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.uniform_(0.5, 1.5)
+            elif "mlp.gate." in name:  # transformers 5 leaves it at zero: every expert alike
+                parameter.normal_(0, 0.5)
     model.save_pretrained(folder)
     return folder
 

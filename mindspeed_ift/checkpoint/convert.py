@@ -15,8 +15,8 @@ from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.checkpoint.adapters import flags_of, merge_adapters
 from mindspeed_ift.checkpoint.disk import require_folder, require_space
 from mindspeed_ift.checkpoint.huggingface import Folder, read_training, refuse_occupied, write_folder
-from mindspeed_ift.checkpoint.names import hugging_face_shapes, stage_entries
-from mindspeed_ift.checkpoint.transforms import from_shards, to_shard
+from mindspeed_ift.checkpoint.names import ALL_EXPERTS, ExpertPart, hugging_face_shapes, stage_entries
+from mindspeed_ift.checkpoint.transforms import Transform, from_shards, to_shard
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.convert import ConvertConfig
 from mindspeed_ift.config.errors import UserError
@@ -39,8 +39,9 @@ def hugging_face_shard(
     tensor_size: int,
     tensor_rank: int,
     padded_vocab: int,
+    experts: ExpertPart = ALL_EXPERTS,
 ) -> dict[str, Tensor]:
-    """One rank's Megatron state dict from a Hugging Face folder, reading only what the stage needs.
+    """One rank's Megatron state dict from a Hugging Face folder, reading only what the rank needs.
 
     Raises:
         UserError: a tensor is missing or has another shape, a file is damaged.
@@ -51,12 +52,16 @@ def hugging_face_shard(
             transform,
             [source.tensor(part, shapes[part]) for part in parts],
             architecture,
-            tensor_size=tensor_size,
-            tensor_rank=tensor_rank,
+            tensor_size=experts.tensor_size if transform.of_experts else tensor_size,
+            tensor_rank=experts.tensor_rank if transform.of_experts else tensor_rank,
             padded_vocab=padded_vocab,
         )
         for name, parts, transform in stage_entries(
-            architecture, layers, first_stage=first_stage, last_stage=last_stage
+            architecture,
+            layers,
+            first_stage=first_stage,
+            last_stage=last_stage,
+            experts=experts.numbers(architecture.num_experts),
         )
     }
 
@@ -109,58 +114,80 @@ def adapted_tensors(adapters: Path, base: Path) -> tuple[Architecture, dict[str,
 
 def _placement(manifest: dict[str, Any]) -> tuple[Any, ...]:
     """What must be alike for the files of two checkpoints to hold the same parts of their weights."""
-    layout = manifest["layout"]
-    return layout["tensor"], layout["pipeline"], manifest["stage_layers"], manifest["padded_vocab_size"]
+    layout = megatron.layout_of_manifest(manifest)
+    return (
+        layout.shards(),
+        layout.tensor_of_experts,
+        layout.pipeline,
+        manifest["stage_layers"],
+        manifest["padded_vocab_size"],
+    )
 
 
 def _shards(
     folder: Path, architecture: Architecture, manifest: dict[str, Any], number: int, base: Path | None
-) -> list[dict[str, Tensor]]:
-    """State dicts of a stage, one a tensor rank; those of ``base`` with the adapters of ``folder``.
+) -> dict[tuple[int, int], dict[str, Tensor]]:
+    """State dicts of a stage by (tensor rank, expert rank); those of ``base`` with the adapters of ``folder``.
 
     The weights of ``base`` get the dtype in which the adapters were trained on them.
     """
-    size, stages = manifest["layout"]["tensor"], manifest["stage_layers"]
-    shards = [_read_stage(folder, manifest, rank, number) for rank in range(size)]
+    layout, stages = megatron.layout_of_manifest(manifest), manifest["stage_layers"]
+    shards = {ranks: _read_stage(folder, manifest, ranks, number) for ranks in layout.shards()}
     if base is None:
         return shards
     if megatron.read_manifest(base) is not None:
-        weights = [_read_stage(base, manifest, rank, number) for rank in range(size)]
+        weights = {ranks: _read_stage(base, manifest, ranks, number) for ranks in layout.shards()}
     else:
-        weights = [
-            hugging_face_shard(
+        weights = {
+            (rank, expert): hugging_face_shard(
                 base,
                 architecture,
                 layers=range(*stages[number]),
                 first_stage=number == 0,
                 last_stage=number == len(stages) - 1,
-                tensor_size=size,
+                tensor_size=layout.tensor,
                 tensor_rank=rank,
                 padded_vocab=manifest["padded_vocab_size"],
+                experts=ExpertPart.of(layout, rank, expert),
             )
-            for rank in range(size)
-        ]
+            for rank, expert in layout.shards()
+        }
     dtype = getattr(torch, manifest["dtype"])
-    return [
-        {name: weight.to(dtype) for name, weight in part.items()} | shard
-        for part, shard in zip(weights, shards, strict=True)
-    ]
+    return {
+        ranks: {name: weight.to(dtype) for name, weight in weights[ranks].items()} | shard
+        for ranks, shard in shards.items()
+    }
 
 
-def _read_stage(folder: Path, manifest: dict[str, Any], rank: int, number: int) -> dict[str, Tensor]:
-    """One tensor rank's state dict of a stage, which may be one of several of its pipeline rank."""
-    pipeline, stages = manifest["layout"]["pipeline"], len(manifest["stage_layers"])
-    shard = megatron.read_shard(folder, rank, number % pipeline, pipeline)
-    key = megatron.model_keys(stages // pipeline)[number // pipeline]
+def _read_stage(folder: Path, manifest: dict[str, Any], ranks: tuple[int, int], number: int) -> dict[str, Tensor]:
+    """The state dict of a stage, which may be one of several of its pipeline rank, of a tensor and an expert rank."""
+    layout, stages = megatron.layout_of_manifest(manifest), len(manifest["stage_layers"])
+    shard = megatron.read_shard(
+        folder, ranks[0], number % layout.pipeline, layout.pipeline, expert_rank=megatron.expert_rank(layout, ranks[1])
+    )
+    key = megatron.model_keys(stages // layout.pipeline)[number // layout.pipeline]
     if key not in shard:
-        raise UserError(f"{folder} has no {key} in the file of tensor rank {rank}; it is not as its manifest says")
+        raise UserError(f"{folder} has no {key} in the file of tensor rank {ranks[0]}; it is not as its manifest says")
     return shard[key]
+
+
+def _sharing(
+    transform: Transform, shards: dict[tuple[int, int], dict[str, Tensor]], layout: Layout
+) -> list[list[dict[str, Tensor]]]:
+    """The state dicts that share a tensor, in the order of its parts; of experts a list for each expert rank."""
+    if not transform.of_experts:
+        return [[next(one for ranks, one in shards.items() if ranks[0] == rank) for rank in range(layout.tensor)]]
+    own = layout.tensor_of_experts
+    return [
+        [next(one for (rank, at), one in shards.items() if (rank % own, at) == (part, expert)) for part in range(own)]
+        for expert in range(layout.expert)
+    ]
 
 
 def _merged(
     folder: Path, architecture: Architecture, manifest: dict[str, Any], base: Path | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    stages = manifest["stage_layers"]
+    stages, layout = manifest["stage_layers"], megatron.layout_of_manifest(manifest)
     lora = flags_of(manifest["lora"]) if manifest.get("lora") else None
     for number, (start, stop) in enumerate(stages):
         shards = _shards(folder, architecture, manifest, number, base)
@@ -170,12 +197,15 @@ def _merged(
         ):
             if architecture.tied and name == "output_layer.weight":
                 continue  # a copy of the embedding
-            if name not in shards[0]:
-                raise UserError(f"{folder}: the tensor {name} is missing from stage {number}")
-            weights = [shard[name] for shard in shards]
-            if lora is not None:
-                weights = merge_adapters(name, weights, shards, lora)
-            yield from zip(parts, from_shards(transform, weights, architecture), strict=True)
+            values: list[Tensor] = []
+            for sharing in _sharing(transform, shards, layout):
+                if name not in sharing[0]:
+                    raise UserError(f"{folder}: the tensor {name} is missing from stage {number}")
+                weights = [shard[name] for shard in sharing]
+                if lora is not None:
+                    weights = merge_adapters(name, weights, sharing, lora)
+                values += from_shards(transform, weights, architecture)
+            yield from zip(parts, values, strict=True)
 
 
 def whole_model(folder: Path) -> tuple[Architecture, dict[str, Any], dict[str, Tensor]]:
@@ -268,12 +298,7 @@ def _newest(flag: str, source: Path) -> Path:
 
 def _to_megatron(config: ConvertConfig, source: Path, target: Path) -> str:
     architecture = Architecture.from_hugging_face(source)
-    layout = layout_of(config.target_layout, config.target_tensor_parallel_size * config.target_pipeline_parallel_size)
-    for count in (architecture.num_attention_heads, architecture.num_query_groups, architecture.ffn_hidden_size):
-        if count % layout.tensor:
-            raise UserError(
-                f"--target-tensor-parallel-size {layout.tensor} does not divide {count} heads or columns; choose a divisor"
-            )
+    layout = _target_layout(config, architecture)
     stages = layout.stage_layers(architecture.num_layers)
     padded = padded_vocab_size(architecture.vocab_size, config.make_vocab_size_divisible_by, layout.tensor)
     require_space(target, Folder(source).size, "--save-dir")
@@ -285,7 +310,7 @@ def _to_megatron(config: ConvertConfig, source: Path, target: Path) -> str:
         raise
     manifest = {
         "architecture": asdict(architecture),
-        "layout": {"tensor": layout.tensor, "pipeline": layout.pipeline, "data": 1},
+        "layout": megatron.describe_layout(layout),
         "stage_layers": [[stage.start, stage.stop] for stage in stages],
         "padded_vocab_size": padded,
         "dtype": dtype,
@@ -297,7 +322,41 @@ def _to_megatron(config: ConvertConfig, source: Path, target: Path) -> str:
         **read_training(source),
     }
     megatron.commit(staging, target, 0, manifest, files)
-    return f"{source} -> {target} (Megatron, TP {layout.tensor}, PP {layout.pipeline}, {dtype})"
+    return f"{source} -> {target} (Megatron, TP {layout.tensor}, PP {layout.pipeline}{_told(layout)}, {dtype})"
+
+
+def _told(layout: Layout) -> str:
+    return f", EP {layout.expert}, ETP {layout.tensor_of_experts}" if layout.expert > 1 else ""
+
+
+def _target_layout(config: ConvertConfig, architecture: Architecture) -> Layout:
+    """The layout to write, on as few ranks as hold one copy.
+
+    Raises:
+        UserError: it does not fit the model.
+    """
+    tensor, pipeline, expert = (
+        config.target_tensor_parallel_size,
+        config.target_pipeline_parallel_size,
+        config.target_expert_parallel_size,
+    )
+    own = config.expert_tensor_parallel_size or tensor
+    layout = layout_of(config.target_layout, pipeline * math.lcm(tensor, own * expert))
+    for count in (architecture.num_attention_heads, architecture.num_query_groups, architecture.ffn_hidden_size):
+        if count % tensor:
+            raise UserError(
+                f"--target-tensor-parallel-size {tensor} does not divide {count} heads or columns; choose a divisor"
+            )
+    if architecture.num_experts % expert or (expert > 1 and not architecture.num_experts):
+        raise UserError(
+            f"--target-expert-parallel-size {expert} does not divide {architecture.num_experts} experts; choose a divisor"
+        )
+    if architecture.moe_ffn_hidden_size % own:
+        raise UserError(
+            f"--expert-tensor-parallel-size {own} does not divide {architecture.moe_ffn_hidden_size} columns of an expert;"
+            " choose a divisor"
+        )
+    return layout
 
 
 def _bytes_of_weights(architecture: Architecture, dtype: str) -> int:
@@ -313,7 +372,7 @@ def _write_stages(
     stages = layout.stage_layers(architecture.num_layers)
     keys = megatron.model_keys(len(stages) // layout.pipeline)
     for place in range(layout.pipeline):
-        for rank in range(layout.tensor):
+        for rank, expert in layout.shards():
             state: dict[str, Any] = {"checkpoint_version": 3.0, "iteration": 0}
             for key, number in zip(keys, range(place, len(stages), layout.pipeline), strict=True):
                 state[key] = hugging_face_shard(
@@ -325,7 +384,10 @@ def _write_stages(
                     tensor_size=layout.tensor,
                     tensor_rank=rank,
                     padded_vocab=padded,
+                    experts=ExpertPart.of(layout, rank, expert),
                 )
             dtype = str(next(iter(state[keys[0]].values())).dtype).removeprefix("torch.")
-            files |= megatron.write_shard(staging, rank, place, layout.pipeline, state)
+            files |= megatron.write_shard(
+                staging, rank, place, layout.pipeline, state, expert_rank=megatron.expert_rank(layout, expert)
+            )
     return dtype, files

@@ -1,4 +1,4 @@
-"""Megatron checkpoints: ``iter_NNNNNNN/mp_rank_TT[_PPP]/*.pt``, written aside, checksummed, renamed, then announced."""
+"""Megatron checkpoints: ``iter_NNNNNNN/mp_rank_TT[_PPP][_EEE]/*.pt``, written aside, checksummed, renamed, then announced."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from mindspeed_ift.config.errors import RunError, UserError
+from mindspeed_ift.config.layout import Layout
 
 TRACKER = "latest_checkpointed_iteration.txt"
 BEST = "best.txt"
@@ -42,6 +43,30 @@ def model_keys(chunks: int) -> list[str]:
     return ["model"] if chunks == 1 else [f"model{number}" for number in range(chunks)]
 
 
+def describe_layout(layout: Layout) -> dict[str, int]:
+    """What a manifest says of the layout under ``layout``."""
+    sizes = {key: getattr(layout, key) for key in ("tensor", "pipeline", "context", "data", "expert")}
+    return sizes | {"expert_tensor": layout.tensor_of_experts}
+
+
+def layout_of_manifest(manifest: dict[str, Any]) -> Layout:
+    """The sizes that `describe_layout` told; older manifests know no experts."""
+    sizes = manifest["layout"]
+    return Layout(
+        sizes["tensor"],
+        sizes["pipeline"],
+        sizes["data"],
+        context=sizes.get("context", 1),
+        expert=sizes.get("expert", 1),
+        expert_tensor=sizes.get("expert_tensor"),
+    )
+
+
+def expert_rank(layout: Layout, rank: int) -> int | None:
+    """What `shard_path` is told of an expert rank: nothing where experts are not split (Megatron's rule)."""
+    return rank if layout.expert > 1 else None
+
+
 def begin_save(directory: Path, iteration: int) -> Path:
     """Make an empty staging folder, once, before any rank writes."""
     staging = staging_folder(directory, iteration)
@@ -58,7 +83,13 @@ def abandon_save(staging: Path) -> None:
 
 
 def write_shard(
-    staging: Path, tensor_rank: int, pipeline_rank: int, pipeline_size: int, state: dict, name: str = MODEL_FILE
+    staging: Path,
+    tensor_rank: int,
+    pipeline_rank: int,
+    pipeline_size: int,
+    state: dict,
+    name: str = MODEL_FILE,
+    expert_rank: int | None = None,
 ) -> Files:
     """Write one rank's file, tensors from the host.
 
@@ -68,7 +99,7 @@ def write_shard(
     Raises:
         RunError: it cannot be written.
     """
-    relative = shard_path(tensor_rank, pipeline_rank, pipeline_size, name)
+    relative = shard_path(tensor_rank, pipeline_rank, pipeline_size, name, expert_rank)
     path = staging / relative
     try:
         path.parent.mkdir(exist_ok=True)
@@ -224,14 +255,19 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def read_shard(
-    folder: Path, tensor_rank: int, pipeline_rank: int, pipeline_size: int, name: str = MODEL_FILE
+    folder: Path,
+    tensor_rank: int,
+    pipeline_rank: int,
+    pipeline_size: int,
+    name: str = MODEL_FILE,
+    expert_rank: int | None = None,
 ) -> dict[str, Any]:
     """One rank's file, its checksum compared with the manifest's.
 
     Raises:
         UserError: missing, cut short or changed since it was written.
     """
-    relative = shard_path(tensor_rank, pipeline_rank, pipeline_size, name)
+    relative = shard_path(tensor_rank, pipeline_rank, pipeline_size, name, expert_rank)
     path = Path(folder) / relative
     if not path.is_file():
         raise UserError(f"{path} is missing: the checkpoint is not complete, or of another layout; take an older one")
@@ -245,9 +281,12 @@ def read_shard(
         raise UserError(f"{path} cannot be read ({reason}); take an older checkpoint") from None
 
 
-def shard_path(tensor_rank: int, pipeline_rank: int, pipeline_size: int, name: str = MODEL_FILE) -> str:
-    """Where a rank's file lies in a checkpoint."""
-    return f"mp_rank_{tensor_rank:02d}" + (f"_{pipeline_rank:03d}" if pipeline_size > 1 else "") + f"/{name}"
+def shard_path(
+    tensor_rank: int, pipeline_rank: int, pipeline_size: int, name: str = MODEL_FILE, expert_rank: int | None = None
+) -> str:
+    """Where a rank's file lies in a checkpoint; ``expert_rank`` as `expert_rank` says."""
+    folder = f"mp_rank_{tensor_rank:02d}" + (f"_{pipeline_rank:03d}" if pipeline_size > 1 else "")
+    return folder + (f"_{expert_rank:03d}" if expert_rank is not None else "") + f"/{name}"
 
 
 def _write_number(path: Path, number: int) -> None:

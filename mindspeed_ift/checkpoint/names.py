@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mindspeed_ift.checkpoint.transforms import COPY, GATE_UP, QKV, VOCABULARY, Transform
+from mindspeed_ift.checkpoint.transforms import (
+    COPY,
+    EXPERTS_IN,
+    EXPERTS_OUT,
+    GATE_UP,
+    QKV,
+    VOCABULARY,
+    Transform,
+)
 from mindspeed_ift.config.architecture import Architecture
+from mindspeed_ift.config.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -15,7 +24,8 @@ class Entry:
 
     Attributes:
         megatron: name in a stage's state dict, ``{layer}`` counted inside the stage.
-        hugging_face: names in the Hugging Face folder, ``{layer}`` counted over the model.
+        hugging_face: names in the Hugging Face folder, ``{layer}`` counted over the model; those with ``{expert}`` once for
+            each expert.
         transform: makes the one of the others, and back.
     """
 
@@ -24,13 +34,42 @@ class Entry:
     transform: Transform
 
 
+@dataclass(frozen=True)
+class ExpertPart:
+    """Which part of the experts a rank holds.
+
+    Attributes:
+        size: expert parallel size.
+        rank: whose experts.
+        tensor_size: ranks that share each of them.
+        tensor_rank: which of these.
+    """
+
+    size: int = 1
+    rank: int = 0
+    tensor_size: int = 1
+    tensor_rank: int = 0
+
+    @classmethod
+    def of(cls, layout: Layout, tensor_rank: int, expert_rank: int) -> ExpertPart:
+        """The part of a rank."""
+        return cls(layout.expert, expert_rank, layout.tensor_of_experts, tensor_rank % layout.tensor_of_experts)
+
+    def numbers(self, num_experts: int) -> range:
+        """Numbers of the rank's experts."""
+        each = num_experts // self.size
+        return range(self.rank * each, (self.rank + 1) * each)
+
+
+ALL_EXPERTS = ExpertPart()
+
 EMBEDDING = Entry("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), VOCABULARY)
 FINAL_NORM = Entry("decoder.final_layernorm.weight", ("model.norm.weight",), COPY)
 OUTPUT = Entry("output_layer.weight", ("lm_head.weight",), VOCABULARY)
 TIED_OUTPUT = Entry("output_layer.weight", ("model.embed_tokens.weight",), VOCABULARY)
 
 _M, _H = "decoder.layers.{layer}.", "model.layers.{layer}."
-LAYER = (
+ATTENTION = (
     Entry(_M + "input_layernorm.weight", (_H + "input_layernorm.weight",), COPY),
     Entry(
         _M + "self_attention.linear_qkv.weight",
@@ -41,13 +80,21 @@ LAYER = (
     Entry(_M + "self_attention.k_layernorm.weight", (_H + "self_attn.k_norm.weight",), COPY),
     Entry(_M + "self_attention.linear_proj.weight", (_H + "self_attn.o_proj.weight",), Transform("copy", 1)),
     Entry(_M + "pre_mlp_layernorm.weight", (_H + "post_attention_layernorm.weight",), COPY),
+)
+DENSE = (
     Entry(_M + "mlp.linear_fc1.weight", (_H + "mlp.gate_proj.weight", _H + "mlp.up_proj.weight"), GATE_UP),
     Entry(_M + "mlp.linear_fc2.weight", (_H + "mlp.down_proj.weight",), Transform("copy", 1)),
+)
+_E = _H + "mlp.experts.{expert}."
+EXPERTS = (
+    Entry(_M + "mlp.router.weight", (_H + "mlp.gate.weight",), COPY),
+    Entry(_M + "mlp.experts.weight1", (_E + "gate_proj.weight", _E + "up_proj.weight"), EXPERTS_IN),
+    Entry(_M + "mlp.experts.weight2", (_E + "down_proj.weight",), EXPERTS_OUT),
 )
 
 
 def stage_entries(
-    architecture: Architecture, layers: range, *, first_stage: bool, last_stage: bool
+    architecture: Architecture, layers: range, *, first_stage: bool, last_stage: bool, experts: range | None = None
 ) -> Iterator[tuple[str, tuple[str, ...], Transform]]:
     """(Megatron name, Hugging Face names, transform) of every tensor of a pipeline stage.
 
@@ -56,12 +103,15 @@ def stage_entries(
         layers: global, zero-based numbers of the stage's layers.
         first_stage: the stage embeds tokens.
         last_stage: the stage has the head. A tied head on another stage than the embedding is a copy of it.
+        experts: numbers of an expert rank's experts; None: all.
     """
+    numbers = range(architecture.num_experts) if experts is None else experts
     if first_stage:
         yield EMBEDDING.megatron, EMBEDDING.hugging_face, EMBEDDING.transform
     for inside, layer in enumerate(layers):
-        for entry in LAYER:
-            names = tuple(name.format(layer=layer) for name in entry.hugging_face)
+        for entry in (*ATTENTION, *(EXPERTS if architecture.has_experts(layer) else DENSE)):
+            each = numbers if entry.transform.of_experts else range(1)
+            names = tuple(name.format(layer=layer, expert=one) for one in each for name in entry.hugging_face)
             yield entry.megatron.format(layer=inside), names, entry.transform
     if last_stage:
         yield FINAL_NORM.megatron, FINAL_NORM.hugging_face, FINAL_NORM.transform
@@ -87,11 +137,22 @@ def hugging_face_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]
             prefix + "self_attn.k_norm.weight": (a.kv_channels,),
             prefix + "self_attn.o_proj.weight": (a.hidden_size, queries),
             prefix + "post_attention_layernorm.weight": (a.hidden_size,),
-            prefix + "mlp.gate_proj.weight": (a.ffn_hidden_size, a.hidden_size),
-            prefix + "mlp.up_proj.weight": (a.ffn_hidden_size, a.hidden_size),
-            prefix + "mlp.down_proj.weight": (a.hidden_size, a.ffn_hidden_size),
         }
+        if a.has_experts(layer):
+            shapes[prefix + "mlp.gate.weight"] = (a.num_experts, a.hidden_size)
+            for expert in range(a.num_experts):
+                shapes |= _feed_forward(f"{prefix}mlp.experts.{expert}.", a.hidden_size, a.moe_ffn_hidden_size)
+        else:
+            shapes |= _feed_forward(prefix + "mlp.", a.hidden_size, a.ffn_hidden_size)
     shapes["model.norm.weight"] = (a.hidden_size,)
     if not a.tied:
         shapes["lm_head.weight"] = (a.vocab_size, a.hidden_size)
     return shapes
+
+
+def _feed_forward(prefix: str, hidden: int, width: int) -> dict[str, tuple[int, ...]]:
+    return {
+        prefix + "gate_proj.weight": (width, hidden),
+        prefix + "up_proj.weight": (width, hidden),
+        prefix + "down_proj.weight": (hidden, width),
+    }

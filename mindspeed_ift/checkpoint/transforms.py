@@ -21,14 +21,22 @@ class Transform:
         dim: sharded dimension, or None for a tensor that every rank holds whole.
     """
 
-    kind: Literal["copy", "qkv", "gate_up", "vocabulary"]
+    kind: Literal["copy", "qkv", "gate_up", "vocabulary", "experts_in", "experts_out"]
     dim: int | None
+
+    @property
+    def of_experts(self) -> bool:
+        """Whether the tensor is made of some experts, and its ranks are the expert tensor ranks."""
+        return self.kind in ("experts_in", "experts_out")
 
 
 COPY = Transform("copy", None)
 QKV = Transform("qkv", 0)
 GATE_UP = Transform("gate_up", 0)
 VOCABULARY = Transform("vocabulary", 0)
+# Of each expert: its gate and up, transposed, gate first; and its down, transposed. One expert after another.
+EXPERTS_IN = Transform("experts_in", 1)
+EXPERTS_OUT = Transform("experts_out", 0)
 
 
 def to_shard(
@@ -46,12 +54,18 @@ def to_shard(
         transform: row of the name table.
         tensors: the Hugging Face tensors, whole.
         architecture: number of query groups.
-        tensor_size: tensor parallel size.
+        tensor_size: tensor parallel size (of experts: their own).
         tensor_rank: which part.
         padded_vocab: rows of the embedding over all ranks; those behind the vocabulary are zero.
     """
     if transform.kind == "gate_up":  # each rank holds its part of both, gate first
         return torch.cat([tensor.chunk(tensor_size, 0)[tensor_rank] for tensor in tensors])
+    if transform.kind == "experts_in":  # [hidden, experts * (gate + up)], in memory [experts, hidden, gate + up]
+        halves = [tensor.chunk(tensor_size, 0)[tensor_rank] for tensor in tensors]
+        pairs = [torch.cat(halves[first : first + 2]).T for first in range(0, len(halves), 2)]
+        return torch.stack(pairs).view(pairs[0].shape[0], -1)
+    if transform.kind == "experts_out":  # [experts * inner, hidden]
+        return torch.cat([tensor.chunk(tensor_size, 1)[tensor_rank].T for tensor in tensors])
     whole = tensors[0]
     if transform.kind == "qkv":  # for every query group: its query heads, its key, its value
         grouped = [tensor.unflatten(0, (architecture.num_query_groups, -1)) for tensor in tensors]
@@ -66,6 +80,8 @@ def from_shards(transform: Transform, shards: Sequence[Tensor], architecture: Ar
     if transform.kind == "gate_up":
         halves = [shard.chunk(2, 0) for shard in shards]
         return [torch.cat([half[part] for half in halves]) for part in range(2)]
+    if transform.of_experts:
+        return _experts_from_shards(transform, shards, architecture.moe_ffn_hidden_size // len(shards))
     whole = shards[0].clone() if transform.dim is None else torch.cat(list(shards), transform.dim)
     if transform.kind == "vocabulary":
         return [whole[: architecture.vocab_size].clone()]
@@ -76,3 +92,13 @@ def from_shards(transform: Transform, shards: Sequence[Tensor], architecture: Ar
         parts = grouped.split([heads * size, size, size], dim=1)
         return [part.flatten(0, 1).contiguous() for part in parts]
     return [whole]
+
+
+def _experts_from_shards(transform: Transform, shards: Sequence[Tensor], width: int) -> list[Tensor]:
+    """Of each expert gate and up, or down; ``width`` is that of its part in a shard."""
+    if transform.kind == "experts_out":
+        stacks = [shard.unflatten(0, (-1, width)).mT for shard in shards]
+        return [torch.cat(parts, 1) for parts in zip(*stacks, strict=True)]
+    halves = [shard.reshape(-1, shard.shape[0], 2 * width).mT.chunk(2, 1) for shard in shards]
+    experts = range(len(halves[0][0]))
+    return [torch.cat([one[part][expert] for one in halves]) for expert in experts for part in range(2)]

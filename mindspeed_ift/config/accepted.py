@@ -14,6 +14,7 @@ _KERNEL = "kernels are chosen by the device"
 _LOCAL = "layers come from Megatron-core's local specs with our kernels"
 _DROPOUT = "Qwen3 has no dropout"
 _PREPARED = "data is prepared beforehand, by preprocess_data.py"
+_DISPATCH = "it is about the speed of sending tokens to experts, not about the result"
 _MEMORY = "it saves memory only, and is not needed"
 _CONTEXT = "it is about the speed of context parallelism, not about its result"
 _BATCHES = "batches are read from the memory map as they are needed"
@@ -26,8 +27,7 @@ _MODEL: Accepted = {
     "--use-mcore-models": (0, _CORE),
     "--spec": (2, _LOCAL, ("mindspeed_llm.tasks.models.spec.qwen3_spec layer_spec",)),
     "--transformer-impl": (1, _LOCAL, ("local", "transformer_engine")),
-    "--model-type-hf": (1, "only Qwen3 is trained", ("qwen3",)),
-    "--norm-topk-prob": (0, "there is no mixture of experts"),
+    "--model-type-hf": (1, "only Qwen3 is trained", ("qwen3", "qwen3-moe")),
     "--use-rotary-position-embeddings": (0, _ALWAYS),
     "--position-embedding-type": (1, _ALWAYS, ("rope",)),
     "--rotary-percent": (1, _ALWAYS, ("1.0",)),
@@ -37,6 +37,20 @@ _MODEL: Accepted = {
     "--attention-dropout": (1, _DROPOUT, _ZERO),
     "--hidden-dropout": (1, _DROPOUT, _ZERO),
     "--attention-softmax-in-fp32": (0, _ALWAYS),
+}
+_EXPERTS: Accepted = {
+    "--moe-grouped-gemm": (0, "the experts of a device are always one module"),
+    "--moe-token-dispatcher-type": (1, "tokens are always sent all to all", ("alltoall", "alltoall_seq")),
+    "--moe-router-dtype": (1, "the router always computes in fp32", ("fp32",)),
+    "--moe-router-score-function": (1, _ALWAYS, ("softmax",)),
+    "--moe-layer-freq": (1, "config.json says which layers have experts, else all have", ("1", "-1")),
+    "--first-k-dense-replace": (1, "config.json says which layers have experts, else all have", ("0", "-1")),
+    "--moe-permute-fusion": (0, _KERNEL),
+    "--use-fused-moe-token-permute-and-unpermute": (0, _KERNEL),
+    "--moe-permutation-async-comm": (0, _DISPATCH),
+    "--moe-alltoall-overlap-comm": (0, _DISPATCH),
+    "--moe-fb-overlap": (0, _DISPATCH),
+    "--moe-zero-memory": (1, _MEMORY),
 }
 _KERNELS: Accepted = {
     "--use-flash-attn": (0, _KERNEL),
@@ -85,17 +99,16 @@ _DATA: Accepted = {
     "--megatron-cp-in-bnsd": (0, _CONTEXT),
     "--use-cp-send-recv-overlap": (0, _CONTEXT),
     "--use-fused-ring-attention-update": (0, _CONTEXT),
-    "--expert-tensor-parallel-size": (1, "there is no mixture of experts", ("1",)),
 }
 
-ACCEPTED: Accepted = {**_MODEL, **_KERNELS, **_TRAINING, **_DATA}
+ACCEPTED: Accepted = {**_MODEL, **_EXPERTS, **_KERNELS, **_TRAINING, **_DATA}
 """Of posttrain_gpt.py."""
 
-CONVERT_ACCEPTED: Accepted = {name: _MODEL[name] for name in ("--use-mcore-models", "--spec", "--transformer-impl")} | {
+CONVERT_ACCEPTED: Accepted = {
+    **{name: _MODEL[name] for name in ("--use-mcore-models", "--spec", "--transformer-impl")},
+    **{name: _EXPERTS[name] for name in ("--moe-grouped-gemm", "--moe-layer-freq", "--first-k-dense-replace")},
     "--model-type": (1, _CORE, ("GPT",)),
     "--tokenizer-model": (1, "the tokenizer's files are copied from the Hugging Face folder"),
-    "--target-expert-parallel-size": (1, "there is no mixture of experts", ("1",)),
-    "--expert-tensor-parallel-size": (1, "there is no mixture of experts", ("1",)),
     "--save-layer-by-layer": (0, "tensors are always written one by one"),
 }
 """Of convert_ckpt.py."""
@@ -103,8 +116,11 @@ CONVERT_ACCEPTED: Accepted = {name: _MODEL[name] for name in ("--use-mcore-model
 REFUSED: dict[str, str] = {
     "--fp16": "there is no loss scaling; give --bf16, or nothing for fp32",
     "--fp8*": "give --bf16, or nothing for fp32",
-    "--moe-*": "the model has no mixture of experts; leave it out",
-    "--num-experts": "the model has no mixture of experts; leave it out",
+    "--moe-intermediate-size": "give --moe-ffn-hidden-size, the width of one expert",
+    "--moe-tp-extend-ep": "give --expert-tensor-parallel-size 1, and --expert-model-parallel-size times the tensor"
+    " parallel size",
+    "--moe-*": "experts are chosen by softmax and top-k as Qwen3's are, and no token is dropped; leave it out",
+    "--*shared-expert*": "Qwen3 has no shared experts; is this the line of another model?",
     "--qlora*": "frozen weights are not quantized; leave it out",
     "--lu-lora*": "all adapters have one learning rate; leave it out",
     "--add-qkv-bias": "Qwen3 has no biases; is this the line of another model?",

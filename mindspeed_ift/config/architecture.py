@@ -22,15 +22,17 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
 }
 
+_MAY_BE_ZERO = ("num_experts", "moe_router_topk", "moe_ffn_hidden_size", "router_aux_loss_coef")
+
 
 @dataclass(frozen=True)
 class Architecture:
-    """A dense Qwen3. Numbers that cannot be a model are refused with a `UserError`.
+    """A Qwen3, dense or with a mixture of experts. Numbers that cannot be a model are refused with a `UserError`.
 
     Attributes:
         num_layers: transformer layers.
         hidden_size: width of the residual stream.
-        ffn_hidden_size: width of the feed-forward block.
+        ffn_hidden_size: width of the feed-forward block (of dense layers).
         num_attention_heads: query heads.
         num_query_groups: key and value heads.
         kv_channels: size of one head.
@@ -42,6 +44,12 @@ class Architecture:
         add_qkv_bias: bias on the query, key and value projections.
         tied: embedding and output layer share their weights.
         init_method_std: standard deviation of fresh weights.
+        num_experts: feed-forward blocks of a layer among which each token has some; 0: a dense model.
+        moe_router_topk: experts of a token.
+        moe_ffn_hidden_size: width of one expert.
+        norm_topk_prob: the weights of a token's experts are made to sum up to one.
+        dense_layers: zero-based numbers of the layers without experts, in a model that has some.
+        router_aux_loss_coef: what the model's authors say of balancing; training takes --moe-aux-loss-coeff.
     """
 
     num_layers: int
@@ -58,18 +66,34 @@ class Architecture:
     add_qkv_bias: bool = False
     tied: bool = False
     init_method_std: float = 0.02
+    num_experts: int = 0
+    moe_router_topk: int = 0
+    moe_ffn_hidden_size: int = 0
+    norm_topk_prob: bool = True
+    dense_layers: tuple[int, ...] = ()
+    router_aux_loss_coef: float = 0.001
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dense_layers", tuple(self.dense_layers))  # JSON knows lists only
         for field in fields(self):
             value, kind = getattr(self, field.name), field.type
+            if kind not in ("bool", "int", "float"):
+                continue
+            least = 0 if field.name in _MAY_BE_ZERO else 1
             if kind == "bool":
                 valid = isinstance(value, bool)
             else:
                 valid = isinstance(value, int | float if kind == "float" else int) and not isinstance(value, bool)
-                valid = valid and math.isfinite(value) and (value >= 1 if kind == "int" else value > 0)
+                valid = valid and math.isfinite(value)
+                valid = valid and (value >= least if kind == "int" or not least else value > 0)
             if not valid:
-                must = {"bool": "true or false", "int": "a whole number of at least 1", "float": "a number over 0"}
+                must = {
+                    "bool": "true or false",
+                    "int": f"a whole number of at least {least}",
+                    "float": "a number over 0",
+                }
                 raise UserError(f"{field.name} {value!r} must be {must[str(kind)]}")
+        self._check_experts()
         if self.num_attention_heads % self.num_query_groups:
             raise UserError(
                 f"num_query_groups {self.num_query_groups} does not divide num_attention_heads {self.num_attention_heads}"
@@ -77,13 +101,32 @@ class Architecture:
         if self.kv_channels % 2:
             raise UserError(f"kv_channels {self.kv_channels} must be even: rotary positions turn pairs of channels")
 
+    def _check_experts(self) -> None:
+        sizes = (self.moe_router_topk, self.moe_ffn_hidden_size)
+        if not self.num_experts:
+            if any(sizes) or self.dense_layers:
+                raise UserError("sizes of experts are given, but not num_experts: how many there are")
+            return
+        if not all(sizes):
+            raise UserError(f"num_experts {self.num_experts} needs moe_router_topk and moe_ffn_hidden_size")
+        if self.moe_router_topk > self.num_experts:
+            raise UserError(f"moe_router_topk {self.moe_router_topk} is more than num_experts {self.num_experts}")
+        if not all(isinstance(one, int) and 0 <= one < self.num_layers for one in self.dense_layers):
+            raise UserError(f"dense layers {list(self.dense_layers)} must be numbers of the {self.num_layers} layers")
+        if len(set(self.dense_layers)) == self.num_layers:
+            raise UserError("no layer has experts")
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether the layer of that zero-based number has experts instead of one feed-forward block."""
+        return self.num_experts > 0 and layer not in self.dense_layers
+
     @classmethod
     def from_hugging_face(cls, folder: Path) -> Architecture:
         """Read ``config.json`` of a Hugging Face folder.
 
         Raises:
-            UserError: no such file, not JSON, another architecture than Qwen3ForCausalLM, or a Qwen3 with something
-                that is not computed here (scaled positions, sliding windows, biases, quantized weights).
+            UserError: no such file, not JSON, another architecture than Qwen3ForCausalLM and Qwen3MoeForCausalLM, or one
+                with something that is not computed here (scaled positions, sliding windows, biases, quantized weights).
         """
         path = Path(folder) / "config.json"
         try:
@@ -95,18 +138,21 @@ class Architecture:
         if not isinstance(content, dict):
             raise UserError(f"{path} is not the config.json of a model: a JSON object is needed")
         kinds = content.get("architectures") or [content.get("model_type")]
-        if kinds not in (["Qwen3ForCausalLM"], ["qwen3"]):
+        experts = kinds in (["Qwen3MoeForCausalLM"], ["qwen3_moe"])
+        if not experts and kinds not in (["Qwen3ForCausalLM"], ["qwen3"]):
             kind = ", ".join(map(str, kinds)) if isinstance(kinds, list) else kinds
-            raise UserError(f"{path}: architecture {kind} is not supported; a Qwen3ForCausalLM is needed")
+            raise UserError(
+                f"{path}: architecture {kind} is not supported; a Qwen3ForCausalLM or Qwen3MoeForCausalLM is needed"
+            )
         try:
-            return cls._from_config(content)
+            return cls._from_config(content, _experts(content) if experts else {})
         except KeyError as error:
             raise UserError(f"{path}: the key {error.args[0]} is missing") from None
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
 
     @classmethod
-    def _from_config(cls, content: dict[str, Any]) -> Architecture:
+    def _from_config(cls, content: dict[str, Any], experts: dict[str, Any]) -> Architecture:
         for key, only in _ONLY.items():
             if content.get(key, only[0]) not in only:
                 raise UserError(f"{key} {content[key]!r} is not supported; only {only[0]!r}")
@@ -126,6 +172,7 @@ class Architecture:
             norm_epsilon=content.get("rms_norm_eps", 1e-6),
             tied=content.get("tie_word_embeddings", False),
             init_method_std=content.get("initializer_range", 0.02),
+            **experts,
         )
 
     @classmethod
@@ -142,10 +189,20 @@ class Architecture:
         return cls(**yaml.safe_load(path.read_text(encoding="utf-8")))
 
     def to_hugging_face(self, dtype: str = "bfloat16") -> dict[str, Any]:
-        """The ``config.json`` of a Qwen3ForCausalLM with these numbers."""
+        """The ``config.json`` of a Qwen3ForCausalLM or Qwen3MoeForCausalLM with these numbers."""
+        experts = {
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": list(self.dense_layers),
+            "moe_intermediate_size": self.moe_ffn_hidden_size,
+            "norm_topk_prob": self.norm_topk_prob,
+            "num_experts": self.num_experts,
+            "num_experts_per_tok": self.moe_router_topk,
+            "router_aux_loss_coef": self.router_aux_loss_coef,
+        }
         return {
-            "architectures": ["Qwen3ForCausalLM"],
-            "model_type": "qwen3",
+            "architectures": ["Qwen3MoeForCausalLM" if self.num_experts else "Qwen3ForCausalLM"],
+            "model_type": "qwen3_moe" if self.num_experts else "qwen3",
+            **(experts if self.num_experts else {}),
             "attention_bias": self.add_qkv_bias,
             "attention_dropout": 0.0,
             "head_dim": self.kv_channels,
@@ -167,6 +224,23 @@ class Architecture:
             "use_cache": True,
             "vocab_size": self.vocab_size,
         }
+
+
+def _experts(content: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a Qwen3MoeForCausalLM; what is missing has the default of transformers."""
+    step, layers = content.get("decoder_sparse_step", 1), content["num_hidden_layers"]
+    dense = content.get("mlp_only_layers") or []
+    if not isinstance(step, int) or step < 1 or not isinstance(layers, int) or not isinstance(dense, list):
+        raise UserError("decoder_sparse_step must be a whole number of at least 1, mlp_only_layers a list of numbers")
+    return {
+        # transformers 5 has another name for it
+        "num_experts": content["num_experts"] if "num_experts" in content else content["num_local_experts"],
+        "moe_router_topk": content.get("num_experts_per_tok", 8),
+        "moe_ffn_hidden_size": content.get("moe_intermediate_size", 768),
+        "norm_topk_prob": content.get("norm_topk_prob", False),
+        "dense_layers": tuple(one for one in range(layers) if one in dense or (one + 1) % step),
+        "router_aux_loss_coef": content.get("router_aux_loss_coef", 0.001),
+    }
 
 
 def _head_size(content: dict[str, Any]) -> Any:

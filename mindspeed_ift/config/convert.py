@@ -24,8 +24,8 @@ class ConvertConfig:
     """Folder to write; must not exist or be empty."""
     hf_cfg_dir: Path | None = None
     """Hugging Face folder to compare with and to take the tokenizer from."""
-    model_type_hf: Literal["qwen3"] = "qwen3"
-    """Family of the model; only qwen3."""
+    model_type_hf: Literal["qwen3", "qwen3-moe"] = "qwen3"
+    """Family of the model; config.json says which it is."""
     lora_load: Path | None = None
     """--save folder of a run with adapters only (--lora-ckpt-filter), to merge into the weights of --load-dir."""
     lora_r: int | None = None
@@ -38,6 +38,10 @@ class ConvertConfig:
     """Tensor parallel size to write."""
     target_pipeline_parallel_size: int = 1
     """Pipeline parallel size to write."""
+    target_expert_parallel_size: int = 1
+    """Expert parallel size to write, for a mixture of experts."""
+    expert_tensor_parallel_size: int | None = None
+    """Devices that share the matrices of each expert; default: the tensor parallel size."""
     num_layers_per_virtual_pipeline_stage: int | None = None
     """Layers of one chunk to write, where a pipeline device holds several."""
     num_layer_list: str | None = None
@@ -53,6 +57,8 @@ class ConvertConfig:
         return LayoutFlags(
             self.target_tensor_parallel_size,
             self.target_pipeline_parallel_size,
+            expert_model_parallel_size=self.target_expert_parallel_size,
+            expert_tensor_parallel_size=self.expert_tensor_parallel_size,
             num_layers_per_virtual_pipeline_stage=self.num_layers_per_virtual_pipeline_stage,
             num_layer_list=self.num_layer_list,
         )
@@ -75,6 +81,8 @@ class ConvertConfig:
         for flag, value in (
             ("--target-tensor-parallel-size", self.target_tensor_parallel_size),
             ("--target-pipeline-parallel-size", self.target_pipeline_parallel_size),
+            ("--target-expert-parallel-size", self.target_expert_parallel_size),
+            ("--expert-tensor-parallel-size", self.expert_tensor_parallel_size or 1),
             ("--make-vocab-size-divisible-by", self.make_vocab_size_divisible_by),
         ):
             if value < 1:

@@ -32,7 +32,9 @@ class LayoutFlags:
     ulysses_degree_in_cp: int | None = None
     """With hybrid_cp_algo: neighbouring devices of one Ulysses exchange; the rest of the context parallel size is ring."""
     expert_model_parallel_size: int = 1
-    """Devices that share the experts of a mixture (EP). Not yet: only 1."""
+    """Devices that share the experts of a mixture (EP); they are devices of the other axes too."""
+    expert_tensor_parallel_size: int | None = None
+    """Devices that share the matrices of each expert (ETP); default: --tensor-model-parallel-size."""
     num_layers_per_virtual_pipeline_stage: int | None = None
     """Layers of one chunk: each pipeline device then holds several, which are run in turn (VPP, interleaved 1F1B)."""
     num_layer_list: str | None = None
@@ -61,6 +63,9 @@ class Layout:
         gather_keys: the other context ranks gather each other's keys, instead of passing them around a ring.
         chunk_layers: layers of one chunk where a pipeline rank holds several; None: one chunk a rank.
         layer_list: layers of each pipeline rank; empty: as many everywhere.
+        expert: expert parallel size. Experts are laid over the ranks of a pipeline stage by an order of their own: expert
+            tensor fastest, then expert, then what is left.
+        expert_tensor: expert tensor parallel size, a divisor of ``tensor``; None: as ``tensor``.
     """
 
     tensor: int = 1
@@ -72,6 +77,8 @@ class Layout:
     gather_keys: bool = False
     chunk_layers: int | None = None
     layer_list: tuple[int, ...] = ()
+    expert: int = 1
+    expert_tensor: int | None = None
 
     @property
     def world(self) -> int:
@@ -82,6 +89,16 @@ class Layout:
     def replicas(self) -> int:
         """Ranks that hold the same weights: their gradients are summed, and a distributed optimizer is split over them."""
         return self.data * self.context
+
+    @property
+    def tensor_of_experts(self) -> int:
+        """Ranks that share each expert's matrices."""
+        return self.tensor if self.expert_tensor is None else self.expert_tensor
+
+    def shards(self) -> list[tuple[int, int]]:
+        """(tensor rank, expert rank) of the ranks of a stage that hold different weights, in the order of ranks."""
+        across = math.lcm(self.tensor, self.tensor_of_experts * self.expert)
+        return [(one % self.tensor, one // self.tensor_of_experts % self.expert) for one in range(across)]
 
     @property
     def row_multiple(self) -> int:
@@ -136,7 +153,8 @@ def layout_of(flags: LayoutFlags, world_size: int) -> Layout:
     """Turn the flags into a `Layout` for ``world_size`` ranks.
 
     Raises:
-        UserError: sizes below 1, or a world that TP x PP x CP does not divide, or a Ulysses degree that does not fit.
+        UserError: sizes below 1, or a world that TP x PP x CP or the experts' sizes do not divide, or a Ulysses degree
+            that does not fit.
     """
     tensor, pipeline, context = (
         flags.tensor_model_parallel_size,
@@ -153,6 +171,9 @@ def layout_of(flags: LayoutFlags, world_size: int) -> Layout:
             f"{world_size} processes do not divide by TP {tensor} x PP {pipeline} x CP {context} = {size}; change "
             "--nproc_per_node, --tensor-model-parallel-size, --pipeline-model-parallel-size or --context-parallel-size"
         )
+    expert, expert_tensor = flags.expert_model_parallel_size, flags.expert_tensor_parallel_size
+    if expert > 1 or expert_tensor is not None:
+        _experts_fit(flags, world_size // pipeline)
     return Layout(
         tensor,
         pipeline,
@@ -163,7 +184,26 @@ def layout_of(flags: LayoutFlags, world_size: int) -> Layout:
         gather_keys=flags.context_parallel_algo == "kvallgather_cp_algo" and context > 1,
         chunk_layers=_chunk_layers(flags),
         layer_list=_layer_list(flags),
+        expert=expert,
+        expert_tensor=expert_tensor,
     )
+
+
+def _experts_fit(flags: LayoutFlags, ranks: int) -> None:
+    """Refuse sizes that do not divide the ranks of a stage."""
+    expert, tensor = flags.expert_model_parallel_size, flags.tensor_model_parallel_size
+    own = tensor if flags.expert_tensor_parallel_size is None else flags.expert_tensor_parallel_size
+    if expert < 1 or own < 1:
+        raise UserError("--expert-model-parallel-size and --expert-tensor-parallel-size must be at least 1")
+    if tensor % own:
+        raise UserError(
+            f"--expert-tensor-parallel-size {own} does not divide --tensor-model-parallel-size {tensor}; give a divisor"
+        )
+    if ranks % (expert * own):
+        raise UserError(
+            f"{ranks} processes of a pipeline stage do not divide by EP {expert} x ETP {own} = {expert * own}; change"
+            " --expert-model-parallel-size, --expert-tensor-parallel-size, or --nproc_per_node"
+        )
 
 
 def _chunk_layers(flags: LayoutFlags) -> int | None:

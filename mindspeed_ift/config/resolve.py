@@ -21,11 +21,15 @@ _FIELDS = {
     "rotary_base": "rotary_base",
     "norm_epsilon": "norm_epsilon",
     "init_method_std": "init_method_std",
+    "num_experts": "num_experts",
+    "moe_router_topk": "moe_router_topk",
+    "moe_ffn_hidden_size": "moe_ffn_hidden_size",
+    "norm_topk_prob": "norm_topk_prob",
 }
 _REQUIRED = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads")
 # These may differ from the described model without changing what it computes: scripts give the sequence length as
 # --max-position-embeddings, and a deviation for weights that are then loaded.
-_FREE = ("max_position_embeddings", "init_method_std")
+_FREE = ("max_position_embeddings", "init_method_std", "router_aux_loss_coef")
 
 
 def resolve_architecture(
@@ -61,7 +65,8 @@ def resolve_architecture(
 
 
 def _spelled_out(spelled: dict, flags: ModelFlags, tokenizer_vocab: int) -> Architecture:
-    missing = [f"--{field.replace('_', '-')}" for field in _REQUIRED if field not in spelled]
+    required = _REQUIRED + (("moe_router_topk", "moe_ffn_hidden_size") if "num_experts" in spelled else ())
+    missing = [f"--{field.replace('_', '-')}" for field in required if field not in spelled]
     if missing:
         raise UserError(
             f"the architecture is not known: give --preset, --hf-cfg-dir, or the missing {' '.join(missing)}"

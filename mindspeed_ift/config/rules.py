@@ -38,6 +38,7 @@ def check_layout(config: TuneConfig, architecture: Architecture, layout: Layout)
                 f"--tensor-model-parallel-size {layout.tensor} does not divide {count} {name}; choose a divisor"
             )
     _vocabulary_fits(config, architecture, layout)
+    _experts_fit(config, architecture, layout)
     micro_batches = num_micro_batches(config, layout)
     if layout.chunks(architecture.num_layers) > 1 and micro_batches % layout.pipeline:
         raise UserError(
@@ -87,11 +88,46 @@ def _vocabulary_fits(config: TuneConfig, architecture: Architecture, layout: Lay
         )
 
 
-def _not_yet(config: TuneConfig) -> None:
-    layout = config.layout
-    for flag, given in (("--expert-model-parallel-size over 1", layout.expert_model_parallel_size > 1),):
-        if given:
-            raise UserError(f"{flag} is not supported yet; leave it out")
+def _experts_fit(config: TuneConfig, architecture: Architecture, layout: Layout) -> None:
+    if not architecture.num_experts:
+        for flag, given in (
+            ("--expert-model-parallel-size over 1", layout.expert > 1),
+            ("--moe-aux-loss-coeff", config.optimizer.moe_aux_loss_coeff > 0),
+        ):
+            if given:
+                raise UserError(f"{flag} is for a mixture of experts, and this model is dense; leave it out")
+        return
+    if architecture.num_experts % layout.expert:
+        raise UserError(
+            f"--expert-model-parallel-size {layout.expert} does not divide {architecture.num_experts} experts; choose a"
+            " divisor"
+        )
+    if architecture.moe_ffn_hidden_size % layout.tensor_of_experts:
+        raise UserError(
+            f"--expert-tensor-parallel-size {layout.tensor_of_experts} does not divide"
+            f" {architecture.moe_ffn_hidden_size} columns of an expert; choose a divisor, or 1"
+        )
+    for flag, modules in (
+        ("--lora-target-modules", config.lora.lora_target_modules),
+        ("--lora-modules-to-save", config.lora.lora_modules_to_save),
+    ):
+        for module in modules:
+            if module in ("linear_fc1", "linear_fc2"):
+                raise UserError(f"{flag} {module} is not supported yet for experts; give linear_qkv linear_proj")
+    if layout.tensor > 1 and not layout.sequence_parallel:
+        raise UserError(
+            f"a mixture of experts with --tensor-model-parallel-size {layout.tensor} needs --sequence-parallel: each device"
+            " routes tokens of its own"
+        )
+
+
+def _balance(config: TuneConfig) -> None:
+    optimizer = config.optimizer
+    if optimizer.moe_router_load_balancing_type == "none" and optimizer.moe_aux_loss_coeff:
+        raise UserError(
+            "--moe-router-load-balancing-type none and --moe-aux-loss-coeff exclude each other; give aux_loss, or leave"
+            " the coefficient out"
+        )
 
 
 def _always_so(config: TuneConfig) -> None:
@@ -145,6 +181,10 @@ def _counts(config: TuneConfig) -> None:
         ("--make-vocab-size-divisible-by", config.model.make_vocab_size_divisible_by),
         ("--context-parallel-size", config.layout.context_parallel_size),
         ("--expert-model-parallel-size", config.layout.expert_model_parallel_size),
+        ("--expert-tensor-parallel-size", config.layout.expert_tensor_parallel_size),
+        ("--num-experts", config.model.num_experts),
+        ("--moe-router-topk", config.model.moe_router_topk),
+        ("--moe-ffn-hidden-size", config.model.moe_ffn_hidden_size),
     ):
         if value is not None and value < 1:
             raise UserError(f"{flag} {value} must be at least 1")
@@ -158,6 +198,7 @@ def _not_negative(config: TuneConfig) -> None:
         ("--lr-warmup-iters", optimizer.lr_warmup_iters),
         ("--weight-decay", optimizer.weight_decay),
         ("--clip-grad", optimizer.clip_grad),
+        ("--moe-aux-loss-coeff", optimizer.moe_aux_loss_coeff),
         ("--eval-iters", config.run.eval_iters),
         ("--max-skipped-steps", config.run.max_skipped_steps),
         ("--seed", optimizer.seed),
@@ -275,7 +316,7 @@ def _load(config: TuneConfig) -> None:
 
 _FLAG_RULES: tuple[Callable[[TuneConfig], None], ...] = (
     _counts,
-    _not_yet,
+    _balance,
     _always_so,
     _query_groups,
     _data_path,

@@ -17,7 +17,7 @@ class ModelFlags:
     """Which architecture: from a preset, from the Hugging Face folder that is loaded, or spelled out as in Megatron."""
 
     preset: str | None = None
-    """Architecture by name: qwen3-0.6b, 1.7b, 4b, 8b, 14b, 32b."""
+    """Architecture by name: qwen3-0.6b, 1.7b, 4b, 8b, 14b, 32b, 30b-a3b, 235b-a22b."""
     hf_cfg_dir: Path | None = None
     """Hugging Face folder whose config.json describes the model."""
     num_layers: int | None = None
@@ -52,6 +52,14 @@ class ModelFlags:
     """The output layer has weights of its own."""
     init_method_std: float | None = None
     """Standard deviation of fresh weights."""
+    num_experts: int | None = None
+    """Experts of a layer (a mixture of experts)."""
+    moe_router_topk: int | None = None
+    """Experts of a token."""
+    moe_ffn_hidden_size: int | None = None
+    """Width of one expert."""
+    norm_topk_prob: bool | None = None
+    """The weights of a token's experts are made to sum up to one, as Qwen3 has it."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +149,10 @@ class OptimizerFlags:
     """Largest global gradient norm; 0 clips nothing."""
     bf16: bool = False
     """Weights and activations in bfloat16, gradients and main weights in fp32. Without it everything is fp32."""
+    moe_router_load_balancing_type: Literal["aux_loss", "none"] = "aux_loss"
+    """What keeps experts equally busy: a loss for unequal load in each layer and micro-batch, or nothing."""
+    moe_aux_loss_coeff: float = 0.0
+    """What that loss is multiplied by; 0: it is left out."""
     seed: int = 1234
     """Seed of weights and of the order of samples."""
     loss_compute_mode: Literal["default", "chunk"] = "default"

@@ -33,6 +33,7 @@ class Batch:
             over the rows one after another, from 0 to ``micro_batch * sequence``; every end of a row is one of them.
             None: each row is one segment.
         real_tokens: tokens of samples, pads left out, of the whole rows.
+        pads: bool ``[micro_batch, sequence]``: where no sample is; None: nowhere.
         squared_lengths: sum over these rows' segments, pads left out, of the squared length: what attention costs.
     """
 
@@ -43,6 +44,7 @@ class Batch:
     boundaries: Tensor | None = None
     real_tokens: int = 0
     squared_lengths: int = 0
+    pads: Tensor | None = None
 
     @property
     def learnt_tokens(self) -> int:
@@ -52,7 +54,8 @@ class Batch:
     def at(self, positions: Tensor) -> Batch:
         """Some positions of every row, int64 ``[n]``; boundaries and counts keep describing the whole rows."""
         names = ("tokens", "labels", "loss_mask", "position_ids")
-        return replace(self, **{name: getattr(self, name)[:, positions] for name in names})
+        pads = None if self.pads is None else self.pads[:, positions]
+        return replace(self, **{name: getattr(self, name)[:, positions] for name in names}, pads=pads)
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,7 @@ def _collate(
         boundaries=boundaries,
         real_tokens=int(real.sum()),
         squared_lengths=squared_lengths,
+        pads=torch.from_numpy(~real),
     )
 
 

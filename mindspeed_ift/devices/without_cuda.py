@@ -131,6 +131,12 @@ def _stand_in_of_torch() -> types.ModuleType:
     return _Shadow(torch, cuda=cuda, compile=_not_compiled, **factories)
 
 
+def _on_host(tensor: torch.Tensor | None, as_numpy: bool = False, record_stream: bool = False) -> Any:
+    """Megatron's ``maybe_move_tensor_to_cpu``, whose numbers become those of numpy only where they come from CUDA."""
+    del record_stream
+    return tensor.numpy() if as_numpy and tensor is not None else tensor
+
+
 def _not_compiled(function: Callable | None = None, **_: Any) -> Callable:
     """``torch.compile`` as identity: compiling on import costs seconds, and fused CPU kernels gain nothing here."""
     return function if function is not None else lambda inner: inner
@@ -158,6 +164,8 @@ class _Finder(importlib.abc.MetaPathFinder):
         finally:
             torch.compile = real_compile
         self._adopt(module)
+        if module.__name__ == _PREFIX + ".transformer.moe.moe_utils":
+            module.maybe_move_tensor_to_cpu = _on_host  # type: ignore[attr-defined]
 
     def _adopt(self, module: types.ModuleType) -> None:
         cuda = self.stand_in.cuda

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor, nn
 
 from mindspeed_ift.config.lora import LoraFlags
 from mindspeed_ift.devices.device import current
-from mindspeed_ift.mcore import TransformerBlockSubmodules, TransformerConfig, get_gpt_layer_local_spec
+from mindspeed_ift.mcore import ModuleSpec, TransformerBlockSubmodules, TransformerConfig, get_gpt_layer_local_spec
 from mindspeed_ift.model.attention import BoundaryAttention
+from mindspeed_ift.model.experts import experts_spec
 from mindspeed_ift.model.lora import add_adapters
 
 
@@ -37,9 +39,21 @@ class RMSNorm(nn.Module):
 
 
 def block_spec(
-    config: TransformerConfig, num_layers: int, qk_layernorm: bool, lora: LoraFlags | None = None
+    config: TransformerConfig, experts: Sequence[bool], qk_layernorm: bool, lora: LoraFlags | None = None
 ) -> TransformerBlockSubmodules:
-    """The spec of one stage's layers: Megatron's local layers with our norm and attention, and adapters if asked for."""
+    """The spec of one stage's layers: Megatron's local layers with our norm and attention, and adapters if asked for.
+
+    Args:
+        config: of the model.
+        experts: for each layer, whether it has experts.
+        qk_layernorm: RMSNorm on every query and key head.
+        lora: adapters, or None.
+    """
+    kinds = {kind: _layer_spec(qk_layernorm, kind, lora) for kind in set(experts)}
+    return TransformerBlockSubmodules(layer_specs=[kinds[kind] for kind in experts], layer_norm=RMSNorm)
+
+
+def _layer_spec(qk_layernorm: bool, experts: bool, lora: LoraFlags | None) -> ModuleSpec:
     layer = get_gpt_layer_local_spec(qk_layernorm=qk_layernorm, normalization="RMSNorm")
     parts = layer.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
@@ -47,6 +61,8 @@ def block_spec(
     attention.core_attention = BoundaryAttention
     if qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
+    if experts:
+        parts.mlp = experts_spec()
     if lora is not None:
         add_adapters(layer, lora)
-    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)
+    return layer

@@ -33,6 +33,7 @@ class ModelOptions:
         fresh: draw weights; False leaves them undefined for `weights.fill`, which fills every one. Each rank draws whole
             matrices, minutes for a model of billions.
         lora: adapters to train instead of all weights, or None.
+        aux_loss_coeff: of the loss for unequal load of experts; 0: none.
     """
 
     padded_vocab: int
@@ -42,6 +43,7 @@ class ModelOptions:
     loss_chunk_size: int | None = None
     fresh: bool = True
     lora: LoraFlags | None = None
+    aux_loss_coeff: float = 0.0
 
 
 class Qwen3Model(GPTModel):
@@ -57,7 +59,7 @@ class Qwen3Model(GPTModel):
         layers = stages[stage]
         super().__init__(
             config,
-            block_spec(config, len(layers), architecture.qk_layernorm, options.lora),
+            block_spec(config, list(map(architecture.has_experts, layers)), architecture.qk_layernorm, options.lora),
             vocab_size=options.padded_vocab,
             max_sequence_length=architecture.max_position_embeddings,
             pre_process=stage == 0,
@@ -78,6 +80,7 @@ class Qwen3Model(GPTModel):
         boundaries: Tensor | None,
         labels: Tensor | None = None,
         loss_mask: Tensor | None = None,
+        pads: Tensor | None = None,
     ) -> Tensor:
         """Run this stage on a micro-batch.
 
@@ -87,13 +90,18 @@ class Qwen3Model(GPTModel):
             boundaries: of the whole rows, int32 ``[n + 1]`` on the host, or None.
             labels: int64 ``[B, S]``, shifted; None asks for logits.
             loss_mask: fp32 ``[B, S]``.
+            pads: bool ``[B, S]``, where no sample is: left out where the load of experts is balanced. None: nowhere.
 
         Returns:
             Hidden states for the next stage, on the last stage the loss sum (fp32 scalar), or without labels this tensor
             rank's logits ``[B, S, padded vocabulary / TP]``.
         """
         self.rotary_pos_emb.set_positions(position_ids)
-        return super().forward(tokens, position_ids, boundaries, labels=labels, loss_mask=loss_mask)
+        if pads is not None and self.config.sequence_parallel and not self.pre_process:
+            pads = pads.chunk(self.pg_collection.tp.size(), 1)[
+                self.pg_collection.tp.rank()
+            ]  # Megatron: first stage only
+        return super().forward(tokens, position_ids, boundaries, labels=labels, loss_mask=loss_mask, padding_mask=pads)
 
     def _postprocess(
         self, hidden_states: Tensor, *_: Any, labels: Tensor | None = None, loss_mask: Tensor | None = None, **__: Any
@@ -184,6 +192,7 @@ def transformer_config(architecture: Architecture, options: ModelOptions, groups
         calculate_per_token_loss=True,
         # Megatron asks for this of every model with variable lengths, experts or not.
         moe_token_dispatcher_type="alltoall",
+        **_experts_config(architecture, options, groups),
         recompute_granularity=granularity,
         recompute_method=method,
         recompute_num_layers=(num_layers or 1) if full else None,
@@ -196,6 +205,24 @@ def transformer_config(architecture: Architecture, options: ModelOptions, groups
         persist_layer_norm=False,
         apply_rope_fusion=False,
     )
+
+
+def _experts_config(architecture: Architecture, options: ModelOptions, groups: Groups) -> dict[str, Any]:
+    if not architecture.num_experts:
+        return {}
+    return {
+        "num_moe_experts": architecture.num_experts,
+        "moe_router_topk": architecture.moe_router_topk,
+        "moe_ffn_hidden_size": architecture.moe_ffn_hidden_size,
+        "moe_layer_freq": [int(architecture.has_experts(layer)) for layer in range(architecture.num_layers)],
+        # Weights that sum up to one: softmax over the chosen experts instead of over all.
+        "moe_router_pre_softmax": not architecture.norm_topk_prob,
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": "aux_loss" if options.aux_loss_coeff else "none",
+        "moe_aux_loss_coeff": options.aux_loss_coeff,
+        "expert_model_parallel_size": groups.layout.expert,
+        "expert_tensor_parallel_size": groups.layout.tensor_of_experts,
+    }
 
 
 def _pipeline_layout(architecture: Architecture, groups: Groups) -> list[list[str]] | None:

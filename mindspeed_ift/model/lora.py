@@ -16,7 +16,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from mindspeed_ift.config.lora import LoraFlags
-from mindspeed_ift.mcore import ColumnParallelLinear, ModuleSpec, RowParallelLinear, tensor_parallel
+from mindspeed_ift.mcore import ColumnParallelLinear, ModuleSpec, MoESubmodules, RowParallelLinear, tensor_parallel
 
 # Shapes: S positions, B rows, I inputs and O outputs of the layer on this tensor rank, R rank of the adapter.
 
@@ -90,13 +90,14 @@ class LoraRowLinear(RowParallelLinear):
 def add_adapters(layer: ModuleSpec, lora: LoraFlags) -> None:
     """Replace the targeted linear layers in the spec of a transformer layer."""
     attention, mlp = layer.submodules.self_attention.submodules, layer.submodules.mlp.submodules
+    experts = isinstance(mlp, MoESubmodules)
     for owner, name, kind in (
         (attention, "linear_qkv", LoraColumnLinear),
         (attention, "linear_proj", LoraRowLinear),
         (mlp, "linear_fc1", LoraColumnLinear),
         (mlp, "linear_fc2", LoraRowLinear),
     ):
-        if name in lora.lora_target_modules:
+        if name in lora.lora_target_modules and not (experts and owner is mlp):
             setattr(owner, name, ModuleSpec(module=kind, params={"lora": lora}))
 
 

@@ -25,6 +25,7 @@ class Groups:
         tensor_rank: position among the tensor parallel peers.
         pipeline_rank: pipeline stage.
         context_rank: position among the context parallel peers.
+        expert_rank: which of the experts this rank holds.
         data_rank: position among the data parallel replicas: ranks of one number read the same samples.
         collection: Megatron's process groups, for its constructors.
         chunks: stages of this rank (Megatron's virtual pipeline size).
@@ -36,6 +37,7 @@ class Groups:
     tensor_rank: int
     pipeline_rank: int
     context_rank: int
+    expert_rank: int
     data_rank: int
     collection: ProcessGroupCollection
     chunks: int = 1
@@ -52,8 +54,8 @@ class Groups:
 
     @property
     def model_writer(self) -> bool:
-        """Whether this rank writes its model shard: one replica does it for all."""
-        return self.replica_rank == 0
+        """Whether this rank writes its model shard: the first of those that hold the same weights does it for all."""
+        return self.replica_rank * self.layout.tensor + self.tensor_rank < len(self.layout.shards())
 
     @property
     def totals_writer(self) -> bool:
@@ -104,6 +106,8 @@ def start(
         pipeline_model_parallel_size=layout.pipeline,
         virtual_pipeline_model_parallel_size=chunks if chunks > 1 else None,
         context_parallel_size=layout.context,
+        expert_model_parallel_size=layout.expert,
+        expert_tensor_parallel_size=layout.tensor_of_experts,
         hierarchical_context_parallel_sizes=[layout.ulysses, ring] if 1 < layout.ulysses < layout.context else None,
     )
     torch.manual_seed(seed)  # the host's generator: fresh weights are drawn there, of every rank the same
@@ -114,6 +118,7 @@ def start(
         tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
         pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
         context_rank=parallel_state.get_context_parallel_rank(),
+        expert_rank=parallel_state.get_expert_model_parallel_rank(),
         data_rank=parallel_state.get_data_parallel_rank(),
         collection=ProcessGroupCollection.use_mpu_process_groups(),
         chunks=chunks,

@@ -85,6 +85,8 @@ class Metrics:
             record |= {"loss": report.loss, "gradient_norm": report.gradient_norm}
         else:
             record |= {"refused": report.refusal}
+        if report.load_balancing_loss is not None:
+            record |= {"load_balancing_loss": report.load_balancing_loss}
         record |= {"learning_rate": report.learning_rate}
         record |= {"learnt_tokens": report.learnt_tokens, "tokens": report.tokens, "real_tokens": report.real_tokens}
         record |= {"squared_lengths": report.squared_lengths}

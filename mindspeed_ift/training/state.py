@@ -13,6 +13,7 @@ import torch
 from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.checkpoint.adapters import describe_adapters
 from mindspeed_ift.checkpoint.disk import free_bytes, require_space
+from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.errors import RunError, UserError
 from mindspeed_ift.devices.device import Device
 from mindspeed_ift.mcore import OptimizerParamScheduler, tensor_parallel
@@ -87,13 +88,14 @@ def _write_files(
 ) -> megatron.Files:
     """What this rank has to keep."""
     place = (staging, groups.tensor_rank, groups.pipeline_rank, groups.layout.pipeline)
+    expert = megatron.expert_rank(groups.layout, groups.expert_rank)
     files: megatron.Files = {}
     if groups.model_writer:
         state: dict[str, Any] = {"checkpoint_version": 3.0, "iteration": iteration}
         for key, stage in zip(megatron.model_keys(len(stages)), stages, strict=True):
             weights = {name: value for name, value in stage.state_dict().items() if _is_saved(stage, name, value)}
             state[key] = _on_host(weights)
-        files |= megatron.write_shard(*place, state, megatron.MODEL_FILE)
+        files |= megatron.write_shard(*place, state, megatron.MODEL_FILE, expert)
     if groups.model_writer or distributed_optimizer:
         state = {
             "optimizer": [_on_host(one) for one in _optimizer_state(optimizer)],
@@ -102,7 +104,7 @@ def _write_files(
             # Of what tensor ranks draw apart: dropout of inputs that are split among them.
             "random_tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
         }
-        files |= megatron.write_shard(*place, state, _optimizer_file(groups, distributed_optimizer))
+        files |= megatron.write_shard(*place, state, _optimizer_file(groups, distributed_optimizer), expert)
     return files
 
 
@@ -128,7 +130,7 @@ def _manifest(model: Qwen3Model, iteration: int, groups: Groups, distributed_opt
     layout = groups.layout
     return {
         "architecture": asdict(model.architecture),
-        "layout": {key: getattr(layout, key) for key in ("tensor", "pipeline", "context", "data")},
+        "layout": megatron.describe_layout(layout),
         "stage_layers": _ranges(layout.stage_layers(model.architecture.num_layers)),
         "padded_vocab_size": model.options.padded_vocab,
         "dtype": str(model.options.dtype).removeprefix("torch."),
@@ -141,29 +143,32 @@ def _manifest(model: Qwen3Model, iteration: int, groups: Groups, distributed_opt
 def load_model(
     folder: Path, stages: list[Qwen3Model], groups: Groups, wanted: Callable[[str], bool] = lambda name: True
 ) -> None:
-    """Fill the ``wanted`` parameters of this rank's stages from a checkpoint of the same tensor and pipeline layout.
+    """Fill the ``wanted`` parameters of this rank's stages from a checkpoint of the same tensor, pipeline and expert layout.
 
     Raises:
         UserError: another layout or architecture, a missing or damaged file.
     """
     manifest = megatron.read_manifest(folder)
     if manifest is not None:
-        mine = {"tensor": groups.layout.tensor, "pipeline": groups.layout.pipeline}
-        saved = {key: manifest["layout"][key] for key in mine}
+        architecture = stages[0].architecture
+        saved, mine = (
+            f"TP {one.tensor} PP {one.pipeline}"
+            + (f" EP {one.expert} ETP {one.tensor_of_experts}" if architecture.num_experts else "")
+            for one in (megatron.layout_of_manifest(manifest), groups.layout)
+        )
         if saved != mine:
             raise UserError(
-                f"{folder} was saved with TP {saved['tensor']} PP {saved['pipeline']}, this run has TP {mine['tensor']} "
-                f"PP {mine['pipeline']}; use the saved layout, or convert it with tools/convert_ckpt.py"
+                f"{folder} was saved with {saved}, this run has {mine}; use the saved layout, or convert it with"
+                " tools/convert_ckpt.py"
             )
-        architecture = stages[0].architecture
-        if manifest["architecture"] != asdict(architecture):
+        if Architecture(**manifest["architecture"]) != architecture:
             raise UserError(f"{folder} holds another architecture than the flags describe; give the same architecture")
         if manifest["stage_layers"] != _ranges(groups.layout.stage_layers(architecture.num_layers)):
             raise UserError(
                 f"{folder} was saved with other layers on its pipeline devices; give the same --num-layer-list and"
                 " --num-layers-per-virtual-pipeline-stage, or convert it with tools/convert_ckpt.py"
             )
-    shard = megatron.read_shard(folder, groups.tensor_rank, groups.pipeline_rank, groups.layout.pipeline)
+    shard = megatron.read_shard(*_place(folder, groups))
     for key, stage in zip(megatron.model_keys(len(stages)), stages, strict=True):
         if key not in shard:
             raise UserError(f"{folder} has no {key}: was it saved with another virtual pipeline size?")
@@ -200,7 +205,7 @@ def load_training(
                 "use the same layout, or --no-load-optim"
             )
     name = _optimizer_file(groups, distributed_optimizer)
-    saved = megatron.read_shard(folder, groups.tensor_rank, groups.pipeline_rank, groups.layout.pipeline, name)
+    saved = megatron.read_shard(*_place(folder, groups, name))
     _restore_optimizer(optimizer, saved["optimizer"], folder)
     schedule.num_steps = int(saved["schedule"]["num_steps"])
     schedule.step(increment=0)
@@ -211,10 +216,15 @@ def load_training(
 
 def changed_file(folder: Path, groups: Groups, distributed_optimizer: bool) -> str | None:
     """The first file of a checkpoint whose checksum is not what was written, of those that any rank reads; None: none."""
-    place = (groups.tensor_rank, groups.pipeline_rank, groups.layout.pipeline)
     names = (megatron.MODEL_FILE, _optimizer_file(groups, distributed_optimizer))
-    own = megatron.changed(folder, [megatron.shard_path(*place, name) for name in names])
+    own = megatron.changed(folder, [megatron.shard_path(*_place(folder, groups, name)[1:]) for name in names])
     return next((one for one in groups.gather(own) if one is not None), None)
+
+
+def _place(folder: Path, groups: Groups, name: str = megatron.MODEL_FILE) -> tuple[Any, ...]:
+    """Where this rank's files of that name lie, as `megatron.read_shard` wants it."""
+    expert = megatron.expert_rank(groups.layout, groups.expert_rank)
+    return folder, groups.tensor_rank, groups.pipeline_rank, groups.layout.pipeline, name, expert
 
 
 def _optimizer_file(groups: Groups, distributed_optimizer: bool) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from mindspeed_ift.data.batch import Batch
 from mindspeed_ift.devices.device import Device
 from mindspeed_ift.mcore import DistributedDataParallel, OptimizerParamScheduler, get_forward_backward_func
+from mindspeed_ift.model.experts import balance_scale_of_step, routers
 from mindspeed_ift.parallel.context.split import local_positions
 from mindspeed_ift.parallel.groups import Groups
 from mindspeed_ift.training.optimizer import update
@@ -30,6 +31,8 @@ class StepReport:
         tokens: tokens with pads, over all replicas.
         real_tokens: without pads.
         squared_lengths: sum over all samples of the squared length; see `Batch`.
+        load_balancing_loss: of experts, mean over layers and micro-batches, without coefficient: 1 where all are equally
+            busy. None: it is not asked for.
         refusal: why the weights were not moved (the loss or the gradient norm is not finite), or None.
         stop: some rank was asked to stop.
     """
@@ -41,12 +44,15 @@ class StepReport:
     tokens: int
     real_tokens: int = 0
     squared_lengths: int = 0
+    load_balancing_loss: float | None = None
     refusal: str | None = None
     stop: bool = False
 
 
 class Totals(NamedTuple):
-    """Sums over all ranks: of the loss, tokens of four kinds (see `StepReport`), and ranks that were asked to stop."""
+    """Sums over all ranks: of the loss, tokens of four kinds (see `StepReport`), ranks that were asked to stop, and of
+    the losses for unequal load, as many as there are layers with experts and micro-batches.
+    """
 
     loss: float
     learnt: float
@@ -54,6 +60,7 @@ class Totals(NamedTuple):
     real: float
     squared_lengths: float
     asked_to_stop: float
+    balance: float
 
 
 def train_step(
@@ -83,6 +90,7 @@ def train_step(
     for stage in model:
         stage.zero_grad_buffer()
     optimizer.zero_grad()
+    balanced = _prepare_balance(model, batches, groups, device)
     totals = forward_backward(model, batches, groups, device, stop_requested, forward_only=False)
     learning_rate = optimizer.param_groups[0]["lr"]
     gradient_norm, refusal = 0.0, None
@@ -102,9 +110,29 @@ def train_step(
         tokens=int(totals.tokens),
         real_tokens=int(totals.real),
         squared_lengths=int(totals.squared_lengths),
+        load_balancing_loss=totals.balance / balanced if balanced else None,
         refusal=refusal,
         stop=totals.asked_to_stop > 0,
     )
+
+
+def _prepare_balance(
+    model: list[DistributedDataParallel], batches: Sequence[Batch], groups: Groups, device: Device
+) -> int:
+    """Tell the routers what their losses for unequal load weigh in this step; how many such losses it will have, if any.
+
+    The weight follows from the learnt tokens of the global batch, which Megatron knows after the backward pass only.
+    """
+    if not model[0].config.num_moe_experts or not model[0].config.moe_aux_loss_coeff:
+        return 0
+    totals = torch.zeros(2, dtype=torch.float64, device=device.torch_device)
+    if groups.totals_writer and groups.context_rank == 0:  # these are of whole rows
+        totals[0] = sum(batch.learnt_tokens for batch in batches)
+        totals[1] = len(batches)
+    learnt, micro_batches = groups.sum_over_world(totals).tolist()
+    for router in routers(model):
+        router.balance_scale, router.balance_sum = balance_scale_of_step(learnt, micro_batches), None
+    return int(micro_batches) * sum(model[0].config.moe_layer_freq)
 
 
 def evaluate_step(
@@ -162,6 +190,7 @@ def forward_backward(
             totals[3] = sum(batch.real_tokens for batch in batches)
             totals[4] = sum(batch.squared_lengths for batch in batches)
     totals[5] = stop_requested()  # of every rank: a signal may reach but one of them
+    totals[6] = sum(router.balance_sum for router in routers(model) if router.balance_sum is not None)
     return Totals(*groups.sum_over_world(totals).tolist())
 
 
@@ -176,12 +205,13 @@ def _on_device(batches: Sequence[Batch], device: Device) -> Iterator[tuple[Tenso
     target = device.torch_device
     for batch in batches:
         tensors = (batch.tokens, batch.position_ids, batch.labels, batch.loss_mask)
-        yield (*(tensor.to(target, non_blocking=True) for tensor in tensors), batch.boundaries)
+        pads = None if batch.pads is None else batch.pads.to(target, non_blocking=True)
+        yield (*(tensor.to(target, non_blocking=True) for tensor in tensors), batch.boundaries, pads)
 
 
 def _forward_step(batches: Iterator[tuple[Tensor, ...]], model: torch.nn.Module) -> tuple[Tensor, Any]:
-    tokens, position_ids, labels, loss_mask, boundaries = next(batches)
-    output = model(tokens, position_ids, boundaries, labels=labels, loss_mask=loss_mask)
+    tokens, position_ids, labels, loss_mask, boundaries, pads = next(batches)
+    output = model(tokens, position_ids, boundaries, labels=labels, loss_mask=loss_mask, pads=pads)
 
     def reduce(loss: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         # Megatron divides the gradients by the sum of these counts over micro-batches and replicas.

@@ -12,6 +12,7 @@ import torch
 from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.checkpoint.convert import TRAINING_FACTS, hugging_face_shard
 from mindspeed_ift.checkpoint.disk import free_bytes, in_gigabytes, require_space
+from mindspeed_ift.checkpoint.names import ExpertPart
 from mindspeed_ift.config.describe import settings
 from mindspeed_ift.config.errors import RunError
 from mindspeed_ift.config.layout import padded_vocab_size
@@ -262,6 +263,7 @@ def _model_options(plan: Plan) -> ModelOptions:
         loss_chunk_size=optimizer.loss_chunk_size if optimizer.loss_compute_mode == "chunk" else None,
         fresh=plan.sources.hugging_face is None and plan.sources.weights is None,
         lora=config.lora if config.lora.active else None,
+        aux_loss_coeff=optimizer.moe_aux_loss_coeff,
     )
 
 
@@ -297,6 +299,7 @@ def _load_weights(plan: Plan, stages: list[Qwen3Model], groups: Groups) -> None:
                 tensor_size=groups.layout.tensor,
                 tensor_rank=groups.tensor_rank,
                 padded_vocab=stage.options.padded_vocab,
+                experts=ExpertPart.of(groups.layout, groups.tensor_rank, groups.expert_rank),
             )
             fill(stage, weights, str(folder), without_adapters)
         _say(groups, f"weights: {folder} (Hugging Face)")

@@ -1,6 +1,8 @@
-"""Kernels in plain torch, for every device: attention over boundaries and RMSNorm."""
+"""Kernels in plain torch, for every device: attention over boundaries, RMSNorm, products of many matrices."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as functional
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from mindspeed_ift.devices.kernels.blocks import attention_backward, attention_forward
 
-__all__ = ["attention", "attention_backward", "attention_forward", "rms_norm"]
+__all__ = ["attention", "attention_backward", "attention_forward", "grouped_matmul", "rms_norm"]
 
 # Shapes: B rows of a micro-batch, S positions of a row, T = B * S flattened, N query heads, G key/value heads, D head size.
 
@@ -68,3 +70,18 @@ def rms_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     wide = hidden.float()
     scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
     return weight * scaled.to(hidden.dtype)
+
+
+def grouped_matmul(tokens_TI: Tensor, weights_EIO: Tensor, counts: Sequence[int]) -> Tensor:
+    """The first ``counts[0]`` tokens times the first matrix, the next ``counts[1]`` times the second, and so on.
+
+    Args:
+        tokens_TI: ``[T, I]``, any float dtype.
+        weights_EIO: ``[E, I, O]``.
+        counts: E numbers that sum up to T; any may be 0, and its matrix then gets a gradient of zeros.
+
+    Returns:
+        ``[T, O]``.
+    """
+    parts = zip(tokens_TI.split(list(counts)), weights_EIO.unbind(0), strict=True)
+    return torch.cat([part @ weight for part, weight in parts])

@@ -22,6 +22,12 @@ QWEN3 = {
     "qwen3-32b": (64, 5120, 25600, 64, 8, False),
 }
 
+# The same of those with 128 experts, and the width of one.
+EXPERTS = {
+    "qwen3-30b-a3b": (48, 2048, 6144, 32, 4, False, 768),
+    "qwen3-235b-a22b": (94, 4096, 12288, 64, 4, False, 1536),
+}
+
 # As it stands in the folder of Qwen3-8B (transformers 4.51).
 QWEN3_8B: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -68,9 +74,10 @@ def refusal(folder: Path) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", QWEN3)
+@pytest.mark.parametrize("name", [*QWEN3, *EXPERTS])
 def test_a_preset_is_the_known_model(name: str) -> None:
-    layers, hidden, feed_forward, heads, groups, tied = QWEN3[name]
+    layers, hidden, feed_forward, heads, groups, tied, *width = (QWEN3 | EXPERTS)[name]
+    experts = {"num_experts": 128, "moe_router_topk": 8, "moe_ffn_hidden_size": width[0]} if width else {}
     assert Architecture.from_preset(name) == Architecture(
         num_layers=layers,
         hidden_size=hidden,
@@ -86,17 +93,19 @@ def test_a_preset_is_the_known_model(name: str) -> None:
         add_qkv_bias=False,
         tied=tied,
         init_method_std=0.02,
+        norm_topk_prob=True,
+        **experts,
     )
 
 
 def test_every_preset_is_a_known_model() -> None:
     shipped = Path(__file__).resolve().parents[3] / "mindspeed_ift/config/presets"
-    assert {path.stem for path in shipped.iterdir()} == set(QWEN3)
+    assert {path.stem for path in shipped.iterdir()} == {*QWEN3, *EXPERTS}
 
 
 @pytest.mark.parametrize("name", ["qwen3-9b", "../presets/qwen3-8b", "qwen3"])
 def test_an_unknown_preset_is_answered_with_the_list(name: str) -> None:
-    with pytest.raises(UserError, match="one of: qwen3-0.6b, qwen3-1.7b, qwen3-14b, qwen3-32b, qwen3-4b, qwen3-8b"):
+    with pytest.raises(UserError, match="one of: qwen3-0.6b, qwen3-1.7b, qwen3-14b, qwen3-235b-a22b, qwen3-30b"):
         Architecture.from_preset(name)
 
 
@@ -194,7 +203,20 @@ def test_a_missing_key_is_named(key: str, tmp_path: Path) -> None:
         ({"rope_parameters": "default"}, "must be JSON objects"),
         ({"rope_theta": "1e6"}, "rotary_base '1e6' must be a number over 0"),
         ({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}, "Qwen2ForCausalLM is not supported"),
-        ({"architectures": ["Qwen3MoeForCausalLM"]}, "Qwen3MoeForCausalLM is not supported"),
+        ({"architectures": ["Qwen3MoeForCausalLM"]}, "the key num_local_experts is missing"),
+        ({"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 4}, "moe_router_topk 8 is more than num_experts 4"),
+        (
+            {"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 8, "decoder_sparse_step": 0},
+            "decoder_sparse_step must be a whole number of at least 1",
+        ),
+        (
+            {"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 8, "mlp_only_layers": list(range(36))},
+            "no layer has experts",
+        ),
+        (
+            {"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 8, "router_aux_loss_coef": -1},
+            "router_aux_loss_coef -1 must be a number",
+        ),
         ({"architectures": ["Qwen3ForSequenceClassification"]}, "Qwen3ForSequenceClassification is not supported"),
         ({"architectures": MISSING, "model_type": "llama"}, "llama is not supported"),
         ({"architectures": [], "model_type": MISSING}, "None is not supported"),
@@ -239,3 +261,46 @@ def test_a_file_that_is_no_model_is_refused(content: bytes, expected: str, tmp_p
 
 def test_a_folder_without_config_json_is_refused(tmp_path: Path) -> None:
     assert "is missing: give the folder of a Hugging Face model" in refusal(tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts_are_written_as_transformers_reads_them(name: str, tmp_path: Path) -> None:
+    from transformers import AutoConfig, Qwen3MoeConfig
+
+    ours = dataclasses.replace(
+        Architecture.from_preset(name), norm_topk_prob=False, dense_layers=(0, 5), router_aux_loss_coef=0.0
+    )
+    (tmp_path / "config.json").write_text(json.dumps(ours.to_hugging_face()), encoding="utf-8")
+    theirs = AutoConfig.from_pretrained(tmp_path)
+    assert type(theirs) is Qwen3MoeConfig and theirs.architectures == ["Qwen3MoeForCausalLM"]
+    assert (theirs.num_experts, theirs.num_experts_per_tok, theirs.norm_topk_prob) == (128, 8, False)
+    assert theirs.moe_intermediate_size == ours.moe_ffn_hidden_size and theirs.intermediate_size == ours.ffn_hidden_size
+    assert (theirs.mlp_only_layers, theirs.decoder_sparse_step, theirs.router_aux_loss_coef) == ([0, 5], 1, 0.0)
+    assert Architecture.from_hugging_face(tmp_path) == ours
+    theirs.save_pretrained(tmp_path / "again")
+    assert Architecture.from_hugging_face(tmp_path / "again") == ours
+
+
+def test_layers_without_experts_are_those_of_transformers(tmp_path: Path) -> None:
+    """Of every second layer, and of some that are named."""
+    import torch
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    sizes = {
+        "num_hidden_layers": 6,
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 4,
+    }
+    config = Qwen3MoeConfig(**sizes, num_experts=8, decoder_sparse_step=2, mlp_only_layers=[3])
+    config.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        layers = Qwen3MoeForCausalLM(config).model.layers
+    content = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(
+        json.dumps({**content, "architectures": ["Qwen3MoeForCausalLM"]}), encoding="utf-8"
+    )
+    ours = Architecture.from_hugging_face(tmp_path)
+    assert [ours.has_experts(layer) for layer in range(6)] == [hasattr(layer.mlp, "experts") for layer in layers]
+    assert ours.dense_layers == (0, 2, 3, 4)

@@ -164,7 +164,10 @@ def test_switches_of_the_trainer_take_no_value() -> None:
         (["-x"], "unknown flag -x; see tool.py --help"),
         (["--COUNT", "1"], "unknown flag --COUNT"),
         (["--fp16"], "--fp16 is not supported: there is no loss scaling; give --bf16"),
-        (["--moe_grouped_gemm"], "--moe-grouped-gemm is not supported: the model has no mixture"),
+        (
+            ["--moe_pad_expert_input"],
+            "--moe-pad-expert-input is not supported: experts are chosen by softmax and top-k",
+        ),
         (["word"], "unexpected word 'word' on the command line"),
         (["--count", "1", "2"], "unexpected word '2' on the command line"),
         (["--"], "unexpected word '--' on the command line"),

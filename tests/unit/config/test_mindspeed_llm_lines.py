@@ -53,7 +53,14 @@ SIZES = {
     "qwen3-8b": "--num-layers 36 --hidden-size 4096 --ffn-hidden-size 12288 --num-attention-heads 32",
     "qwen3-14b": "--num-layers 40 --hidden-size 5120 --ffn-hidden-size 17408 --num-attention-heads 40",
     "qwen3-32b": "--num-layers 64 --hidden-size 5120 --ffn-hidden-size 25600 --num-attention-heads 64",
+    "qwen3-30b-a3b": "--num-layers 48 --hidden-size 2048 --ffn-hidden-size 6144 --num-attention-heads 32",
+    "qwen3-235b-a22b": "--num-layers 94 --hidden-size 4096 --ffn-hidden-size 12288 --num-attention-heads 64",
 }
+
+EXPERTS = """
+--model-type-hf qwen3-moe --num-experts 128 --moe-router-topk 8 --norm-topk-prob --moe-grouped-gemm --num-query-groups 4
+--moe-permutation-async-comm --moe-router-load-balancing-type aux_loss --moe-aux-loss-coeff 0.001
+"""
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,32 @@ SCRIPTS = {
         Layout(8, 1, 16, True),
         2,
     ),
+    "tune_qwen3_30b_a3b_4K_full": Script(
+        "qwen3-30b-a3b",
+        f"{_parallel(4, 2)} --sequence-parallel {LARGE} {EXPERTS} --moe-ffn-hidden-size 768 --seq-length 4096 "
+        "--max-position-embeddings 4096 --global-batch-size 16 --expert-model-parallel-size 2 --moe-layer-freq -1 "
+        "--first-k-dense-replace -1 --moe-token-dispatcher-type alltoall_seq",
+        Layout(4, 2, 2, True, expert=2),
+        8,
+    ),
+    "tune_qwen3_30b_a3b_4K_lora, without adapters": Script(
+        "qwen3-30b-a3b",
+        f"{_parallel(4, 1)} --sequence-parallel {LARGE} {EXPERTS} --moe-ffn-hidden-size 768 --seq-length 4096 "
+        "--max-position-embeddings 4096 --global-batch-size 16 --expert-model-parallel-size 1 "
+        "--moe-alltoall-overlap-comm --use-fused-moe-token-permute-and-unpermute",
+        Layout(4, 1, 2, True),
+        8,
+    ),
+    "tune_qwen3_235b_a22b_64K_full_pack, with layers listed instead of idle ones": Script(
+        "qwen3-235b-a22b",
+        f"{_parallel(4, 8)} --sequence-parallel {LARGE} {EXPERTS} {PACKED} --moe-ffn-hidden-size 1536 --seq-length 65536 "
+        "--max-position-embeddings 65536 --global-batch-size 32 --expert-model-parallel-size 8 --context-parallel-size 4 "
+        "--context-parallel-algo ulysses_cp_algo --expert-tensor-parallel-size 1 --moe-layer-freq 1 "
+        "--first-k-dense-replace 0 --moe-token-dispatcher-type alltoall --moe-fb-overlap --moe-permute-fusion "
+        "--num-layer-list 11,12,12,12,12,12,12,11",
+        Layout(4, 8, 1, True, 4, 4, expert=8, expert_tensor=1, layer_list=(11, 12, 12, 12, 12, 12, 12, 11)),
+        32,
+    ),
 }
 
 
@@ -213,10 +246,13 @@ def test_what_the_line_leaves_out_has_megatrons_default() -> None:
         ("--fp8-format hybrid", "--fp8-format is not supported"),
         ("--attention-dropout 0.1", "--attention-dropout 0.1 is not supported: only 0"),
         ("--hidden-dropout 0.1", "--hidden-dropout 0.1 is not supported: only 0"),
-        ("--num-experts 8", "--num-experts is not supported: the model has no mixture of experts"),
-        ("--moe-router-topk 2", "--moe-router-topk is not supported: the model has no mixture of experts"),
-        ("--moe-grouped-gemm", "--moe-grouped-gemm is not supported"),
-        ("--expert-tensor-parallel-size 2", "--expert-tensor-parallel-size 2 is not supported: only 1"),
+        ("--moe-expert-capacity-factor 1.0", "--moe-expert-capacity-factor is not supported: experts are chosen by"),
+        ("--moe-tp-extend-ep", "--moe-tp-extend-ep is not supported: give --expert-tensor-parallel-size 1"),
+        ("--moe-intermediate-size 8", "--moe-intermediate-size is not supported: give --moe-ffn-hidden-size"),
+        ("--moe-token-dispatcher-type flex", "--moe-token-dispatcher-type flex is not supported: only alltoall"),
+        ("--moe-layer-freq 2", "--moe-layer-freq 2 is not supported: only 1 or -1"),
+        ("--moe-router-load-balancing-type sinkhorn", "invalid choice 'sinkhorn'"),
+        ("--moe-shared-expert-intermediate-size 8", "--moe-shared-expert-intermediate-size is not supported"),
         ("--add-qkv-bias", "--add-qkv-bias is not supported: Qwen3 has no biases"),
         ("--multi-latent-attention", "--multi-latent-attention is not supported"),
         ("--mtp-num-layers 1", "--mtp-num-layers is not supported"),
@@ -291,6 +327,9 @@ def test_a_pasted_line_of_data_preparation_is_taken(line: str) -> None:
         "--target-pipeline-parallel-size 8 --target-expert-parallel-size 1 --load-dir weights --save-dir megatron "
         "--spec mindspeed_llm.tasks.models.spec.qwen3_spec layer_spec --tokenizer-model weights/tokenizer.json "
         "--model-type-hf qwen3",
+        "--load-model-type hf --save-model-type mg --target-tensor-parallel-size 1 --target-pipeline-parallel-size 4 "
+        "--target-expert-parallel-size 32 --load-dir weights --save-dir megatron --moe-grouped-gemm "
+        "--expert-tensor-parallel-size 1 --model-type-hf qwen3-moe",
     ],
 )
 def test_a_pasted_line_of_conversion_is_taken(line: str) -> None:
@@ -302,9 +341,8 @@ def test_a_pasted_line_of_conversion_is_taken(line: str) -> None:
 @pytest.mark.parametrize(
     ("added", "expected"),
     [
-        ("--moe-grouped-gemm", "--moe-grouped-gemm is not supported"),
-        ("--target-expert-parallel-size 8", "--target-expert-parallel-size 8 is not supported: only 1"),
-        ("--model-type-hf qwen3-moe", "invalid choice 'qwen3-moe'"),
+        ("--moe-tp-extend-ep", "--moe-tp-extend-ep is not supported"),
+        ("--model-type-hf qwen2-moe", "invalid choice 'qwen2-moe'"),
         ("--params-dtype fp16", "--params-dtype is not supported"),
         ("--noop-layers 94", "--noop-layers is not supported"),
     ],

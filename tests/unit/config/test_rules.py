@@ -19,7 +19,13 @@ GOOD = "--data-path data --train-iters 100"
 
 # Flags beside GOOD -> what the message must say.
 BROKEN = [
-    ("--expert-model-parallel-size 2", "--expert-model-parallel-size over 1 is not supported yet"),
+    (
+        "--moe-router-load-balancing-type none --moe-aux-loss-coeff 0.1",
+        "--moe-router-load-balancing-type none and --moe-aux-loss-coeff exclude each other",
+    ),
+    ("--moe-aux-loss-coeff -1", "--moe-aux-loss-coeff -1.0 must not be negative"),
+    ("--num-experts 0", "--num-experts 0 must be at least 1"),
+    ("--expert-tensor-parallel-size 0", "--expert-tensor-parallel-size 0 must be at least 1"),
     ("--lora-target-modules q_proj", "--lora-target-modules q_proj is no module; give some of: linear_qkv"),
     ("--lora-target-modules linear_qkv --lora-r 0", "--lora-r 0 and --lora-alpha 32 must be at least 1"),
     ("--lora-target-modules linear_qkv --lora-dropout 1", "--lora-dropout 1.0 must be at least 0 and less than 1"),
@@ -122,6 +128,8 @@ FINE = [
     "--recompute-granularity full --recompute-method block --recompute-num-layers 4",
     "--load x --finetune --enable-hf2mg-convert --save y --save-interval 10",
     "--context-parallel-size 1 --context-parallel-algo ulysses_cp_algo --expert-model-parallel-size 1",
+    "--num-experts 8 --moe-router-topk 2 --moe-ffn-hidden-size 8 --moe-aux-loss-coeff 0.001",
+    "--moe-router-load-balancing-type none --expert-tensor-parallel-size 1",
     "--use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather",
 ]
 
