@@ -79,6 +79,7 @@ _TRAINING: Accepted = {
     "--calculate-per-token-loss": (0, "the loss is always per token over the global batch"),
     "--no-check-for-nan-in-loss-and-grad": (0, "a step that is not finite is always refused; see --max-skipped-steps"),
     "--ckpt-format": (1, "checkpoints are written as torch files, one a rank", ("torch",)),
+    "--use-pytorch-profiler": (0, "traces are made by the device's profiler for torch"),
     "--log-throughput": (0, "tokens per second are always logged"),
     "--manual-gc": (0, _COLLECTOR),
     "--manual-gc-interval": (1, _COLLECTOR),

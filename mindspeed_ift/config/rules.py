@@ -46,6 +46,7 @@ def check_layout(config: TuneConfig, architecture: Architecture, layout: Layout)
             f" pipeline's size), not {micro_batches}; change --global-batch-size"
         )
     _heads_fit(architecture, layout)
+    _ranks_exist(config, layout)
     if architecture.tied and "output_layer" in config.lora.lora_modules_to_save:
         raise UserError(
             "--lora-modules-to-save output_layer: the output layer of this model is its embedding; give word_embeddings"
@@ -302,6 +303,28 @@ def _lora(config: TuneConfig) -> None:
             raise UserError(f"{flag} needs --lora-target-modules: {' '.join(LORA_TARGETS)}, or some of them")
 
 
+def _profile(config: TuneConfig) -> None:
+    flags = config.profile
+    for option in dataclasses.fields(flags):
+        if not flags.profile and getattr(flags, option.name) != option.default:
+            raise UserError(f"--{option.name.replace('_', '-')} needs --profile")
+    if not flags.profile:
+        return
+    start, end, total = flags.profile_step_start, flags.profile_step_end, config.optimizer.train_iters or 0
+    if start >= end:
+        raise UserError(f"--profile-step-end {end} must be over --profile-step-start {start}: the trace ends before it")
+    if start > total:
+        raise UserError(f"--profile-step-start {start} is over --train-iters {total}, so nothing would be traced")
+    if flags.profile_save_path is None and config.run.save is None:
+        raise UserError("--profile needs --save, or --profile-save-path: the folder for traces")
+
+
+def _ranks_exist(config: TuneConfig, layout: Layout) -> None:
+    for rank in config.profile.profile_ranks:
+        if not -1 <= rank < layout.world:
+            raise UserError(f"--profile-ranks {rank} is no rank: give some of 0 to {layout.world - 1}, or -1 for all")
+
+
 def _load(config: TuneConfig) -> None:
     if config.run.enable_hf2mg_convert and config.run.load is None:
         raise UserError("--enable-hf2mg-convert needs --load with a Hugging Face folder")
@@ -330,5 +353,6 @@ _FLAG_RULES: tuple[Callable[[TuneConfig], None], ...] = (
     _packs,
     _recompute,
     _lora,
+    _profile,
     _load,
 )

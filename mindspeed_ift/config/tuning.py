@@ -9,6 +9,7 @@ from typing import Literal
 from mindspeed_ift.config.data import PackingAlgorithm
 from mindspeed_ift.config.layout import LayoutFlags
 from mindspeed_ift.config.lora import LoraFlags
+from mindspeed_ift.config.profiling import ProfileFlags
 from mindspeed_ift.config.tracking import TrackingFlags
 
 
@@ -236,3 +237,4 @@ class TuneConfig:
     lora: LoraFlags = field(default_factory=LoraFlags)
     run: RunFlags = field(default_factory=RunFlags)
     tracking: TrackingFlags = field(default_factory=TrackingFlags)
+    profile: ProfileFlags = field(default_factory=ProfileFlags)

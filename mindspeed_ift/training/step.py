@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function as named
 
 from mindspeed_ift.data.batch import Batch
 from mindspeed_ift.devices.device import Device
@@ -91,13 +92,15 @@ def train_step(
         stage.zero_grad_buffer()
     optimizer.zero_grad()
     balanced = _prepare_balance(model, batches, groups, device)
-    totals = forward_backward(model, batches, groups, device, stop_requested, forward_only=False)
+    with named("forward_backward"):  # as a trace shows it
+        totals = forward_backward(model, batches, groups, device, stop_requested, forward_only=False)
     learning_rate = optimizer.param_groups[0]["lr"]
     gradient_norm, refusal = 0.0, None
     if not math.isfinite(totals.loss):
         refusal = f"the loss is {totals.loss}"
     elif totals.learnt > 0:
-        gradient_norm = update(optimizer)
+        with named("optimizer_step"):
+            gradient_norm = update(optimizer)
         if not math.isfinite(gradient_norm):
             refusal = f"the gradient norm is {gradient_norm}"
     if refusal is None:

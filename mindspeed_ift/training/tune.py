@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import record_function as named
 
 from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.checkpoint.convert import TRAINING_FACTS, hugging_face_shard
@@ -29,6 +30,7 @@ from mindspeed_ift.training.flops import step_operations
 from mindspeed_ift.training.metrics import Metrics
 from mindspeed_ift.training.optimizer import build_optimizer, build_schedule, wrap
 from mindspeed_ift.training.plan import Plan
+from mindspeed_ift.training.profiling import Profile, profile_folder
 from mindspeed_ift.training.progress import Progress
 from mindspeed_ift.training.refused import refused_path, write_refused
 from mindspeed_ift.training.sources import find_sources
@@ -97,10 +99,15 @@ def _loop(run: _Run, stop_request: StopRequest) -> None:
         operations=partial(_operations, plan) if config.optimizer.bf16 else None,  # peaks are those of bf16
         trackers=_trackers(plan, progress.done) if groups.rank == 0 else None,
     )
+    flags = config.profile
+    profile = Profile(flags, profile_folder(flags, config.run.save), run.device, groups.rank)
     for iteration in _steps_to_do(run, total):
         metrics.begin()
-        batches = training.take(progress.consumed, plan.micro_batches)
+        profile.begin(iteration)
+        with named("batch"):
+            batches = training.take(progress.consumed, plan.micro_batches)
         report = train_step(run.model, run.optimizer, run.schedule, batches, groups, run.device, stop_request)
+        profile.end(iteration)
         if report.refusal is not None:
             _refused(run, training, iteration, report, metrics)
         metrics.step(iteration, report, progress.skipped)
@@ -109,6 +116,7 @@ def _loop(run: _Run, stop_request: StopRequest) -> None:
         if reason is not None:
             _say(groups, f"stopping after step {iteration} {reason}")
             break
+    profile.close()
     metrics.close()
 
 

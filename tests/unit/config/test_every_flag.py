@@ -55,7 +55,8 @@ def example(kind: Any, default: Any) -> tuple[list[str], Any]:
         choice = next((one for one in typing.get_args(kind) if one != default), default)
         return [choice], choice
     if typing.get_origin(kind) is tuple:
-        return ["a"], ("a",)
+        kind = typing.get_args(kind)[0]
+        return (["7"], (7,)) if kind is int else (["a"], ("a",))
     word = {int: "17", float: "0.17", str: "word", Path: "some/path"}[kind]
     return [word], kind(word)
 

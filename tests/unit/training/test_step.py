@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from mindspeed_ift.config.layout import LayoutFlags
+from mindspeed_ift.config.profiling import ProfileFlags
 from mindspeed_ift.config.tuning import OptimizerFlags
 from mindspeed_ift.data.batch import Batch
 from mindspeed_ift.devices.device import current
 from mindspeed_ift.parallel.groups import Groups
 from mindspeed_ift.training.optimizer import build_optimizer, build_schedule, wrap
+from mindspeed_ift.training.profiling import Profile
 from mindspeed_ift.training.step import StepReport, train_step
 from tests.tiny_model import tiny_model, world_of_one
 
@@ -121,6 +125,23 @@ def test_nothing_learnt_moves_nothing_and_is_no_refusal(groups: Groups) -> None:
     report = run.step(batch(1, 0.0))
     assert report.refusal is None and report.learnt_tokens == 0 and report.loss == 0.0 and run.schedule.num_steps == 1
     assert same(run.state()[: len(weights)], weights)
+
+
+def test_a_trace_names_the_parts_of_a_step(groups: Groups, tmp_path: Path) -> None:
+    """One file a chosen rank, as chrome://tracing and TensorBoard read it."""
+    run, flags = Run(groups), ProfileFlags(profile=True, profile_step_start=2, profile_step_end=3)
+    profile = Profile(flags, tmp_path, current(), groups.rank)
+    for step in (1, 2, 3):
+        profile.begin(step)
+        run.step(batch(step), batch(step))
+        profile.end(step)
+    (path,) = tmp_path.iterdir()
+    events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    named = [event["name"] for event in events if event.get("cat") == "user_annotation"]
+    assert named.count("forward_backward") == named.count("optimizer_step") == 1
+    (whole,) = (event for event in events if event["name"] == "forward_backward")
+    inside = [event["name"] for event in events if whole["ts"] <= event["ts"] <= whole["ts"] + whole["dur"]]
+    assert inside.count("aten::silu") == inside.count("aten::silu_backward") == 2 * run.stage.config.num_layers
 
 
 def test_a_request_to_stop_comes_with_the_totals(groups: Groups) -> None:
