@@ -76,7 +76,10 @@ _TRAINING: Accepted = {
     "--accumulate-allreduce-grads-in-fp32": (0, "gradients are always summed and reduced in fp32"),
     "--lora-fusion": (0, _KERNEL),
     "--lora-register-forward-hook": (1, "inputs of a recomputed layer always keep their gradient"),
-    "--calculate-per-token-loss": (0, "the loss is always per token over the global batch"),
+    "--calculate-per-token-loss": (
+        0,
+        "the loss is per token over the global batch unless --loss-reduction asks otherwise",
+    ),
     "--no-check-for-nan-in-loss-and-grad": (0, "a step that is not finite is always refused; see --max-skipped-steps"),
     "--ckpt-format": (1, "checkpoints are written as torch files, one a rank", ("torch",)),
     "--use-pytorch-profiler": (0, "traces are made by the device's profiler for torch"),

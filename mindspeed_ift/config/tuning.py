@@ -12,6 +12,9 @@ from mindspeed_ift.config.lora import LoraFlags
 from mindspeed_ift.config.profiling import ProfileFlags
 from mindspeed_ift.config.tracking import TrackingFlags
 
+LossReduction = Literal["token", "sample", "turn", "micro-batch"]
+"""What counts alike in the loss: see `OptimizerFlags.loss_reduction`."""
+
 
 @dataclass(frozen=True)
 class ModelFlags:
@@ -156,6 +159,9 @@ class OptimizerFlags:
     """What that loss is multiplied by; 0: it is left out."""
     seed: int = 1234
     """Seed of weights and of the order of samples."""
+    loss_reduction: LossReduction = "token"
+    """Mean over the learnt tokens of the global batch; or over its samples, or the turns of these (answers, that is), each
+    the mean of its learnt tokens; or over the micro-batches, as MindSpeed-LLM does."""
     loss_compute_mode: Literal["default", "chunk"] = "default"
     """Logits never exist for all learnt tokens at once: chunk takes --loss-chunk-size, default what 64 MiB hold."""
     loss_chunk_size: int = 1024

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mindspeed_ift.config.tuning import LossReduction
 from mindspeed_ift.data.boundaries import PAD_SEGMENT, BoundarySource
+from mindspeed_ift.data.loss_units import share_out
 from mindspeed_ift.data.sample import IGNORED_LABEL, Sample
 
 
@@ -27,7 +29,7 @@ class Batch:
         labels: int64 ``[micro_batch, sequence]``: the token that follows, within the same sample; 0 where nothing is
             learnt.
         loss_mask: float32 ``[micro_batch, sequence]``: 0 where no label is learnt; else 1, or the label's weight
-            (`Sample.loss_weights`).
+            (`Sample.loss_weights`), divided by the learnt tokens of its unit of the loss (`share_out`).
         position_ids: int64 ``[micro_batch, sequence]``.
         boundaries: int32 ``[n + 1]`` on the host: ends of the segments that may attend within themselves, cumulative
             over the rows one after another, from 0 to ``micro_batch * sequence``; every end of a row is one of them.
@@ -35,6 +37,8 @@ class Batch:
         real_tokens: tokens of samples, pads left out, of the whole rows.
         pads: bool ``[micro_batch, sequence]``: where no sample is; None: nowhere.
         squared_lengths: sum over these rows' segments, pads left out, of the squared length: what attention costs.
+        unit_ends: bool ``[micro_batch, sequence]``: the last learnt position of each unit of the loss; None: each learnt
+            token is a unit.
     """
 
     tokens: Tensor
@@ -45,17 +49,33 @@ class Batch:
     real_tokens: int = 0
     squared_lengths: int = 0
     pads: Tensor | None = None
+    unit_ends: Tensor | None = None
 
     @property
     def learnt_tokens(self) -> int:
         """Number of positions that enter the loss."""
         return int(torch.count_nonzero(self.loss_mask))
 
+    @property
+    def counted(self) -> Tensor:
+        """``[micro_batch, sequence]``, not zero once for each unit of the loss."""
+        return self.loss_mask if self.unit_ends is None else self.unit_ends
+
+    @property
+    def units(self) -> int:
+        """Number of units of the loss: its sum over the global batch is divided by theirs."""
+        return int(torch.count_nonzero(self.counted))
+
     def at(self, positions: Tensor) -> Batch:
         """Some positions of every row, int64 ``[n]``; boundaries and counts keep describing the whole rows."""
-        names = ("tokens", "labels", "loss_mask", "position_ids")
-        pads = None if self.pads is None else self.pads[:, positions]
-        return replace(self, **{name: getattr(self, name)[:, positions] for name in names}, pads=pads)
+        names = ("tokens", "labels", "loss_mask", "position_ids", "pads", "unit_ends")
+        parts = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: part[:, positions] for name, part in parts.items() if part is not None})
+
+    def without_rows(self, rows: Tensor) -> Batch:
+        """The same with some rows, bool ``[micro_batch]``, out of the loss."""
+        kept = {name: getattr(self, name) for name in ("loss_mask", "unit_ends")}
+        return replace(self, **{name: part * ~rows[:, None] for name, part in kept.items() if part is not None})
 
 
 @dataclass(frozen=True)
@@ -66,16 +86,18 @@ class FixedLength:
         seq_length: Most tokens of a sample.
         pad_id: Fills rows up. Padding is masked by position, so any id will do, that of a real token too.
         multiple: Rows are a multiple of this long, for the sake of the layout.
+        loss_reduction: What counts alike in the loss.
     """
 
     seq_length: int
     pad_id: int
     multiple: int = 1
+    loss_reduction: LossReduction = "token"
     samples_can_be_cut: ClassVar[bool] = True
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """One batch of samples that are no longer than ``seq_length``."""
-        return _collate(samples, round_up(self.seq_length, self.multiple), self.pad_id)
+        return _collate(samples, round_up(self.seq_length, self.multiple), self.pad_id, self.loss_reduction)
 
 
 @dataclass(frozen=True)
@@ -86,16 +108,18 @@ class DynamicLength:
         seq_length: Most tokens of a sample.
         multiple: Rows are a multiple of this long.
         pad_id: See `FixedLength`.
+        loss_reduction: What counts alike in the loss.
     """
 
     seq_length: int
     multiple: int
     pad_id: int
+    loss_reduction: LossReduction = "token"
     samples_can_be_cut: ClassVar[bool] = True
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """One batch of samples that are no longer than ``seq_length``."""
-        return _collate(samples, round_up(max(map(len, samples)), self.multiple), self.pad_id)
+        return _collate(samples, round_up(max(map(len, samples)), self.multiple), self.pad_id, self.loss_reduction)
 
 
 @dataclass(frozen=True)
@@ -110,6 +134,7 @@ class Packed:
         reset_position_ids: Positions start from 0 at each sample (and the pads) instead of at each row.
         multiple: Rows are padded to a multiple of this.
         to_longest: Pad rows to the longest of the micro-batch instead of to ``seq_length``.
+        loss_reduction: What counts alike in the loss.
     """
 
     seq_length: int
@@ -119,6 +144,7 @@ class Packed:
     reset_position_ids: bool = False
     multiple: int = 1
     to_longest: bool = False
+    loss_reduction: LossReduction = "token"
     samples_can_be_cut: ClassVar[bool] = False
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
@@ -133,7 +159,9 @@ class Packed:
             samples,
             length,
             self.pad_id,
+            self.loss_reduction,
             real=segments != PAD_SEGMENT,
+            sample_starts=starts,
             attention_starts=starts if self.reset_attention_mask else None,
             position_starts=starts if self.reset_position_ids else None,
         )
@@ -152,7 +180,9 @@ def _collate(
     samples: Sequence[Sample],
     length: int,
     pad_id: int,
+    loss_reduction: LossReduction,
     real: np.ndarray | None = None,
+    sample_starts: np.ndarray | None = None,
     attention_starts: np.ndarray | None = None,
     position_starts: np.ndarray | None = None,
 ) -> Batch:
@@ -162,7 +192,9 @@ def _collate(
         samples: One a row, none longer than ``length``.
         length: Tokens of a row.
         pad_id: Fills rows up.
+        loss_reduction: What counts alike in the loss.
         real: bool ``[rows, length]``: what is no pad; None: every token of a sample.
+        sample_starts: bool ``[rows, length]``: where a sample begins (every row does one); None: nowhere else.
         attention_starts: bool ``[rows, length]``: where a segment begins (every row does); None: no boundaries.
         position_starts: bool ``[rows, length]``: where positions begin from 0; None: at each row.
     """
@@ -183,6 +215,11 @@ def _collate(
     for row, sample in zip(weights, samples):
         if sample.loss_weights is not None:
             row[: len(sample) - 1] *= sample.loss_weights[1:]
+    # A position learns the token after it, so its unit is that token's.
+    of_sample = np.zeros(tokens.shape, np.int64)
+    if sample_starts is not None:
+        of_sample[:, :-1] = np.cumsum(sample_starts, axis=1)[:, 1:]
+    weights, unit_ends = share_out(weights, of_sample, loss_reduction)
     positions = np.broadcast_to(np.arange(length), tokens.shape)
     if position_starts is not None:
         positions = positions - np.maximum.accumulate(np.where(position_starts, positions, 0), axis=1)
@@ -195,6 +232,7 @@ def _collate(
         real_tokens=int(real.sum()),
         squared_lengths=squared_lengths,
         pads=torch.from_numpy(~real),
+        unit_ends=None if unit_ends is None else torch.from_numpy(unit_ends),
     )
 
 

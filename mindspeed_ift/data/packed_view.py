@@ -24,6 +24,7 @@ class PackedView:
     """
 
     has_segments = True
+    is_packed = True
 
     def __init__(self, dataset: InstructionDataset, index: PackIndex, pad_id: int) -> None:
         self.dataset = dataset

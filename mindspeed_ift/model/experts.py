@@ -35,7 +35,7 @@ def experts_spec() -> ModuleSpec:
 
 
 class BalancedRouter(TopKRouter):
-    """Megatron's router, whose loss for unequal load is weighed for gradients that are divided by the learnt tokens.
+    """Megatron's router, whose loss for unequal load is weighed for gradients that are divided by the units of the loss.
 
     Attributes:
         balance_scale: what the loss of a micro-batch is multiplied by; see `balance_scale_of_step`.
@@ -116,16 +116,16 @@ class GroupedExperts(nn.Module):
                 weight2[number - first].copy_(down.chunk(size, 1)[rank].T)
 
 
-def balance_scale_of_step(learnt_tokens: float, micro_batches: float) -> float:
-    """What a micro-batch's loss for unequal load is multiplied by before its gradient is divided by the learnt tokens.
+def balance_scale_of_step(units: float, micro_batches: float) -> float:
+    """What a micro-batch's loss for unequal load is multiplied by before its gradient is divided by the units of the loss.
 
     The loss of a step is the mean over the micro-batches of all replicas.
 
     Args:
-        learnt_tokens: of the global batch.
+        units: of the global batch; learnt tokens, unless --loss-reduction says otherwise.
         micro_batches: of all replicas.
     """
-    return learnt_tokens / micro_batches
+    return units / micro_batches
 
 
 def routers(stages: Iterable[nn.Module]) -> list[BalancedRouter]:

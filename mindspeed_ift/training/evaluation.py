@@ -14,7 +14,10 @@ from mindspeed_ift.training.step import evaluate_step
 
 
 def evaluate(plan: Plan, model: Any, groups: Groups, device: Device) -> float | None:
-    """Mean loss per learnt token over at most ``--eval-iters`` global batches of the validation samples, in their order.
+    """Mean loss over at most ``--eval-iters`` global batches of the validation samples, in their order.
+
+    The mean is that of ``--loss-reduction``; with micro-batch over learnt tokens, since which samples share a micro-batch is
+    a matter of the layout.
 
     Returns:
         None where there is no sample, or none with a learnt token.
@@ -22,8 +25,8 @@ def evaluate(plan: Plan, model: Any, groups: Groups, device: Device) -> float | 
     batches = _batches(plan, groups.data_rank)
     if not batches:
         return None
-    loss, learnt = evaluate_step(model, batches, groups, device)
-    return loss / learnt if learnt else None
+    loss, units = evaluate_step(model, batches, groups, device)
+    return loss / units if units else None
 
 
 def _batches(plan: Plan, data_rank: int) -> list[Batch]:
@@ -36,7 +39,5 @@ def _batches(plan: Plan, data_rank: int) -> list[Batch]:
     if plan.layout.chunks(plan.architecture.num_layers) > 1:  # the interleaved schedule takes whole rounds
         passes = -(-passes // plan.layout.pipeline) * plan.layout.pipeline
     batches = plan.validation_samples(data_rank).take(0, passes)
-    for number, batch in enumerate(batches):
-        rows = torch.arange(micro) + number * per_pass + data_rank * micro
-        batch.loss_mask[rows >= len(plan.valid)] = 0
-    return batches
+    own = torch.arange(micro) + data_rank * micro
+    return [batch.without_rows(own + number * per_pass >= len(plan.valid)) for number, batch in enumerate(batches)]

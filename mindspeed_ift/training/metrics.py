@@ -159,7 +159,7 @@ def draw(folder: Path) -> None:
         if points:
             axes.plot(*zip(*points, strict=True), label=label)
     axes.set_xlabel("step")
-    axes.set_ylabel("loss per learnt token")
+    axes.set_ylabel("loss")
     axes.grid(alpha=0.3)
     if axes.get_lines():
         axes.legend()

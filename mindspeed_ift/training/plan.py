@@ -167,7 +167,7 @@ def plan(config: TuneConfig, world_size: int) -> Plan:
             f"--split {config.data.split} leaves no training sample of {len(dataset)}; raise the first share"
         )
     mode = _sequence_mode(config, layout, dataset, facts)
-    valid_dataset, valid_mode = dataset, mode
+    valid_dataset, valid_mode = dataset, _for_evaluation(mode)
     if config.data.valid_data_path is not None:
         if len(valid):
             raise UserError(
@@ -220,7 +220,12 @@ def _validation_dataset(
     own = facts if files.manifest is None else token_facts(config.data, files)
     data = replace(config.data, pack=config.data.pack or config.data.pack_index is not None, pack_index=None)
     samples = packed_samples(files, data, config.optimizer.seed, facts["pad_id"])
-    return samples, _sequence_mode(config, layout, samples, own)
+    return samples, _for_evaluation(_sequence_mode(config, layout, samples, own))
+
+
+def _for_evaluation(mode: SequenceMode) -> SequenceMode:
+    """Which samples share a micro-batch is no matter of the validation data, so its loss is per token then."""
+    return replace(mode, loss_reduction="token") if mode.loss_reduction == "micro-batch" else mode
 
 
 def _check_evaluation(config: TuneConfig, valid_samples: int) -> None:
@@ -291,7 +296,7 @@ def _add_template(facts: dict[str, Any], data: TrainingDataFlags, dataset: Instr
 
 
 def _sequence_mode(config: TuneConfig, layout: Layout, dataset: Samples, facts: dict) -> SequenceMode:
-    data, pad_id = config.data, facts["pad_id"]
+    data, pad_id, reduction = config.data, facts["pad_id"], config.optimizer.loss_reduction
     # The layout may need more than the flags say: TP 16 with SP splits each row into 16.
     multiple = layout.row_multiple
     if not data.pad_to_seq_lengths:
@@ -305,10 +310,16 @@ def _sequence_mode(config: TuneConfig, layout: Layout, dataset: Samples, facts: 
             reset_position_ids=data.reset_position_ids,
             multiple=multiple,
             to_longest=not data.pad_to_seq_lengths,
+            loss_reduction=reduction,
+        )
+    if reduction == "sample" and dataset.is_packed:
+        raise UserError(
+            f"--loss-reduction sample: the rows of {dataset.prefix} hold several samples, which are told apart with"
+            " --reset-attention-mask only; give that (and --reset-position-ids)"
         )
     if data.pad_to_seq_lengths:
-        return FixedLength(data.seq_length, pad_id, multiple)
-    return DynamicLength(data.seq_length, multiple, pad_id)
+        return FixedLength(data.seq_length, pad_id, multiple, reduction)
+    return DynamicLength(data.seq_length, multiple, pad_id, reduction)
 
 
 def preview(config: TuneConfig, world_size: int) -> str:

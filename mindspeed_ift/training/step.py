@@ -1,4 +1,4 @@
-"""One optimizer step: micro-batches, forward, token-weighted loss, backward, update."""
+"""One optimizer step: micro-batches, forward, weighted loss, backward, update."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class StepReport:
     """What one step did.
 
     Attributes:
-        loss: mean over the learnt tokens of the global batch, each times its weight if it has one.
+        loss: mean over the units of the global batch (learnt tokens, unless --loss-reduction says otherwise), each token
+            times its weight if it has one.
         gradient_norm: before clipping.
         learning_rate: of this step.
         learnt_tokens: tokens with a label, over all replicas.
@@ -51,11 +52,12 @@ class StepReport:
 
 
 class Totals(NamedTuple):
-    """Sums over all ranks: of the loss, tokens of four kinds (see `StepReport`), ranks that were asked to stop, and of
-    the losses for unequal load, as many as there are layers with experts and micro-batches.
+    """Sums over all ranks: of the loss, the units it is the mean of, tokens of four kinds (see `StepReport`), ranks that were
+    asked to stop, and of the losses for unequal load, as many as there are layers with experts and micro-batches.
     """
 
     loss: float
+    units: float
     learnt: float
     tokens: float
     real: float
@@ -75,9 +77,10 @@ def train_step(
 ) -> StepReport:
     """Forward, backward and update over the micro-batches of this replica.
 
-    The gradient is that of the loss sum divided by the learnt tokens of the *global* batch, so that packing, accumulation
-    and replicas change nothing. A global batch without a learnt token moves no weight. Nor does one whose loss or gradient
-    norm is not finite: weights, optimizer and schedule stay as they are, on every rank, and the report says why.
+    The gradient is that of the loss sum divided by the units (learnt tokens, as a rule) of the *global* batch, so that
+    packing, accumulation and replicas change nothing. A global batch without a learnt token moves no weight. Nor does one
+    whose loss or gradient norm is not finite: weights, optimizer and schedule stay as they are, on every rank, and the
+    report says why.
 
     Args:
         model: this rank's stages.
@@ -98,7 +101,7 @@ def train_step(
     gradient_norm, refusal = 0.0, None
     if not math.isfinite(totals.loss):
         refusal = f"the loss is {totals.loss}"
-    elif totals.learnt > 0:
+    elif totals.units > 0:
         with named("optimizer_step"):
             gradient_norm = update(optimizer)
         if not math.isfinite(gradient_norm):
@@ -106,7 +109,7 @@ def train_step(
     if refusal is None:
         schedule.step(increment=1)
     return StepReport(
-        loss=totals.loss / max(totals.learnt, 1.0),
+        loss=totals.loss / max(totals.units, 1.0),
         gradient_norm=gradient_norm,
         learning_rate=learning_rate,
         learnt_tokens=int(totals.learnt),
@@ -124,31 +127,31 @@ def _prepare_balance(
 ) -> int:
     """Tell the routers what their losses for unequal load weigh in this step; how many such losses it will have, if any.
 
-    The weight follows from the learnt tokens of the global batch, which Megatron knows after the backward pass only.
+    The weight follows from the units of the global batch, which Megatron knows after the backward pass only.
     """
     if not model[0].config.num_moe_experts or not model[0].config.moe_aux_loss_coeff:
         return 0
     totals = torch.zeros(2, dtype=torch.float64, device=device.torch_device)
     if groups.totals_writer and groups.context_rank == 0:  # these are of whole rows
-        totals[0] = sum(batch.learnt_tokens for batch in batches)
+        totals[0] = sum(batch.units for batch in batches)
         totals[1] = len(batches)
-    learnt, micro_batches = groups.sum_over_world(totals).tolist()
+    units, micro_batches = groups.sum_over_world(totals).tolist()
     for router in routers(model):
-        router.balance_scale, router.balance_sum = balance_scale_of_step(learnt, micro_batches), None
+        router.balance_scale, router.balance_sum = balance_scale_of_step(units, micro_batches), None
     return int(micro_batches) * sum(model[0].config.moe_layer_freq)
 
 
 def evaluate_step(
     model: list[DistributedDataParallel], batches: Sequence[Batch], groups: Groups, device: Device
 ) -> tuple[float, float]:
-    """(loss sum, learnt tokens) over all replicas, without gradients."""
+    """(loss sum, units it is the mean of) over all replicas, without gradients."""
     for stage in model:
         stage.eval()
     with torch.no_grad():
         totals = forward_backward(model, batches, groups, device, lambda: False, forward_only=True)
     for stage in model:
         stage.train()
-    return totals.loss, totals.learnt
+    return totals.loss, totals.units
 
 
 def forward_backward(
@@ -171,7 +174,7 @@ def forward_backward(
         forward_only: leave no gradients.
 
     Returns:
-        Totals over the global batch. The gradients left in the model are those of the loss sum divided by the learnt tokens.
+        Totals over the global batch. The gradients left in the model are those of the loss sum divided by the units.
     """
     length = batches[0].tokens.shape[1]  # of whole rows, as Megatron wants it
     batches = [_local_part(batch, groups) for batch in batches]
@@ -187,13 +190,14 @@ def forward_backward(
     totals = torch.zeros(len(Totals._fields), dtype=torch.float64, device=device.torch_device)
     if groups.totals_writer:
         totals[0] = sum((part["loss"] for part in sums), torch.zeros((), device=device.torch_device))
-        totals[1] = sum(batch.learnt_tokens for batch in batches)
-        totals[2] = sum(batch.tokens.numel() for batch in batches)
+        totals[1] = sum(batch.units for batch in batches)
+        totals[2] = sum(batch.learnt_tokens for batch in batches)
+        totals[3] = sum(batch.tokens.numel() for batch in batches)
         if groups.context_rank == 0:  # these are of whole rows
-            totals[3] = sum(batch.real_tokens for batch in batches)
-            totals[4] = sum(batch.squared_lengths for batch in batches)
-    totals[5] = stop_requested()  # of every rank: a signal may reach but one of them
-    totals[6] = sum(router.balance_sum for router in routers(model) if router.balance_sum is not None)
+            totals[4] = sum(batch.real_tokens for batch in batches)
+            totals[5] = sum(batch.squared_lengths for batch in batches)
+    totals[6] = stop_requested()  # of every rank: a signal may reach but one of them
+    totals[7] = sum(router.balance_sum for router in routers(model) if router.balance_sum is not None)
     return Totals(*groups.sum_over_world(totals).tolist())
 
 
@@ -207,17 +211,17 @@ def _local_part(batch: Batch, groups: Groups) -> Batch:
 def _on_device(batches: Sequence[Batch], device: Device) -> Iterator[tuple[Tensor | None, ...]]:
     target = device.torch_device
     for batch in batches:
-        tensors = (batch.tokens, batch.position_ids, batch.labels, batch.loss_mask)
+        tensors = (batch.tokens, batch.position_ids, batch.labels, batch.loss_mask, batch.counted)
         pads = None if batch.pads is None else batch.pads.to(target, non_blocking=True)
         yield (*(tensor.to(target, non_blocking=True) for tensor in tensors), batch.boundaries, pads)
 
 
 def _forward_step(batches: Iterator[tuple[Tensor, ...]], model: torch.nn.Module) -> tuple[Tensor, Any]:
-    tokens, position_ids, labels, loss_mask, boundaries, pads = next(batches)
+    tokens, position_ids, labels, loss_mask, counted, boundaries, pads = next(batches)
     output = model(tokens, position_ids, boundaries, labels=labels, loss_mask=loss_mask, pads=pads)
 
     def reduce(loss: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         # Megatron divides the gradients by the sum of these counts over micro-batches and replicas.
-        return loss, loss_mask.count_nonzero().to(torch.int), {"loss": loss.detach()}
+        return loss, counted.count_nonzero().to(torch.int), {"loss": loss.detach()}
 
     return output, reduce

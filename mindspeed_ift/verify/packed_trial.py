@@ -108,7 +108,8 @@ def make_trials(
     vocabulary = np.unique(np.concatenate([*ids, *(row.labels[row.labels != IGNORED_LABEL] for _, row in rows)]))
     length = max(len(row) for _, row in rows) + PADS
     if isinstance(mode, Packed):
-        short: SequenceMode = replace(mode, seq_length=length, multiple=multiple, to_longest=False)
+        plain = replace(mode, loss_reduction="token")  # what packing may change is the same in every reduction
+        short: SequenceMode = replace(plain, seq_length=length, multiple=multiple, to_longest=False)
     else:
         short = FixedLength(length, mode.pad_id, multiple)
     trials = []

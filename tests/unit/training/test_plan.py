@@ -302,3 +302,19 @@ def test_what_follows_from_evaluations_needs_some(data: Path, flags: list[str]) 
     with pytest.raises(UserError, match=f"{flags[0]} needs evaluations, which --eval-iters 0 turns off"):
         planned(single, *flags, "--split", "80,20", "--eval-iters", "0")
     planned(single, *flags, "--split", "80,20")
+
+
+def test_what_counts_alike_in_the_loss(data: Path) -> None:
+    """Every mode takes it; samples of a row are told apart or refused; evaluation knows no micro-batches."""
+    single = prepare(data, "reduced")
+    packed = prepare(data, "reduced_pack", "--pack", "--neat-pack", "--seq-length", "128")
+    reset = ["--reset-attention-mask", "--seq-length", "128"]
+    for prefix, flags in ((single, []), (single, ["--no-pad-to-seq-lengths"]), (packed, reset)):
+        for reduction in ("token", "sample", "turn"):
+            found = planned(prefix, *flags, "--split", "50,50", "--loss-reduction", reduction)
+            assert found.mode.loss_reduction == found.valid_mode.loss_reduction == reduction
+        for evaluated in (["--split", "50,50"], ["--valid-data-path", prefix]):
+            found = planned(prefix, *flags, *evaluated, "--loss-reduction", "micro-batch")
+            assert (found.mode.loss_reduction, found.valid_mode.loss_reduction) == ("micro-batch", "token")
+    with pytest.raises(UserError, match="--loss-reduction sample: the rows of .*reduced_pack hold several samples"):
+        planned(packed, "--seq-length", "128", "--loss-reduction", "sample")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 from mindspeed_ift.data.batch import Packed
 from mindspeed_ift.data.boundaries import EndOfDocument, StoredBoundaries
@@ -59,6 +62,9 @@ def test_a_row_that_is_too_long_keeps_the_end_of_each_sample() -> None:
 def test_a_trial(restart: bool) -> None:
     mode = Packed(64, PAD, StoredBoundaries(), reset_position_ids=restart)
     trials = make_trials(rows(3), StoredBoundaries(), mode, micro_batch_size=2, multiple=4)
+    by_sample = replace(mode, loss_reduction="sample")
+    again = make_trials(rows(3), StoredBoundaries(), by_sample, micro_batch_size=2, multiple=4)
+    assert all(torch.equal(one.batch.loss_mask, two.batch.loss_mask) for one, two in zip(trials, again, strict=True))
     assert [len(trial.parts) for trial in trials] == [6, 3]
     trial = trials[0]
     batch, part = trial.batch, trial.parts[4]
