@@ -40,3 +40,9 @@ LORA_STEPS_LOSS = {"rel": 1e-5, "abs": 0.0}
 
 LORA_STEPS_WEIGHTS = {"atol": 1e-4, "rtol": 1e-4}
 """fp32 weights with the adapters of these steps merged: as `TWENTY_STEPS_WEIGHTS`."""
+
+KERNEL = {"atol": 2e-6, "rtol": 1e-5}
+"""fp32 results and gradients of order 1 of a fused kernel and of its plain twin: the same terms, rounded elsewhere."""
+
+KERNEL_BF16 = 2e-2
+"""Of the largest value: a fused kernel in bf16 (8 bits) against its twin in fp32 on the unrounded inputs."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 import resource
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.devices.kernels import reference
+from mindspeed_ift.devices import npu
+from mindspeed_ift.devices.kernels import table
+from mindspeed_ift.devices.kernels.table import Kernels
 from mindspeed_ift.devices.peaks import peak_operations
 
 
@@ -26,7 +27,7 @@ class Device:
         index: number of the device on this machine; 0 on CPU.
         backend: collective backend of torch.distributed.
         reason: why this device was chosen, for the log.
-        kernels: module with the functions of `kernels.reference`.
+        kernels: the functions that serve.
         kernel_notice: which kernels serve and why, for the log.
     """
 
@@ -34,7 +35,7 @@ class Device:
     index: int
     backend: str
     reason: str
-    kernels: ModuleType
+    kernels: Kernels
     kernel_notice: str
 
     @property
@@ -77,6 +78,10 @@ class Device:
         return torch.get_device_module(self.kind)
 
 
+KERNELS: dict[str, Callable[[], tuple[Kernels, str]]] = {"npu": npu.kernels, "cuda": table.plain, "cpu": table.plain}
+"""Kind of device -> its kernels, and how the log says it."""
+
+
 @functools.lru_cache(maxsize=1)
 def current() -> Device:
     """The device of this process: NPU, else CUDA, else CPU; ``MINDSPEED_IFT_DEVICE`` overrides.
@@ -88,17 +93,18 @@ def current() -> Device:
     """
     wanted = os.environ.get("MINDSPEED_IFT_DEVICE", "")
     rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if wanted in ("", "npu") and _npu_available():
+    if wanted in ("", "npu") and npu.available():
         index = rank % torch.get_device_module("npu").device_count()
-        return _accelerator("npu", index, "hccl", "torch_npu finds an NPU")
+        return Device("npu", index, "hccl", "torch_npu finds an NPU", *KERNELS["npu"]())
     if wanted in ("", "cuda") and torch.cuda.is_available():
-        return _accelerator("cuda", rank % torch.cuda.device_count(), "nccl", "torch finds a CUDA device")
+        index = rank % torch.cuda.device_count()
+        return Device("cuda", index, "nccl", "torch finds a CUDA device", *KERNELS["cuda"]())
     if wanted not in ("", "cpu"):
         raise UserError(
             f"MINDSPEED_IFT_DEVICE={wanted}, but torch finds no such device; unset it to take what is there"
         )
     reason = "MINDSPEED_IFT_DEVICE=cpu" if wanted else "no NPU and no CUDA device"
-    return Device("cpu", 0, "gloo", reason, reference, "plain torch")
+    return Device("cpu", 0, "gloo", reason, *KERNELS["cpu"]())
 
 
 def count() -> int:
@@ -114,18 +120,6 @@ def prepare(device: Device) -> None:
 
         without_cuda.install()
     elif device.kind == "npu":
-        from torch_npu.contrib import transfer_to_npu  # noqa: F401 - importing it redirects torch.cuda
+        npu.prepare()
     if device.asynchronous:
         device._module().set_device(device.index)
-
-
-def _accelerator(kind: str, index: int, backend: str, reason: str) -> Device:
-    return Device(kind, index, backend, reason, reference, f"plain torch (no fused {kind} kernels yet)")
-
-
-def _npu_available() -> bool:
-    if importlib.util.find_spec("torch_npu") is None:
-        return False
-    import torch_npu  # noqa: F401 - registers the device type
-
-    return torch.get_device_module("npu").is_available()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from types import ModuleType
 
 from torch import Tensor
 
 from mindspeed_ift.config.layout import Layout
+from mindspeed_ift.devices.kernels.table import Kernels
 from mindspeed_ift.mcore import ProcessGroupCollection
 from mindspeed_ift.parallel.context.gather import gathered_attention
 from mindspeed_ift.parallel.context.ring import ring_attention
@@ -18,7 +18,7 @@ Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """Query, key, value ``[S, B, heads, D]`` and boundaries of whole rows -> ``[S, B, N, D]``."""
 
 
-def choose_attention(communication: str | None, collection: ProcessGroupCollection, kernels: ModuleType) -> Attention:
+def choose_attention(communication: str | None, collection: ProcessGroupCollection, kernels: Kernels) -> Attention:
     """The attention over the group's share of each row.
 
     Args:

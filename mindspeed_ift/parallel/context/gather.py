@@ -11,13 +11,13 @@ Source: Llama 3 (Dubey et al. 2024), section 3.3.2; zigzag chunks as for the rin
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mindspeed_ift.devices.kernels.table import Kernels
 from mindspeed_ift.parallel.context.plan import GatherPlan, ends_of_rows, gather_plan
 
 # Shapes: S positions of a rank, B rows, R ranks, N query heads, G key/value heads, D head size.
@@ -30,7 +30,7 @@ def gathered_attention(
     boundaries: Tensor | None,
     *,
     group: dist.ProcessGroup,
-    kernels: ModuleType,
+    kernels: Kernels,
 ) -> Tensor:
     """Causal attention within the segments of rows that the group shares; as `ring.ring_attention`."""
     length, rows = query_SBND.shape[0] * group.size(), query_SBND.shape[1]
@@ -50,7 +50,7 @@ class _Gathered(torch.autograd.Function):
         value: Tensor,
         plans: tuple[GatherPlan, ...],
         group: dist.ProcessGroup,
-        kernels: ModuleType,
+        kernels: Kernels,
     ) -> Tensor:
         out, lse = torch.empty_like(query), query.new_empty(query.shape[:3], dtype=torch.float32)
         keys = _gather(torch.stack([key, value]), group)

@@ -14,7 +14,6 @@ Source: Liu et al. 2023 (Ring Attention); zigzag as in Megatron-LM's and zhuzili
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mindspeed_ift.devices.kernels.blocks import merge
+from mindspeed_ift.devices.kernels.table import Kernels
 from mindspeed_ift.parallel.context.plan import Rectangle, RingPlan, ends_of_rows, ring_plan
 
 # Shapes: S positions of a rank, B rows, T = B * S, N query heads, G key/value heads, D head size.
@@ -34,7 +34,7 @@ def ring_attention(
     boundaries: Tensor | None,
     *,
     group: dist.ProcessGroup,
-    kernels: ModuleType,
+    kernels: Kernels,
 ) -> Tensor:
     """Causal attention within the segments of rows that the ring shares.
 
@@ -65,7 +65,7 @@ class _Ring(torch.autograd.Function):
         value: Tensor,
         plan: RingPlan,
         group: dist.ProcessGroup,
-        kernels: ModuleType,
+        kernels: Kernels,
     ) -> Tensor:
         for step, keys in _travel(torch.stack([key, value]), group):
             if step == 0:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.devices import device
+from mindspeed_ift.devices import device, npu
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def _ask_again() -> Iterator[None]:
 
 def without_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MINDSPEED_IFT_DEVICE", raising=False)
-    monkeypatch.setattr(device, "_npu_available", lambda: False)
+    monkeypatch.setattr(npu, "available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
@@ -46,11 +46,11 @@ def test_the_random_state_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(torch.rand(3), drawn)
 
 
-@pytest.mark.parametrize(("npu", "kind", "backend"), [(True, "npu", "hccl"), (False, "cuda", "nccl")])
-def test_npu_before_cuda_before_cpu(monkeypatch: pytest.MonkeyPatch, npu: bool, kind: str, backend: str) -> None:
+@pytest.mark.parametrize(("ascend", "kind", "backend"), [(True, "npu", "hccl"), (False, "cuda", "nccl")])
+def test_npu_before_cuda_before_cpu(monkeypatch: pytest.MonkeyPatch, ascend: bool, kind: str, backend: str) -> None:
     """Each process takes the device of its local rank, and starts over when there are fewer."""
     without_accelerators(monkeypatch)
-    monkeypatch.setattr(device, "_npu_available", lambda: npu)
+    monkeypatch.setattr(npu, "available", lambda: ascend)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch, "get_device_module", lambda _: torch.cuda)

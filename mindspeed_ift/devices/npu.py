@@ -1,0 +1,83 @@
+"""Ascend through torch_npu: its environment, whether it is there, its kernels, and what Megatron-core must be told.
+
+Nothing of the vendor's MindSpeed is needed or imported.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import sys
+import warnings
+from typing import Any
+
+import torch
+
+from mindspeed_ift.config.errors import RunError
+from mindspeed_ift.devices.kernels import npu
+from mindspeed_ift.devices.kernels.table import Kernels, with_fused
+
+ENVIRONMENT = {
+    "PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True",  # rows of many lengths would leave memory in pieces
+    "TASK_QUEUE_ENABLE": "2",  # what the host has to do for an operator runs beside the device
+    "CPU_AFFINITY_CONF": "1",  # the threads of a process stay on the cores next to its device
+    "HCCL_CONNECT_TIMEOUT": "1800",  # seconds in which ranks find each other: some read large files first
+}
+"""Read by torch_npu and CANN when their runtime starts; what the user has set stays."""
+
+
+def available() -> bool:
+    """Whether torch_npu is installed and finds a device; sets `ENVIRONMENT` before it starts.
+
+    Raises:
+        RunError: it is installed, but cannot be imported.
+    """
+    if importlib.util.find_spec("torch_npu") is None:
+        return False
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        import torch_npu  # noqa: F401 - registers the device type
+    except Exception as error:  # a library that is not found, a version that does not fit, or what CANN's check raises
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise RunError(
+            f"torch_npu is installed but cannot be imported ({reason}); source CANN's set_env.sh and install the "
+            "torch-npu of this torch, or set MINDSPEED_IFT_DEVICE=cpu"
+        ) from error
+    return torch.get_device_module("npu").is_available()
+
+
+def kernels() -> tuple[Kernels, str]:
+    """The table of torch_npu's kernels, and how the log says it."""
+    return with_fused(npu.OFFERS)
+
+
+def prepare() -> None:
+    """Make ``torch.cuda`` mean the NPU. Call before Megatron-core's first import.
+
+    Raises:
+        RunError: Megatron-core was imported before; its modules hold names of the unchanged torch.
+    """
+    if "megatron.core" in sys.modules:
+        raise RunError("megatron.core was imported before mindspeed_ift.mcore; import mindspeed_ift.mcore first")
+    with warnings.catch_warnings():  # it warns of what it does, and lets every warning through from then on
+        warnings.simplefilter("ignore")
+        from torch_npu.contrib import transfer_to_npu  # noqa: F401 - importing it redirects torch.cuda
+    speak_of_cuda()
+
+
+def speak_of_cuda() -> None:
+    """Let ``Tensor.type()`` say torch.cuda where it said torch.npu.
+
+    Megatron's optimizers sort parameters by comparing it with 'torch.cuda.FloatTensor', and refuse all others.
+    """
+    kind = torch.Tensor.type
+
+    @functools.wraps(kind)
+    def type_of(self: torch.Tensor, dtype: Any = None, *args: Any, **options: Any) -> Any:
+        if dtype is None:
+            return kind(self).replace("torch.npu.", "torch.cuda.", 1)
+        return kind(self, dtype, *args, **options)
+
+    torch.Tensor.type = type_of  # type: ignore[method-assign]

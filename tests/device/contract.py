@@ -1,0 +1,145 @@
+"""What torch_npu's documentation promises of its operators, as checks of their arguments: a wrong call raises here.
+
+Sources: the pages of npu_fusion_attention, npu_rms_norm, npu_swiglu, npu_rotary_mul and npu_grouped_matmul in torch_npu's
+API reference (Atlas A2 and A3 training products).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+LAYOUTS = ("BSH", "SBH", "BSND", "BNSD", "TND")
+MOST_SEGMENTS, MOST_TOKENS, MOST_HEADS, LARGEST_HEAD = 1024, 2**20, 256, 768
+COMPRESSED = (2, 3, 4, 6, 7, 8)
+"""sparse_modes that take the triangle of 2048 x 2048 whatever the lengths."""
+
+
+class ContractError(AssertionError):
+    """A call that a real device would refuse, or answer with garbage."""
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Raise with the sentence unless the condition holds."""
+    if not condition:
+        raise ContractError(sentence)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> None:
+    """``npu_fusion_attention`` and its gradient; ``options`` are the arguments after the tensors, defaults filled in."""
+    layout, heads = options["input_layout"], options["head_num"]
+    require(layout in LAYOUTS, f"input_layout {layout} is none of {LAYOUTS}")
+    rank = 3 if layout in ("BSH", "SBH", "TND") else 4
+    require(query.dim() == key.dim() == value.dim() == rank, f"{layout} takes {rank} dimensions")
+    require(query.dtype in FLOATS, f"dtype {query.dtype} is none of {FLOATS}")
+    require(query.dtype == key.dtype == value.dtype, "query, key and value differ in dtype")
+    require(key.shape == value.shape, "key and value differ in shape")
+    query_heads, key_heads, size = _heads(query, key, layout, heads)
+    require(query_heads == heads, f"head_num {heads} is not the number of query heads, {query_heads}")
+    require(1 <= size <= LARGEST_HEAD, f"heads of {size} channels; 1 to {LARGEST_HEAD} are taken")
+    require(1 <= heads <= MOST_HEADS, f"{heads} query heads; 1 to {MOST_HEADS} are taken")
+    require(key_heads > 0 and heads % key_heads == 0, f"{heads} query heads are no multiple of {key_heads} key heads")
+    for name in ("pse", "padding_mask", "prefix", "sink", "dropout_mask"):
+        require(options.get(name) is None, f"{name} is not for this")
+    require(not options.get("softmax_layout"), "softmax_layout is not known to torch_npu before 7.2")
+    require(options["keep_prob"] == 1.0, "there is no dropout")
+    if layout == "TND":
+        require(query.shape[1:] == (heads, size) and key.shape[2] == size, "query and key differ in head size")
+        _ends(options["actual_seq_qlen"], len(query), "actual_seq_qlen")
+        _ends(options["actual_seq_kvlen"], len(key), "actual_seq_kvlen")
+        same = len(options["actual_seq_qlen"]) == len(options["actual_seq_kvlen"])
+        require(same, "actual_seq_qlen and actual_seq_kvlen differ in length")
+    else:
+        none = options["actual_seq_qlen"] is None and options["actual_seq_kvlen"] is None
+        require(none, f"{layout} takes no actual_seq_qlen and actual_seq_kvlen")
+    _mask(query, options)
+    _no_hidden_row(query, key, options)
+
+
+def attention_grad(query: Tensor, grad: Tensor, options: dict[str, Any]) -> None:
+    """What ``npu_fusion_attention_grad`` takes besides: the gradient, the output, maximum and sum of the softmax."""
+    for name, tensor in (("dy", grad), ("attention_in", options["attention_in"])):
+        require(tensor is not None, f"{name} is needed")
+        require(tensor.shape == query.shape and tensor.dtype == query.dtype, f"{name} is not like the query")
+    shape = softmax_shape(query, options["input_layout"], options["head_num"])
+    for name in ("softmax_max", "softmax_sum"):
+        tensor = options[name]
+        require(tensor is not None and tensor.dtype == torch.float32, f"{name} must be fp32")
+        require(tuple(tensor.shape) == shape, f"{name} has the shape {tuple(tensor.shape)}, not {shape}")
+        require(bool((tensor == tensor[..., :1]).all()), f"the last eight numbers of {name} must be one")
+
+
+def softmax_shape(query: Tensor, layout: str, heads: int) -> tuple[int, ...]:
+    """Shape of maximum and sum."""
+    if layout == "TND":
+        return (len(query), heads, 8)
+    batch, length = {"BSH": (0, 1), "SBH": (1, 0), "BSND": (0, 1), "BNSD": (0, 2)}[layout]
+    return (query.shape[batch], heads, query.shape[length], 8)
+
+
+def rms_norm(hidden: Tensor, gamma: Tensor) -> None:
+    """``npu_rms_norm``."""
+    require(1 <= hidden.dim() <= 8, "1 to 8 dimensions are taken")
+    require(gamma.shape == hidden.shape[hidden.dim() - gamma.dim() :], "gamma is not as the last dimensions")
+    pairs = [(dtype, dtype) for dtype in FLOATS] + [(torch.float16, torch.float32), (torch.bfloat16, torch.float32)]
+    require((hidden.dtype, gamma.dtype) in pairs, f"gamma of {gamma.dtype} does not go with {hidden.dtype}")
+
+
+def _heads(query: Tensor, key: Tensor, layout: str, heads: int) -> tuple[int, int, int]:
+    """Query heads, key heads and head size."""
+    if layout in ("BSH", "SBH"):
+        require(heads > 0 and query.shape[2] % heads == 0, "head_num does not divide the query's last dimension")
+        size = query.shape[2] // heads
+        require(key.shape[2] % size == 0, "the key's last dimension is no multiple of the head size")
+        return heads, key.shape[2] // size, size
+    place = {"TND": 1, "BSND": 2, "BNSD": 1}[layout]
+    return query.shape[place], key.shape[place], query.shape[-1]
+
+
+def _ends(ends: Sequence[int] | None, tokens: int, name: str) -> None:
+    require(ends is not None, f"TND takes {name}")
+    assert ends is not None
+    require(all(type(end) is int for end in ends), f"{name} must be a list of int on the host")
+    require(1 <= len(ends) <= MOST_SEGMENTS, f"{name} has {len(ends)} segments; 1 to {MOST_SEGMENTS} are taken")
+    require(ends[0] > 0, f"{name} must be the ends of the segments, without a leading 0")
+    require(all(a <= b for a, b in zip(ends, ends[1:])), f"{name} must not fall")
+    require(ends[-1] == tokens, f"{name} ends at {ends[-1]}, but there are {tokens} tokens")
+    require(tokens <= MOST_TOKENS, f"{tokens} tokens; at most {MOST_TOKENS} are taken")
+
+
+def _mask(query: Tensor, options: dict[str, Any]) -> None:
+    mask, mode, varlen = options["atten_mask"], options["sparse_mode"], options["input_layout"] == "TND"
+    require(mode in (range(9) if varlen else range(7)) and not (varlen and mode == 5), f"no sparse_mode {mode} here")
+    if mask is None:
+        require(mode == 0, f"sparse_mode {mode} without atten_mask has no effect: every query would see every key")
+        return
+    require(mask.dtype in (torch.bool, torch.uint8), f"atten_mask must be bool or uint8, not {mask.dtype}")
+    require(mask.device == query.device, "atten_mask is on another device")
+    if mode in COMPRESSED:
+        require(tuple(mask.shape) == (2048, 2048), f"sparse_mode {mode} takes a mask of 2048 x 2048")
+        hidden = torch.ones(2048, 2048, dtype=torch.bool, device=mask.device).triu(1)
+        require(
+            bool((mask.bool() == hidden).all()), "atten_mask must be True (masked) above the diagonal, False elsewhere"
+        )
+    else:
+        require(not bool(mask.bool().all(-1).any()), "atten_mask hides all keys from a query")
+
+
+def _no_hidden_row(query: Tensor, key: Tensor, options: dict[str, Any]) -> None:
+    """Aligned at the bottom right, a segment with fewer keys than queries would have queries that see nothing."""
+    if options["sparse_mode"] not in (3, 7):
+        return
+    if options["input_layout"] == "TND":
+        pairs = (
+            zip((0, *options["actual_seq_qlen"]), options["actual_seq_qlen"]),
+            zip((0, *options["actual_seq_kvlen"]), options["actual_seq_kvlen"]),
+        )
+        lengths = [[stop - start for start, stop in segments] for segments in pairs]
+    else:
+        place = {"BSH": 1, "SBH": 0, "BSND": 1, "BNSD": 2}[options["input_layout"]]
+        lengths = [[query.shape[place]], [key.shape[place]]]
+    require(all(q <= k for q, k in zip(*lengths)), "sparse_mode 3: a segment has fewer keys than queries")

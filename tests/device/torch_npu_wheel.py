@@ -1,0 +1,107 @@
+"""The real torch_npu where there is no Ascend: its wheel in a folder of its own, and stand-ins for the CANN libraries.
+
+torch imports whatever torch_npu it finds, which fails without CANN, so the wheel never enters the environment: only the
+processes that `environment` describes see it. ``python -m tests.device.torch_npu_wheel`` installs it and says where.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+VERSION = importlib.metadata.version("torch").split("+")[0]
+_PYTHON = f"cp{sys.version_info.major}{sys.version_info.minor}"
+FOLDER = ROOT / "build" / f"torch_npu-{VERSION}-{_PYTHON}"
+
+_CANN = "hccl ascendcl acl_op_compiler ge_runner graph acl_tdt_channel".split()
+_NAMES = re.compile(r"(acl|Hccl|hccl|Hcom|Msprof|ge[A-Z]|rt[A-Z])\w*$")
+_ANSWERS = {
+    "aclrtGetDeviceCount": "int aclrtGetDeviceCount(unsigned *count) { *count = 0; return 0; }",
+    "aclrtGetSocName": 'const char *aclrtGetSocName(void) { return "Ascend910B1"; }',
+    "aclGetRecentErrMsg": 'const char *aclGetRecentErrMsg(void) { return ""; }',
+}
+"""What a stand-in answers, where 0 would not do."""
+
+
+class Unavailable(Exception):
+    """The wheel or what it takes to use it is not here; says what."""
+
+
+@functools.lru_cache(maxsize=1)
+def install() -> Path:
+    """The folder with the wheel's content, installed if need be.
+
+    Raises:
+        Unavailable: pip has no wheel for this torch, Python and machine, or reaches no package index.
+    """
+    FOLDER.parent.mkdir(exist_ok=True)
+    with open(FOLDER.with_suffix(".lock"), "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several processes of tests may want it at once
+        if not FOLDER.is_dir():
+            aside = FOLDER.with_suffix(".part")
+            shutil.rmtree(aside, ignore_errors=True)
+            wanted = ["--no-deps", "--only-binary=:all:", "--target", str(aside), f"torch-npu=={VERSION}"]
+            patience = ["--retries", "1", "--timeout", "20", "--disable-pip-version-check", "--quiet"]
+            done = _run([sys.executable, "-m", "pip", "install", *patience, *wanted])
+            if done.returncode:
+                raise Unavailable(f"torch-npu {VERSION}: pip says: {(done.stderr.strip() or '?').splitlines()[-1]}")
+            aside.rename(FOLDER)
+    return FOLDER
+
+
+def build_stand_ins(folder: Path) -> Path:
+    """Write libraries with every function that torch_npu wants of CANN; each does nothing and returns 0.
+
+    Raises:
+        Unavailable: there is no wheel, C compiler or nm.
+    """
+    wheel = install()
+    if not shutil.which("gcc") or not shutil.which("nm"):
+        raise Unavailable("gcc and nm are needed to build stand-ins for the CANN libraries")
+    own = [*(wheel / "torch_npu/lib").glob("*.so"), *(wheel / "torch_npu").glob("_C*.so")]
+    wanted = {name for library in own for name in _symbols(library, "--undefined-only") if _NAMES.match(name)}
+    wanted -= {name for library in own for name in _symbols(library, "--defined-only")}
+    bodies = [_ANSWERS.get(name, f"int {name}(void) {{ return 0; }}") for name in sorted(wanted)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _CANN:
+        command = ["gcc", "-shared", "-fPIC", "-w", "-fno-builtin", f"-Wl,-soname,lib{name}.so", "-x", "c", "-"]
+        source = "\n".join(bodies) if name == "ascendcl" else ""
+        subprocess.run([*command, "-o", str(folder / f"lib{name}.so")], input=source, text=True, check=True)
+    return folder
+
+
+def environment(stand_ins: Path) -> dict[str, str]:
+    """Environment of a process in which ``import torch_npu`` works; the device "npu" is not available in it."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("ASCEND_")}
+    old = os.environ.get("LD_LIBRARY_PATH")
+    return dict(
+        inherited,
+        TORCH_DEVICE_BACKEND_AUTOLOAD="0",
+        LD_LIBRARY_PATH=str(stand_ins) + (f":{old}" if old else ""),
+        PYTHONPATH=f"{ROOT}:{install()}",
+        OMP_NUM_THREADS="1",
+    )
+
+
+def _symbols(library: Path, which: str) -> set[str]:
+    lines = _run(["nm", "-D", which, str(library)]).stdout.splitlines()
+    return {line.split()[-1].split("@")[0] for line in lines}
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+if __name__ == "__main__":
+    try:
+        print(f"torch_npu for tests: {install()}")
+    except Unavailable as reason:
+        print(f"tests on torch_npu will be skipped: {reason}")

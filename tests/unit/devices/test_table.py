@@ -1,0 +1,58 @@
+"""Which kernels serve, and what the log says of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.devices import device
+from mindspeed_ift.devices.kernels import npu, reference, table
+
+
+def fused() -> int:
+    return 0
+
+
+OFFERS = {"attention": ("flash", {"attention": fused}), "rms_norm": ("norm", {"rms_norm": fused})}
+
+
+def test_what_is_offered_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(table.SWITCH, raising=False)
+    kernels, notice = table.with_fused({"rms_norm": OFFERS["rms_norm"]})
+    assert kernels.rms_norm is fused and kernels.attention is reference.attention
+    assert notice.startswith("norm; plain torch for attention, ")
+
+
+@pytest.mark.parametrize("switch", ["rms_norm", " rms_norm, "])
+def test_a_switch_asks_for_plain_torch(monkeypatch: pytest.MonkeyPatch, switch: str) -> None:
+    monkeypatch.setenv(table.SWITCH, switch)
+    kernels, notice = table.with_fused(OFFERS)
+    assert kernels.attention is fused and kernels.rms_norm is reference.rms_norm
+    assert notice.startswith(f"flash; plain torch for rms_norm ({table.SWITCH})")
+
+
+def test_all_can_be_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(table.SWITCH, "all")
+    assert table.with_fused(OFFERS)[0] == table.PLAIN
+    assert table.with_fused(npu.OFFERS)[0] == table.PLAIN
+
+
+def test_a_wrong_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(table.SWITCH, "attention,flash")
+    with pytest.raises(UserError, match=f"{table.SWITCH}: there are no kernels 'flash'; there are: all, attention, "):
+        table.with_fused(OFFERS)
+
+
+def test_every_function_has_a_switch_and_every_device_a_table() -> None:
+    fields = {field.name for field in dataclasses.fields(table.Kernels)}
+    grouped = [name for names in table.GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(fields)
+    assert set(device.KERNELS) == {"npu", "cuda", "cpu"} and device.KERNELS["cpu"]() == (table.PLAIN, "plain torch")
+
+
+def test_the_npu_offers_what_the_table_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(table.SWITCH, raising=False)
+    for group, (_, functions) in npu.OFFERS.items():
+        assert set(functions) == set(table.GROUPS[group])
