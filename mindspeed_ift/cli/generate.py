@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,32 +25,43 @@ def main(argv: list[str]) -> int:
     if config.dry_run:
         print(describe(parsed))
         return 0
-    questions = _questions(config)
+    questions = [] if config.chat else _questions(config)
     from mindspeed_ift.checkpoint.disk import require_folder
-    from mindspeed_ift.data.conversation import Message, Role
+    from mindspeed_ift.config.layout import LayoutFlags, layout_of
     from mindspeed_ift.data.template_choice import find_row, get_template
-    from mindspeed_ift.devices.device import current
-    from mindspeed_ift.inference.generate import Sampling, generate, model_step
+    from mindspeed_ift.inference.answering import Answering
     from mindspeed_ift.inference.load import load
+    from mindspeed_ift.inference.sampling import Sampling
+    from mindspeed_ift.parallel.groups import world_size
 
     if config.output is not None:
         require_folder(config.output.parent, "--output")
     if config.prompt_type:  # before the model is loaded, which takes its time
         get_template(config.prompt_type, find_row(config.prompt_type, config.prompt_type_path), "--prompt-type-path")
-    loaded = load(config.load)
-    encoder = _encoder(config, loaded.facts)
-    tokenizer = encoder.tokenizer
-    prompts = [encoder.prompt_ids([Message(Role.USER, q["prompt"])], q.get("system", config.system)) for q in questions]
-    _check_vocabulary(prompts, loaded.model.architecture.vocab_size, config)
-    sampling = Sampling(config.max_new_tokens, config.temperature, config.top_k, config.top_p, config.seed)
-    step = model_step(loaded.model, current().torch_device)
-    answers: list[str] = []
-    for start in range(0, len(prompts), config.micro_batch_size):
-        batch = prompts[start : start + config.micro_batch_size]
-        for ids in generate(step, batch, [*encoder.stop_ids, tokenizer.pad_id], sampling):
-            answers.append(tokenizer.decode(ids))
-            print(f"> {questions[len(answers) - 1]['prompt']}\n{answers[-1]}\n", flush=True)
-    if config.output is not None:
+    layout = layout_of(
+        LayoutFlags(config.tensor_model_parallel_size, config.pipeline_model_parallel_size), world_size()
+    )
+    if layout.data > 1:
+        raise UserError(
+            f"{layout.world} processes, but TP {layout.tensor} x PP {layout.pipeline}: start as many as that, or give"
+            " --tensor-model-parallel-size and --pipeline-model-parallel-size"
+        )
+    loaded = load(config.load, layout)
+    sampling = Sampling(
+        config.max_new_tokens,
+        config.temperature,
+        config.top_k,
+        config.top_p,
+        config.repetition_penalty,
+        config.seed,
+    )
+    answering = Answering(loaded, _encoder(config, loaded.facts), sampling, config.system, f"--load {config.load}")
+    if config.chat:
+        answering.chat(sys.stdin)
+        return 0
+    stream = config.stream if config.stream is not None else len(questions) == 1 and sys.stdout.isatty()
+    answers = answering.answer(questions, 1 if stream else config.micro_batch_size, stream=stream)
+    if config.output is not None and answering.speaks:
         _write(config.output, [{**q, "answer": a} for q, a in zip(questions, answers, strict=True)])
     return 0
 
@@ -74,18 +86,9 @@ def _encoder(config: GenerateConfig, facts: dict[str, Any]) -> Encoder:
     check_definition(encoder.fingerprint, trained.get("template_sha256"), name, f"--load {config.load}")
     check_certificate(facts.get(KEY), facts.get("template_sha256"), f"--load {config.load}")
     check_tokenizer(facts.get(KEY), tokenizer, f"--load {config.load}")
-    if facts.get("prompt_type") not in (None, "", name):
+    if facts.get("prompt_type") not in (None, "", name) and os.environ.get("RANK", "0") == "0":
         print(f"notice: asked with --prompt-type {name}, but the model was trained with {facts['prompt_type']}")
     return encoder
-
-
-def _check_vocabulary(prompts: list[list[int]], vocab_size: int, config: GenerateConfig) -> None:
-    highest = max(map(max, prompts))
-    if highest >= vocab_size:
-        raise UserError(
-            f"the tokenizer gives the id {highest}, but the model of --load {config.load} has the ids 0 to {vocab_size - 1}; "
-            "give --tokenizer-name-or-path the tokenizer it was trained with"
-        )
 
 
 def _questions(config: GenerateConfig) -> list[dict[str, Any]]:

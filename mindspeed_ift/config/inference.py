@@ -45,6 +45,16 @@ class GenerateConfig:
     """Seed of the draws."""
     micro_batch_size: int = 8
     """Prompts answered at once."""
+    repetition_penalty: float = 1.0
+    """Over 1 makes tokens that were said already less likely, as in Hugging Face's generate."""
+    stream: bool | None = None
+    """Print answers as they are written, one after the other; default: of a single question on a terminal, and in chat."""
+    chat: bool = False
+    """Talk: each line of the standard input is a question, earlier ones and their answers are remembered until /new."""
+    tensor_model_parallel_size: int = 1
+    """Devices that share each weight matrix; start as many processes with torchrun."""
+    pipeline_model_parallel_size: int = 1
+    """Devices in a row that each hold some layers."""
     dry_run: bool = False
     """Print the resolved configuration and stop."""
 
@@ -56,11 +66,20 @@ class GenerateConfig:
         """
         if self.load is None:
             raise UserError("--load is missing: a Hugging Face folder, or the --save folder of a run")
-        for flag, value in (("--max-new-tokens", self.max_new_tokens), ("--micro-batch-size", self.micro_batch_size)):
+        for flag, value in (
+            ("--max-new-tokens", self.max_new_tokens),
+            ("--micro-batch-size", self.micro_batch_size),
+            ("--tensor-model-parallel-size", self.tensor_model_parallel_size),
+            ("--pipeline-model-parallel-size", self.pipeline_model_parallel_size),
+        ):
             if value < 1:
                 raise UserError(f"{flag} {value} must be at least 1")
         for flag, value in (("--temperature", self.temperature), ("--top-k", self.top_k), ("--seed", self.seed)):
             if value < 0:
                 raise UserError(f"{flag} {value} must not be negative")
+        if self.repetition_penalty <= 0:
+            raise UserError(f"--repetition-penalty {self.repetition_penalty} must be over 0")
+        if self.chat and (self.prompt or self.input is not None or self.output is not None):
+            raise UserError("--chat asks on the terminal; leave out --prompt, --input and --output")
         if not 0 < self.top_p <= 1:
             raise UserError(f"--top-p {self.top_p} must be over 0 and at most 1")

@@ -17,7 +17,9 @@ from mindspeed_ift.config.convert import ConvertConfig
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.layout import Layout
 from mindspeed_ift.devices.device import current
-from mindspeed_ift.inference.generate import Sampling, choose, generate, model_step
+from mindspeed_ift.inference.decoder import Decoder
+from mindspeed_ift.inference.generate import generate
+from mindspeed_ift.inference.sampling import Sampling, choose
 from mindspeed_ift.model.build import ModelOptions, Qwen3Model, build_model
 from mindspeed_ift.model.weights import fill
 from mindspeed_ift.parallel import groups as process_groups
@@ -193,16 +195,24 @@ def test_damage_is_named(tmp_path: Path) -> None:
         convert(ConvertConfig("hf", "mg", source, tmp_path / "again"))
 
 
-def test_greedy_answers_are_those_of_generate(pair) -> None:  # noqa: ANN001
-    """Token for token, prompts of different lengths in one batch."""
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_greedy_answers_are_those_of_generate(pair, groups, penalty: float) -> None:  # noqa: ANN001
+    """Token for token, prompts of different lengths in one batch, each until its own stop."""
     reference, ours = pair
     tokens, _ = _inputs()
     prompts = [tokens[0, :9].tolist(), tokens[1, :20].tolist(), tokens[0, 20:23].tolist()]
-    answers = generate(model_step(ours, current().torch_device), prompts, [], Sampling(max_new_tokens=16))
-    for prompt, answer in zip(prompts, answers, strict=True):
+    expected = []
+    for prompt in prompts:
         ids = torch.tensor([prompt])
-        expected = reference.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)
-        assert answer == expected[0, len(prompt) :].tolist()
+        asked = {"max_new_tokens": 24, "do_sample": False, "repetition_penalty": penalty, "eos_token_id": None}
+        whole = reference.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0, **asked)
+        expected.append(whole[0, len(prompt) :].tolist())
+    sampling = Sampling(max_new_tokens=24, repetition_penalty=penalty)
+    assert generate(Decoder(ours, groups), prompts, [], sampling) == expected
+    stop = expected[0][11]
+    cut = [answer[: answer.index(stop)] if stop in answer else answer for answer in expected]
+    assert generate(Decoder(ours, groups), prompts, [stop], sampling) == cut
+    assert len({len(answer) for answer in cut}) > 1  # rows end at different times
 
 
 def test_sampling_keeps_to_its_bounds() -> None:

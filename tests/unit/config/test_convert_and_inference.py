@@ -47,6 +47,9 @@ def test_a_conversion_that_can_be_is_taken() -> None:
         ("--load x --top-k -1", "--top-k -1 must not be negative"),
         ("--load x --seed -1", "--seed -1 must not be negative"),
         ("--load x --top-p 0", "--top-p 0.0 must be over 0 and at most 1"),
+        ("--load x --repetition-penalty 0", "--repetition-penalty 0.0 must be over 0"),
+        ("--load x --tensor-model-parallel-size 0", "--tensor-model-parallel-size 0 must be at least 1"),
+        ("--load x --chat --prompt hello", "--chat asks on the terminal; leave out --prompt"),
         ("--load x --top-p 1.1", "--top-p 1.1 must be over 0 and at most 1"),
     ],
 )

@@ -2,44 +2,83 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from mindspeed_ift.inference.generate import Sampling, choose, generate, model_step
-from tests.tiny_model import tiny_model, world_of_one
+from mindspeed_ift.inference.generate import generate
+from mindspeed_ift.inference.sampling import Chooser, Sampling, choose, penalized
 
 STOP = 9
 
 
-def table(tokens: Tensor, lengths: Tensor) -> Tensor:
-    """After token n comes n + 1."""
-    last = tokens[torch.arange(len(lengths)), lengths - 1]
-    return torch.nn.functional.one_hot((last + 1) % 10, 10).float()
+class Table:
+    """A model that says n + 1 after token n, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self.rows: list[int] = []
+
+    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Tensor:
+        self.rows = [prompt[-1] for prompt in prompts]
+        return self._logits()
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        assert len(tokens) == len(self.rows)
+        self.calls.append(list(tokens))
+        self.rows = list(tokens)
+        return self._logits()
+
+    def agree(self, tokens: Sequence[int] | None) -> list[int]:
+        assert tokens is not None
+        return list(tokens)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self.rows = [self.rows[row] for row in rows]
+
+    def _logits(self) -> Tensor:
+        return torch.nn.functional.one_hot((torch.tensor(self.rows) + 1) % 10, 10).float()
 
 
 def test_each_prompt_goes_on_until_its_own_stop() -> None:
-    answers = generate(table, [[5], [1, 7], [9, 2]], [STOP], Sampling(max_new_tokens=5))
+    answers = generate(Table(), [[5], [1, 7], [9, 2]], [STOP], Sampling(max_new_tokens=5))
     assert answers == [[6, 7, 8], [8], [3, 4, 5, 6, 7]]
 
 
-def test_rows_are_padded_on_the_right_and_finished_ones_leave() -> None:
-    seen: list[tuple[list, list]] = []
-
-    def watched(tokens: Tensor, lengths: Tensor) -> Tensor:
-        seen.append((tokens.tolist(), lengths.tolist()))
-        return table(tokens, lengths)
-
-    generate(watched, [[7], [1, 2, 3]], [STOP], Sampling(max_new_tokens=3))
-    assert seen == [
-        ([[7, 0, 0], [1, 2, 3]], [1, 3]),
-        ([[7, 8, 0, 0], [1, 2, 3, 4]], [2, 4]),
-        ([[1, 2, 3, 4, 5]], [5]),
-    ]
+def test_finished_ones_leave_and_no_token_is_read_in_vain() -> None:
+    table = Table()
+    assert generate(table, [[7], [1, 2, 3]], [STOP], Sampling(max_new_tokens=3)) == [[8], [4, 5, 6]]
+    assert table.calls == [[8, 4], [5]]
 
 
 def test_a_stop_at_once_is_an_empty_answer() -> None:
-    assert generate(table, [[8], []][:1], [STOP], Sampling()) == [[]]
+    assert generate(Table(), [[8]], [STOP], Sampling()) == [[]]
+
+
+def test_answers_are_told_as_they_grow() -> None:
+    told: list[tuple[int, list[int]]] = []
+    generate(Table(), [[6], [2]], [STOP], Sampling(max_new_tokens=2), lambda n, ids: told.append((n, list(ids))))
+    assert told == [(0, [7]), (1, [3]), (0, [7, 8]), (1, [3, 4])]
+
+
+def test_what_was_said_becomes_less_likely() -> None:
+    """Tokens of the prompt count as well; the likeliest one left is taken."""
+    logits = torch.tensor([[2.0, 1.9, -1.0, -1.2]])
+    said = torch.tensor([[True, False, True, False]])
+    assert torch.allclose(penalized(logits, said, 2.0), torch.tensor([[1.0, 1.9, -2.0, -1.2]]))
+    chooser = Chooser(Sampling(repetition_penalty=1.2), [[0]])
+    assert [chooser(logits)[0] for _ in range(3)] == [1, 0, 0]  # 1.9 > 2 / 1.2; then 2 / 1.2 > 1.9 / 1.2
+
+
+def test_the_penalty_follows_its_rows() -> None:
+    chooser = Chooser(Sampling(repetition_penalty=4.0), [[0], [1]])
+    logits = torch.tensor([[2.0, 1.9, 1.0], [2.0, 1.9, 1.0]])
+    assert chooser(logits) == [1, 0]
+    chooser.keep([1])
+    assert chooser(logits[:1]) == [2]
 
 
 LOGITS = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
@@ -73,21 +112,12 @@ def test_draws_have_the_shares_of_the_formula(options: dict, expected: list[floa
 
 
 def test_a_seed_repeats_and_another_does_not() -> None:
-    def flat(tokens: Tensor, _: Tensor) -> Tensor:
-        return torch.zeros(len(tokens), 50)
+    class Flat(Table):
+        def _logits(self) -> Tensor:
+            return torch.zeros(len(self.rows), 50)
 
     def answer(seed: int) -> list[list[int]]:
-        return generate(flat, [[1], [1]], [], Sampling(max_new_tokens=12, temperature=1.0, seed=seed))
+        return generate(Flat(), [[1], [1]], [], Sampling(max_new_tokens=12, temperature=1.0, seed=seed))
 
     assert answer(1) == answer(1) != answer(2)
     assert answer(1)[0] != answer(1)[1]
-
-
-def test_pads_of_shorter_rows_do_not_matter() -> None:
-    """The logits that are read are those of the last token of each row, as if it were alone."""
-    with world_of_one() as groups:
-        step = model_step(tiny_model(groups).eval(), torch.device("cpu"))
-        tokens = torch.tensor([[3, 4, 5, 6], [7, 8, 29, 29]])
-        together = step(tokens, torch.tensor([4, 2]))
-        alone = step(torch.tensor([[7, 8]]), torch.tensor([2]))
-    torch.testing.assert_close(together[1], alone[0], atol=1e-6, rtol=1e-5)
