@@ -7,7 +7,7 @@ file cannot); memory holds the names of files and the reasons only.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from mindspeed_ift.config.errors import UserError, first_line
 from mindspeed_ift.data.ledger import Entry, Outcome
+from mindspeed_ift.data.packing import Places
 from mindspeed_ift.data.staging import GrowingFile, Mark, mark_of
 
 _ROW = np.dtype(
@@ -31,6 +32,8 @@ _ROW = np.dtype(
 )
 _ROWS_AT_ONCE = 1 << 16
 _NAME = "ledger.rows"
+PLACES = ("rows", "positions")
+"""Columns of packed datasets: the rows that hold the samples of a record, and at which token of its row each begins."""
 
 
 def ledger_path(prefix: str | Path) -> Path:
@@ -38,31 +41,50 @@ def ledger_path(prefix: str | Path) -> Path:
     return Path(f"{prefix}.ledger.parquet")
 
 
-def join_ledgers(sources: Sequence[Path], target: Path) -> Mark:
+def join_ledgers(sources: Sequence[tuple[Path, int]], target: Path) -> Mark:
     """Write the rows of several ledgers into one, in their order; size and checksum of the file.
 
     Args:
-        sources: At least one.
-        target: The new file.
+        sources: At least one, and how many documents its dataset has.
+        target: The new file; it does not tell places that one of the sources does not tell.
 
     Raises:
         UserError: One is no ledger.
     """
     import pyarrow
-    from pyarrow import parquet
+    from pyarrow import compute, parquet
 
     with contextlib.ExitStack() as stack:
-        writer = None
-        for source in sources:
-            try:
-                file = stack.enter_context(parquet.ParquetFile(source))
-                if writer is None:
-                    writer = stack.enter_context(parquet.ParquetWriter(target, file.schema_arrow, compression="zstd"))
-                for batch in file.iter_batches(_ROWS_AT_ONCE):
-                    writer.write_batch(batch.cast(writer.schema))
-            except (pyarrow.ArrowException, ValueError) as error:
-                raise UserError(f"{source} is no ledger ({first_line(error)}); remove it or copy it again") from error
+        files = []
+        for source, _ in sources:
+            with _as_user_error(source):
+                files.append(stack.enter_context(parquet.ParquetFile(source)))
+        shared = set.intersection(*(set(file.schema_arrow.names) for file in files))
+        schema = pyarrow.schema([field for field in files[0].schema_arrow if field.name in shared])
+        writer = stack.enter_context(parquet.ParquetWriter(target, schema, compression="zstd"))
+        before = 0
+        for file, (source, documents) in zip(files, sources):
+            with _as_user_error(source):
+                for batch in file.iter_batches(_ROWS_AT_ONCE, columns=schema.names):
+                    columns = {name: batch.column(name) for name in schema.names}
+                    if "rows" in columns:
+                        rows = columns["rows"]
+                        moved = compute.add(rows.flatten(), pyarrow.scalar(before, pyarrow.int32()))
+                        offsets = compute.subtract(rows.offsets, rows.offsets[0])
+                        columns["rows"] = pyarrow.ListArray.from_arrays(offsets, moved)
+                    writer.write_batch(pyarrow.record_batch(columns).cast(schema))
+            before += documents
     return mark_of(target)
+
+
+@contextlib.contextmanager
+def _as_user_error(source: Path) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, ValueError, KeyError) as error:
+        raise UserError(f"{source} is no ledger ({first_line(error)}); remove it or copy it again") from error
 
 
 class LedgerFile:
@@ -110,8 +132,13 @@ class LedgerFile:
         """What else a later `LedgerFile` needs to go on."""
         return {name: list(codes) for name, codes in self._codes.items()}
 
-    def write_parquet(self, path: Path) -> Mark:
-        """Write all rows as parquet (imports pyarrow); size and checksum of the file."""
+    def write_parquet(self, path: Path, places: Places | None = None) -> Mark:
+        """Write all rows as parquet (imports pyarrow); size and checksum of the file.
+
+        Args:
+            path: Of the file.
+            places: Where the samples stand in packed rows: two lists more for each record, one number a sample.
+        """
         import pyarrow
         from pyarrow import parquet
 
@@ -123,19 +150,29 @@ class LedgerFile:
             "outcome": [one.value for one in Outcome],
         }
         types = {name: pyarrow.dictionary(pyarrow.int32(), pyarrow.string()) for name in words}
-        schema = pyarrow.schema(
-            [(name, types.get(name) or pyarrow.from_numpy_dtype(_ROW[name])) for name in _ROW.names or ()]
-        )
+        fields = [(name, types.get(name) or pyarrow.from_numpy_dtype(_ROW[name])) for name in _ROW.names or ()]
+        lists = _as_lists(places)
+        schema = pyarrow.schema([*fields, *((name, pyarrow.list_(pyarrow.int32())) for name in lists)])
+        done = 0
         with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
             for start in range(0, count, _ROWS_AT_ONCE):
                 block = rows[start : start + _ROWS_AT_ONCE]
                 columns = []
-                for name in schema.names:
+                for name in _ROW.names or ():
                     codes = pyarrow.array(block[name], mask=block[name] == 0 if name == "reason" else None)
                     columns.append(pyarrow.DictionaryArray.from_arrays(codes, words[name]) if name in words else codes)
+                offsets = np.concatenate(([0], np.cumsum(block["samples"]))).astype(np.int32)
+                some = slice(done, done + int(offsets[-1]))
+                columns += [pyarrow.ListArray.from_arrays(offsets, numbers[some]) for numbers in lists.values()]
+                done = some.stop
                 writer.write_batch(pyarrow.record_batch(columns, schema=schema))
         return mark_of(path)
 
     def close(self) -> None:
         """Write no more."""
         self._rows.close()
+
+
+def _as_lists(places: Places | None) -> dict[str, Any]:
+    """Column -> its numbers, one a sample."""
+    return {} if places is None else dict(zip(PLACES, (places.rows, places.positions)))

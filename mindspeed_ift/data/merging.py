@@ -100,7 +100,8 @@ def merge(config: MergeConfig) -> MergeSummary:
         beside = {}
         if all(path.is_file() for path in ledgers):
             ledger = ledger_path(config.output_prefix).name
-            beside[ledger] = join_ledgers(ledgers, writer.folder / ledger)
+            counts = map(len, next(iter(columns.values())))
+            beside[ledger] = join_ledgers(list(zip(ledgers, counts)), writer.folder / ledger)
         manifest = writer.commit({**facts, "columns": list(columns)}, beside)
         if None in manifests:
             # Whoever reads a manifest relies on it to know how the dataset was made.

@@ -66,6 +66,35 @@ def pack(lengths: np.ndarray, rules: PackRules) -> Packs:
     return packs.reordered(np.random.default_rng(rules.seed % (1 << 32)).permutation(len(packs)))
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where samples stand once they are packed.
+
+    Attributes:
+        rows: int32 ``[samples]``: the row of each sample, in the order of the samples.
+        positions: int32 ``[samples]``: at which token of the row it begins.
+    """
+
+    rows: np.ndarray
+    positions: np.ndarray
+
+
+def places_in(packs: Packs, lengths: np.ndarray, rules: PackRules) -> Places:
+    """Where `pack` put samples.
+
+    Args:
+        packs: What it returned: every sample once.
+        lengths: int ``[samples]``, as it was given.
+        rules: By which they were made.
+    """
+    spaces, sizes = rules.spaces(lengths)[packs.samples], np.diff(packs.starts)
+    before = np.cumsum(spaces) - spaces
+    found = Places(*(np.empty(len(packs.samples), np.int32) for _ in "rp"))
+    found.rows[packs.samples] = np.repeat(np.arange(len(packs)), sizes)
+    found.positions[packs.samples] = before - np.repeat(before[packs.starts[:-1]], sizes)
+    return found
+
+
 def describe_packs(packs: Packs, tokens: int, rules: PackRules) -> str:
     """One line: how many rows, how full, and whether the limit of segments made more of them.
 

@@ -230,15 +230,17 @@ def _publish(
         "tokens": ledger.tokens,
         "learnt_tokens": ledger.learnt_tokens,
     }
+    places = None
     if config.pack:
         writer.finish()
         stored = {name: IndexedColumn(column.aside) for name, column in writer.columns.items()}
         columns = (*COLUMNS, *(name for name in stored if name == WEIGHTS))
         writer = DatasetWriter(config.output_prefix, columns, staging=place)
-        counts |= write_packed(writer, stored, config, work.tokenizer.pad_id, report)
+        packed, places = write_packed(writer, stored, config, work.tokenizer.pad_id, report)
+        counts |= packed
     ledger_file = place.folder / ledger_path(config.output_prefix).name
     with report_write_errors(ledger_file):
-        beside = {ledger_file.name: intake.rows.write_parquet(ledger_file)}
+        beside = {ledger_file.name: intake.rows.write_parquet(ledger_file, places)}
     certificate = certify_first(work.encoder, work.tokenizer, work.job.form, work.first)
     report(told(certificate))
     facts = {**_facts(config), "input": inputs.wait(), **work.token_facts, CERTIFICATE: certificate, **counts}

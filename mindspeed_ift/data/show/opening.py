@@ -11,19 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from mindspeed_ift.config.errors import UserError, first_line
+from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.boundaries import PAD_SEGMENT, choose_boundaries
 from mindspeed_ift.data.dataset import InstructionDataset, is_dataset
 from mindspeed_ift.data.encode_pairs import PAIR_COLUMNS
 from mindspeed_ift.data.indexed import IndexedColumn, column_path, read_manifest
-from mindspeed_ift.data.ledger_file import ledger_path
 from mindspeed_ift.data.pack_index import load_index
 from mindspeed_ift.data.packed_view import PackedView
 from mindspeed_ift.data.sample import IGNORED_LABEL, Sample
+from mindspeed_ift.data.show.origins import Origins
 from mindspeed_ift.data.template_choice import get_template
 from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
 
-_MOST_ORIGINS = 1_000_000
 _COLUMN_END = re.compile(r"_document(\.bin|\.idx)?$")
 
 
@@ -151,28 +150,17 @@ class ShownDataset:
             return ("chosen", "rejected")[part.number - 1]
         return f"sample {part.number}"
 
-    def origin(self, number: int) -> str:
-        """``FILE:RECORD`` of which a document was made; "" for a packed row, and where no ledger tells."""
-        return self._origins[number] if self._origins else ""
+    def origins(self, number: int) -> list[str]:
+        """``FILE:RECORD`` of which each sample of a document was made, in their order; one for the two answers of a
+        pair, none where no ledger tells."""
+        return self._origins[number]
 
     @cached_property
-    def _origins(self) -> list[str]:
-        facts = self.manifest or {}
-        path = ledger_path(self.prefix)
-        packed = facts.get("pack", True) or isinstance(self._data, PackedView)
-        if packed or not path.is_file() or len(self) > _MOST_ORIGINS:
-            return []
-        import pyarrow
-        from pyarrow import parquet
-
-        try:
-            rows = parquet.read_table(path, columns=["file", "record", "samples"]).to_pylist()
-        except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(
-                f"{path} cannot be read ({first_line(error)}); prepare or copy the dataset again"
-            ) from error
-        found = [f"{row['file']}:{row['record']}" for row in rows for _ in range(row["samples"])]
-        return found if len(found) == len(self) else []
+    def _origins(self) -> Origins:
+        if isinstance(self._data, PackedView):
+            dataset, packs = self._data.dataset, self._data.index.packs
+            return Origins(self.prefix, len(dataset), packed=False, packs=packs)
+        return Origins(self.prefix, len(self), packed=bool((self.manifest or {}).get("pack", True)))
 
     def _choose_segments(self) -> Callable[[Sample], np.ndarray]:
         """int ``[n]`` of a document: 1..k for its samples, 0 for pads."""

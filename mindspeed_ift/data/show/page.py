@@ -14,6 +14,7 @@ from jinja2 import Environment
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.show.opening import Part, ShownDataset
+from mindspeed_ift.data.show.origins import told
 from mindspeed_ift.data.show.survey import Survey, oddities, survey
 from mindspeed_ift.data.show.terminal import visible
 
@@ -168,21 +169,23 @@ def _bars(labels: list[str], counts: np.ndarray) -> list[Bar]:
 
 
 def _shown_document(dataset: ShownDataset, number: int) -> list[ShownPart]:
-    return [_shown_part(dataset, number, part, "") for part in dataset[number].parts()]
+    parts = list(dataset[number].parts())
+    return [_shown_part(dataset, number, part, parts, "") for part in parts]
 
 
 def _shown_sample(dataset: ShownDataset, found: Survey, sample: int, why: str) -> ShownPart:
     number, place = int(found.document[sample]), int(found.place[sample])
-    part = next(part for part in dataset[number].parts() if part.number == place)
-    return _shown_part(dataset, number, part, why)
+    parts = list(dataset[number].parts())
+    part = next(part for part in parts if part.number == place)
+    return _shown_part(dataset, number, part, parts, why)
 
 
-def _shown_part(dataset: ShownDataset, number: int, part: Part, why: str) -> ShownPart:
+def _shown_part(dataset: ShownDataset, number: int, part: Part, parts: list[Part], why: str) -> ShownPart:
     if not part.number:
         return ShownPart(f"document {number}: {len(part.input_ids):,} pads", why, [])
     tokens = f"{len(part.input_ids):,} tokens, {int(part.learnt.sum()):,} learnt"
     heading = f"document {number}, {dataset.name(part)}: {tokens}"
-    origin = dataset.origin(number)
+    origin = told(dataset.origins(number), part.number, max(one.number for one in parts))
     heading += f", from {origin}" if origin else ""
     left_out = len(part.input_ids) - _FIRST_TOKENS - _LAST_TOKENS
     if left_out <= 0:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from rich.text import Text
 
 from mindspeed_ift.data.show.opening import Document, Part, ShownDataset
+from mindspeed_ift.data.show.origins import told
 
 LEARNT, NOT_LEARNT, BORDER, PADS = "green", "default", "bold cyan", "bright_black"
 _OPEN, _CLOSE = "⟦", "⟧"
@@ -30,17 +31,23 @@ def lines(dataset: ShownDataset, document: Document, coloured: bool) -> Iterator
     parts = list(document.parts())
     samples = max((part.number for part in parts), default=0)
     tokens = f"{len(document.input_ids):,} tokens, {int(document.learnt.sum()):,} learnt"
-    origin = dataset.origin(document.number)
+    origins = dataset.origins(document.number)
+    apart = len(origins) == samples > 1
     heading = f"document {document.number}: {samples} sample{'s' * (samples != 1)}, {tokens}"
-    yield Text(f"{heading}, from {origin}" if origin else heading, BORDER)
+    yield Text(heading if apart else heading + _from(told(origins, 1, samples)), BORDER)
     for part in parts:
         if not part.number:
             yield Text(f"[{len(part.input_ids):,} pads]", PADS)
             continue
         if samples > 1:
             learnt = int(part.learnt.sum())
-            yield Text(f"-- {dataset.name(part)}: {len(part.input_ids):,} tokens, {learnt:,} learnt", BORDER)
+            heading = f"-- {dataset.name(part)}: {len(part.input_ids):,} tokens, {learnt:,} learnt"
+            yield Text(heading + _from(told(origins, part.number, samples)) if apart else heading, BORDER)
         yield _coloured(dataset, part) if coloured else _bracketed(dataset, part)
+
+
+def _from(origin: str) -> str:
+    return f", from {visible(origin)}" if origin else ""
 
 
 def visible(text: str) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pyarrow import parquet
 
+from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data import ledger_file
 from mindspeed_ift.data.ledger import Entry, Outcome
-from mindspeed_ift.data.ledger_file import LedgerFile
+from mindspeed_ift.data.ledger_file import LedgerFile, join_ledgers
+from mindspeed_ift.data.packing import Places
 
 ENTRIES = [
     Entry("a.json", 1, Outcome.KEPT, "", 1, 9, 4, 0),
@@ -38,6 +41,25 @@ def test_rows_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         "file", "record", "outcome", "reason", "samples", "tokens", "learnt_tokens", "cut_tokens",
     ]  # fmt: skip
     assert table["reason"].null_count == 1 and "dictionary" in str(table.schema.field("file").type)
+
+
+def test_places_of_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of as many numbers as a record has samples, also where blocks end in between and ledgers are joined."""
+    monkeypatch.setattr(ledger_file, "_ROWS_AT_ONCE", 3)
+    file = LedgerFile(tmp_path)
+    file.append(ENTRIES)
+    places = Places(np.array([5, 0, 1, 1, 0], np.int32), np.array([0, 9, 0, 8, 0], np.int32))
+    file.write_parquet(tmp_path / "ledger.parquet", places)
+    found = parquet.read_table(tmp_path / "ledger.parquet")
+    assert found["rows"].to_pylist() == [[5], [0], [], [1, 1, 0]]
+    assert found["positions"].to_pylist() == [[0], [9], [], [0, 8, 0]]
+    join_ledgers([(tmp_path / "ledger.parquet", count) for count in (6, 9, 1)], tmp_path / "joined.parquet")
+    joined = parquet.read_table(tmp_path / "joined.parquet")
+    assert joined["rows"].to_pylist()[4:] == [[11], [6], [], [7, 7, 6], [20], [15], [], [16, 16, 15]]
+    assert joined["positions"].to_pylist() == 3 * found["positions"].to_pylist()
+    with pytest.raises(UserError, match="in.jsonl is no ledger"):
+        (tmp_path / "in.jsonl").write_text("x")
+        join_ledgers([(tmp_path / "in.jsonl", 1)], tmp_path / "joined.parquet")
 
 
 def test_going_on_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -8,19 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.merge import MergeConfig
 from mindspeed_ift.data.dataset import InstructionDataset
 from mindspeed_ift.data.indexed import manifest_path
-from mindspeed_ift.data.ledger_file import ledger_path
+from mindspeed_ift.data.ledger_file import join_ledgers, ledger_path
+from mindspeed_ift.data.merging import merge
 from mindspeed_ift.data.pack_index import build_index
 from mindspeed_ift.data.packing import PackRules
 from mindspeed_ift.data.preprocess import preprocess
 from mindspeed_ift.data.show.opening import ShownDataset
+from mindspeed_ift.data.show.origins import told
 from mindspeed_ift.data.show.page import write_page
 from mindspeed_ift.data.show.survey import survey
+from mindspeed_ift.data.show.terminal import lines
 from mindspeed_ift.data.tokenizer import load_tokenizer
 from tests.shared_paths import SHARED, needs_shared
 from tests.tiny_dataset import sample, write_dataset
@@ -56,14 +62,25 @@ def texts(dataset: ShownDataset) -> list[str]:
     return [dataset.tokenizer.decode(part.input_ids) for part in parts if part.number]
 
 
+def origins_and_texts(dataset: ShownDataset) -> list[tuple[str, str]]:
+    """Where every sample comes from, and its text, in the order of the records."""
+    samples = []
+    for number in range(len(dataset)):
+        parts = [part for part in dataset[number].parts() if part.number]
+        origins = [told(dataset.origins(number), part.number, len(parts)) for part in parts]
+        samples += [(origin, dataset.tokenizer.decode(part.input_ids)) for origin, part in zip(origins, parts)]
+    return sorted(samples)
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {},
         {"pack": True, "neat_pack": True, "seq_length": 64},
+        {"pack": True, "neat_pack": True, "seq_length": 64, "pad_to_multiple_of": 8, "packing_algorithm": "best-fit"},
         {"pack": True, "append_eod": True, "seq_length": 64},
     ],
-    ids=["not packed", "neatly packed", "packed with marks"],
+    ids=["not packed", "neatly packed", "packed in multiples", "packed with marks"],
 )
 def test_samples_are_told_apart(config: PreprocessConfig, options: dict[str, Any]) -> None:
     dataset = ShownDataset(prepared(config, **options))
@@ -76,6 +93,8 @@ def test_samples_are_told_apart(config: PreprocessConfig, options: dict[str, Any
         assert sum(len(part.input_ids) for part in parts) == len(document.input_ids)
         assert [part.number for part in parts if part.number] == list(range(1, 1 + sum(p.number > 0 for p in parts)))
         assert all(not part.learnt.any() for part in parts if not part.number)
+    for line, (origin, text) in enumerate(origins_and_texts(dataset), 1):
+        assert origin == f"{config.input}:{line}" and text.startswith(f"<|im_start|>user\nquestion {line}<")
 
 
 def test_rows_without_stored_borders_are_shown_whole(config: PreprocessConfig) -> None:
@@ -83,6 +102,13 @@ def test_rows_without_stored_borders_are_shown_whole(config: PreprocessConfig) -
     dataset = ShownDataset(prepared(config, pack=True, seq_length=64))
     assert "does not say where samples end" in dataset.notice
     assert [part.number for part in dataset[0].parts()] == [1, 0]
+    fullest = max(range(len(dataset)), key=lambda number: len(dataset.origins(number)))
+    origins = dataset.origins(fullest)
+    assert len(origins) > 1 and told(origins, 1, 1) == ", ".join(origins)
+    whole = dataset.tokenizer.decode(dataset[fullest].input_ids)
+    places = [whole.index(f"question {origin.rpartition(':')[2]}<") for origin in origins]
+    assert places == sorted(places), "in the order in which they stand"
+    assert told(["a:1"] * 9, 1, 2) == ", ".join(["a:1"] * 8) + ", ..." and told([], 1, 1) == ""
 
 
 @pytest.mark.parametrize("options", [{}, {"pack": True, "neat_pack": True, "seq_length": 64}])
@@ -113,7 +139,9 @@ def test_pairs_are_shown_side_by_side(config: PreprocessConfig, tmp_path: Path) 
     assert learnt == ["good<|im_end|>\n", "bad one<|im_end|>\n"]
     found = survey(dataset)
     assert found.document.tolist() == [0, 0, 1, 1] and found.row.tolist() == dataset.lengths.tolist()
-    assert dataset.origin(1) == f"{tmp_path}/in.jsonl:2"
+    assert dataset.origins(1) == [f"{tmp_path}/in.jsonl:2"]
+    heading = next(iter(lines(dataset, dataset[1], coloured=False)))
+    assert str(heading).endswith(f"learnt, from {tmp_path}/in.jsonl:2")
 
 
 def test_rows_of_a_pack_index(config: PreprocessConfig, tmp_path: Path) -> None:
@@ -123,7 +151,8 @@ def test_rows_of_a_pack_index(config: PreprocessConfig, tmp_path: Path) -> None:
     build_index(samples, PackRules(64), "error").save(path)
     dataset = ShownDataset(prefix, pack_index=path)
     assert sorted(texts(dataset)) == sorted(texts(ShownDataset(prefix))) and len(dataset) < len(samples)
-    assert set(dataset.lengths.tolist()) == {64} and dataset.origin(0) == ""
+    assert set(dataset.lengths.tolist()) == {64}
+    assert origins_and_texts(dataset) == origins_and_texts(ShownDataset(prefix))
     with pytest.raises(UserError, match="--pack-index none: no such file"):
         ShownDataset(prefix, pack_index=Path("none"))
 
@@ -132,9 +161,54 @@ def test_a_document_tells_the_record_it_was_made_of(config: PreprocessConfig, tm
     with (tmp_path / "in.jsonl").open("a") as file:
         file.write('{"instruction": "no answer"}\n{"instruction": "last", "output": "one"}\n')
     dataset = ShownDataset(prepared(config, max_drop_fraction=0.5))
-    assert [dataset.origin(number) for number in (0, 7, 8)] == [f"{tmp_path}/in.jsonl:{line}" for line in (1, 8, 10)]
+    assert [dataset.origins(number) for number in (0, 7, 8)] == [[f"{tmp_path}/in.jsonl:{line}"] for line in (1, 8, 10)]
     ledger_path(dataset.prefix).unlink()
-    assert ShownDataset(dataset.prefix).origin(0) == ""
+    assert ShownDataset(dataset.prefix).origins(0) == []
+
+
+def test_where_samples_of_rows_are_from_is_shown(config: PreprocessConfig, tmp_path: Path) -> None:
+    """In a terminal and on a page; of a record that was split, and of rows that were merged."""
+    packing = {"pack": True, "neat_pack": True, "seq_length": 64}
+    twice = {"instruction": "question 9", "output": "one " * 9, "history": [["question 9", "two " * 9]]}
+    with (tmp_path / "in.jsonl").open("a") as file:
+        file.write(json.dumps(twice) + "\n")
+    prefix = prepared(config, **packing, overlong="split")
+    dataset = ShownDataset(prefix)
+    shown = [str(line) for number in range(len(dataset)) for line in lines(dataset, dataset[number], coloured=False)]
+    headings = [line for line in shown if line.startswith(("-- sample", "document"))]
+    for origin, text in origins_and_texts(dataset):
+        number = origin.rpartition(":")[2]
+        assert f"question {number}<" in text
+        assert sum(line.endswith(f"from {origin}") for line in headings) == 1 + (number == "9")
+    write_page(dataset, [0], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert all(f"learnt, from {origin}" in page for origin in dataset.origins(0))
+    other = str(tmp_path / "other")
+    prepared(config, **packing, output_prefix=other, max_samples=3)
+    merge(MergeConfig(input=(other, prefix), output_prefix=str(tmp_path / "whole")))
+    merged = ShownDataset(str(tmp_path / "whole"))
+    rows = [ShownDataset(other), dataset]
+    assert [merged.origins(n) for n in range(len(merged))] == [one.origins(n) for one in rows for n in range(len(one))]
+
+
+def test_a_ledger_that_does_not_tell_places(config: PreprocessConfig, tmp_path: Path) -> None:
+    """Of an earlier version, of another dataset, or joined with such a one."""
+    prefix = prepared(config, pack=True, neat_pack=True, seq_length=64)
+    ledger = parquet.read_table(ledger_path(prefix))
+    old = ledger.drop_columns(["rows", "positions"])
+    for table in (ledger.slice(1), old):
+        if table.num_rows < ledger.num_rows:
+            table = table.set_column(
+                8, "rows", pyarrow.array([[99]] * table.num_rows, ledger.schema.field("rows").type)
+            )
+        parquet.write_table(table, ledger_path(prefix))
+        assert ShownDataset(prefix).origins(0) == []
+    other = tmp_path / "new.parquet"
+    parquet.write_table(ledger, other)
+    for order in ((other, ledger_path(prefix)), (ledger_path(prefix), other)):
+        join_ledgers([(path, 3) for path in order], tmp_path / "joined.parquet")
+        joined = parquet.read_table(tmp_path / "joined.parquet")
+        assert joined.column_names == old.column_names and joined.num_rows == 2 * ledger.num_rows
 
 
 def test_plain_text_is_learnt_whole(config: PreprocessConfig, tmp_path: Path) -> None:
@@ -184,7 +258,7 @@ def test_a_damaged_ledger_is_named(config: PreprocessConfig) -> None:
     dataset = ShownDataset(prepared(config))
     ledger_path(dataset.prefix).write_bytes(b"PAR1")
     with pytest.raises(UserError, match="data.ledger.parquet cannot be read"):
-        dataset.origin(0)
+        dataset.origins(0)
 
 
 def test_no_dataset(tmp_path: Path) -> None:
