@@ -37,6 +37,7 @@ with warnings.catch_warnings():
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
     from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+    from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
     from megatron.core.pipeline_parallel import get_forward_backward_func
     from megatron.core.process_groups_config import ProcessGroupCollection
@@ -66,6 +67,7 @@ __all__ = [
     "MoEAuxLossAutoScaler",
     "MoELayer",
     "MoESubmodules",
+    "HybridDeviceOptimizer",
     "ModuleSpec",
     "OptimizerConfig",
     "OptimizerParamScheduler",

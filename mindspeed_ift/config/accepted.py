@@ -82,6 +82,7 @@ _TRAINING: Accepted = {
     ),
     "--no-check-for-nan-in-loss-and-grad": (0, "a step that is not finite is always refused; see --max-skipped-steps"),
     "--ckpt-format": (1, "checkpoints are written as torch files, one a rank", ("torch",)),
+    "--overlap-cpu-optimizer-d2h-h2d": (0, "it is about the speed of --optimizer-cpu-offload, not about its result"),
     "--use-pytorch-profiler": (0, "traces are made by the device's profiler for torch"),
     "--log-throughput": (0, "tokens per second are always logged"),
     "--manual-gc": (0, _COLLECTOR),
@@ -135,7 +136,12 @@ REFUSED: dict[str, str] = {
     "--train-samples": "give --train-iters, the number of optimizer steps",
     "--rampup-batch-size": "the global batch has one size; leave it out",
     "--use-*fsdp*": "give --use-distributed-optimizer to shard the optimizer's state",
-    "--swap-optimizer": "the optimizer's state stays on the device; leave it out",
+    "--cpu-offloading*": "activations can be kept on the host only by TransformerEngine, which is not used; give "
+    "--recompute-granularity full to save their memory",
+    "--fine-grained-activation-offloading": "activations can be kept on the host only by TransformerEngine, which is not "
+    "used; give --recompute-granularity full to save their memory",
+    "--use-precision-aware-optimizer": "it needs TransformerEngine's Adam, which is not used; leave it out",
+    "--swap-optimizer": "give --optimizer-cpu-offload to keep the optimizer's state on the host",
     "--noop-layers": "every layer does something; say with --num-layer-list who holds how many",
     "--padded-samples": "rows that do not fill a global batch begin the next epoch's; leave it out",
     "--params-dtype": "weights keep the type that they are stored in; leave it out",

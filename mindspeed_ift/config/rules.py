@@ -247,6 +247,17 @@ def _overlap(config: TuneConfig) -> None:
         raise UserError("--overlap-param-gather needs --overlap-grad-reduce")
 
 
+def _offload(config: TuneConfig) -> None:
+    optimizer = config.optimizer
+    fraction = optimizer.optimizer_offload_fraction
+    if fraction != 1 and not optimizer.optimizer_cpu_offload:
+        raise UserError("--optimizer-offload-fraction needs --optimizer-cpu-offload")
+    if not 0 < fraction <= 1:
+        raise UserError(f"--optimizer-offload-fraction {fraction} must be over 0 and at most 1")
+    if optimizer.optimizer_cpu_offload and not (optimizer.bf16 and config.layout.use_distributed_optimizer):
+        raise UserError("--optimizer-cpu-offload needs --bf16 and --use-distributed-optimizer")
+
+
 def _sequence_modes(config: TuneConfig) -> None:
     data = config.data
     if data.neat_pack and not data.reset_attention_mask:
@@ -349,6 +360,7 @@ _FLAG_RULES: tuple[Callable[[TuneConfig], None], ...] = (
     _schedule,
     _warmup_fits,
     _overlap,
+    _offload,
     _sequence_modes,
     _packs,
     _recompute,

@@ -151,6 +151,11 @@ class OptimizerFlags:
     """Epsilon of Adam."""
     clip_grad: float = 1.0
     """Largest global gradient norm; 0 clips nothing."""
+    optimizer_cpu_offload: bool = False
+    """Keep the optimizer's moments on the host and update there; needs --bf16 and
+    --use-distributed-optimizer."""
+    optimizer_offload_fraction: float = 1.0
+    """Share of the parameters, counted in elements, for which --optimizer-cpu-offload does so."""
     bf16: bool = False
     """Weights and activations in bfloat16, gradients and main weights in fp32. Without it everything is fp32."""
     moe_router_load_balancing_type: Literal["aux_loss", "none"] = "aux_loss"

@@ -11,9 +11,11 @@ import torch
 
 from mindspeed_ift.config.layout import LayoutFlags
 from mindspeed_ift.config.tuning import OptimizerFlags
+from mindspeed_ift.devices.device import current
 from mindspeed_ift.mcore import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
+    HybridDeviceOptimizer,
     OptimizerConfig,
     OptimizerParamScheduler,
     clip_grad_by_total_norm_fp32,
@@ -56,6 +58,9 @@ def build_optimizer(model: list[DistributedDataParallel], flags: OptimizerFlags,
         params_dtype=torch.bfloat16 if flags.bf16 else torch.float32,
         use_distributed_optimizer=layout.use_distributed_optimizer,
         overlap_param_gather=layout.overlap_param_gather,
+        # On the CPU there is nowhere to go.
+        optimizer_cpu_offload=flags.optimizer_cpu_offload and current().asynchronous,
+        optimizer_offload_fraction=flags.optimizer_offload_fraction,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -68,6 +73,22 @@ def build_optimizer(model: list[DistributedDataParallel], flags: OptimizerFlags,
     if layout.overlap_param_gather:
         core.param_sync_func = _one_or_all([stage.start_param_sync for stage in model])
     return optimizer
+
+
+def restored(optimizer: Any) -> None:
+    """State and main weights were replaced, as a resume does: what --optimizer-cpu-offload keeps on the host follows.
+
+    Source: Megatron's ``HybridDeviceOptimizer._sync_hdo_state_to_sub_optimizers``, which fails on main weights in fp32.
+    """
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        outer = part.optimizer
+        for inner in outer.sub_optimizers if isinstance(outer, HybridDeviceOptimizer) else ():
+            for group in inner.param_groups:
+                for copy in group["params"]:
+                    parameter = outer.inner_param_to_orig_param[copy]
+                    copy.data.copy_(parameter.data)
+                    state = {name: value.to(copy.device) for name, value in outer.state[parameter].items()}
+                    inner.state[copy] = state | {"master_param": copy}
 
 
 def _one_or_all(functions: list[Callable[..., Any]]) -> Any:

@@ -28,7 +28,7 @@ from mindspeed_ift.training import state
 from mindspeed_ift.training.evaluation import evaluate
 from mindspeed_ift.training.flops import step_operations
 from mindspeed_ift.training.metrics import Metrics
-from mindspeed_ift.training.optimizer import build_optimizer, build_schedule, wrap
+from mindspeed_ift.training.optimizer import build_optimizer, build_schedule, restored, wrap
 from mindspeed_ift.training.plan import Plan
 from mindspeed_ift.training.profiling import Profile, profile_folder
 from mindspeed_ift.training.progress import Progress
@@ -74,6 +74,8 @@ def tune(plan: Plan) -> None:
         plan = _with_whole_sources(plan, groups)
         stages = build_stages(plan.architecture, _model_options(plan), groups)
         _load_weights(plan, stages, groups)
+        if config.optimizer.optimizer_cpu_offload and not device.asynchronous:
+            _say(groups, "notice: --optimizer-cpu-offload changes nothing here: the device is the host")
         model = wrap(stages, config.layout)
         optimizer = build_optimizer(model, config.optimizer, config.layout)
         schedule = build_schedule(optimizer, config.optimizer)
@@ -342,6 +344,7 @@ def _resume(plan: Plan, optimizer: Any, schedule: Any, groups: Groups, device: D
             distributed_optimizer=plan.config.layout.use_distributed_optimizer,
             load_random=run.load_rng,
         )
+        restored(optimizer)
     else:
         schedule.step(increment=progress.done - progress.skipped)
     _say(groups, f"resuming after step {progress.done}")

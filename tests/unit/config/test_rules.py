@@ -37,6 +37,13 @@ BROKEN = [
         "--lora-target-modules linear_qkv --lora-modules-to-save linear_qkv",
         "--lora-modules-to-save linear_qkv has adapters; give some of: word_embeddings",
     ),
+    ("--optimizer-cpu-offload --bf16", "--optimizer-cpu-offload needs --bf16 and --use-distributed-optimizer"),
+    ("--optimizer-cpu-offload --use-distributed-optimizer", "--optimizer-cpu-offload needs --bf16"),
+    ("--optimizer-offload-fraction 0.5", "--optimizer-offload-fraction needs --optimizer-cpu-offload"),
+    (
+        "--optimizer-cpu-offload --bf16 --use-distributed-optimizer --optimizer-offload-fraction 1.5",
+        "--optimizer-offload-fraction 1.5 must be over 0 and at most 1",
+    ),
     ("--profile-level level1", "--profile-level needs --profile"),
     ("--save x --profile --profile-step-end 10", "--profile-step-end 10 must be over --profile-step-start 10"),
     ("--save x --profile --profile-step-start 101 --profile-step-end 102", "is over --train-iters 100"),
