@@ -9,7 +9,7 @@ from mindspeed_ift.config.flags import parse
 from mindspeed_ift.config.verify import VerifyDatasetConfig
 
 if TYPE_CHECKING:
-    from mindspeed_ift.verify.dataset import Report
+    from mindspeed_ift.verify.report import Report
 
 
 def main(argv: list[str]) -> int:
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
         from mindspeed_ift.data.tokenizer import load_tokenizer
 
         vocab_size = load_tokenizer(config.tokenizer_name_or_path).vocab_size
-    report = verify_dataset(config.data_path, vocab_size)
+    report = verify_dataset(config.data_path, vocab_size, config.pack_index)
     _print(report, config.data_path)
     return 1 if report.problems else 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from mindspeed_ift.config.errors import UserError
 
@@ -16,6 +17,9 @@ class VerifyDatasetConfig:
 
     tokenizer_name_or_path: str = ""
     """Tokenizer whose vocabulary the ids must belong to; the manifest's vocabulary unless given."""
+
+    pack_index: Path | None = None
+    """File of repack_dataset.py to be checked too: each sample once, no row too full, written for this dataset."""
 
     def check(self) -> None:
         """Refuse a command without a dataset.

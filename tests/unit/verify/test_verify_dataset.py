@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from mindspeed_ift.cli.verify_dataset import main
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.indexed import manifest_path
+from mindspeed_ift.data.ledger_file import ledger_path
 from mindspeed_ift.data.preprocess import preprocess
-from mindspeed_ift.verify import dataset as module
+from mindspeed_ift.verify import contents as module
 from mindspeed_ift.verify.dataset import verify_dataset
 from tests.tiny_dataset import sample, write_dataset
 from tests.tiny_tokenizer import make_tiny_tokenizer
@@ -188,3 +191,28 @@ def test_command(made: Callable[[str], Path], tmp_path: Path, capsys: pytest.Cap
     assert len(problems) == 1 and "document 0, position 1: id 1000000" in problems[0]
     with pytest.raises(UserError, match="--data-path is missing"):
         main([])
+
+
+def test_an_altered_certificate(made: Callable[[str], Path], tmp_path: Path) -> None:
+    prefix = copied(made("plain"), tmp_path)
+    assert next(c for c in verify_dataset(str(prefix)).checks if c.name == "template certificate").examined == "differs"
+    manifest = json.loads(manifest_path(prefix).read_text(encoding="utf-8"))
+    manifest["template_certificate"]["verdict"] = "equal"
+    manifest_path(prefix).write_text(json.dumps(manifest), encoding="utf-8")
+    (problem,) = verify_dataset(str(prefix)).problems
+    assert f"certificate of dataset {prefix} is not about its template" in problem
+
+
+@pytest.mark.parametrize(("column", "value"), [("rows", 99), ("positions", 64), ("positions", -1), ("rows", None)])
+def test_a_ledger_with_places_that_are_none(
+    made: Callable[[str], Path], tmp_path: Path, column: str, value: int | None
+) -> None:
+    prefix = copied(made("pack"), tmp_path)
+    path = ledger_path(prefix)
+    table = parquet.read_table(path)
+    numbers = table[column].to_pylist()
+    numbers[4] = [] if value is None else [value]
+    place = table.column_names.index(column)
+    parquet.write_table(table.set_column(place, column, pyarrow.array(numbers, table.schema.field(column).type)), path)
+    problems = verify_dataset(str(prefix)).problems
+    assert problems[-1].startswith(f"{path}: row 4 has {column} that are not those of its samples (1 such)")
