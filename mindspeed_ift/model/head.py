@@ -21,6 +21,9 @@ many enough for the matrix product to be as fast as a whole one."""
 _KEPT_BYTES = 1 << 29
 """Largest gradient of the output layer, in fp32, that is held from the forward to the backward pass."""
 
+_ROWS = 1 << 14
+"""Rows of the output layer whose gradient of one piece exists at once, before it is added to the sum in fp32."""
+
 
 def loss_sum(
     hidden_SBH: Tensor,
@@ -172,7 +175,9 @@ def _walk(
         if grad_weight is not None and grad_weight.dtype == grad_PV.dtype:
             grad_weight.addmm_(grad_PV.t(), hidden_PH)
         elif grad_weight is not None:
-            grad_weight += grad_PV.t() @ hidden_PH
+            for first in range(0, rows, _ROWS):
+                block = slice(first, first + _ROWS)
+                grad_weight[block] += grad_PV[:, block].t() @ hidden_PH
     return total
 
 

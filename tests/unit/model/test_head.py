@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.live_tensors import LiveTensors
 from mindspeed_ift.config.layout import Layout, LayoutFlags
 from mindspeed_ift.devices.device import current
 from mindspeed_ift.model import head
@@ -87,8 +88,10 @@ def test_what_is_frozen_gets_no_gradient(groups: Groups, kept: str, frozen: int)
     assert torch.allclose(ours[1 - frozen].grad, theirs[1 - frozen].grad, **GRADIENTS)
 
 
-def test_bf16_rounds_once(groups: Groups, kept: str) -> None:
-    """Gradients of many pieces are summed in fp32."""
+@pytest.mark.parametrize("rows", [head._ROWS, 7])
+def test_bf16_rounds_once(groups: Groups, kept: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of many pieces are summed in fp32, all rows at once or some."""
+    monkeypatch.setattr(head, "_ROWS", rows)
     ours, theirs = _inputs(torch.bfloat16), _inputs(torch.bfloat16)
     _loss(groups, *ours, 2).backward()
     _plain(*theirs).backward()
@@ -130,3 +133,30 @@ def test_computed_again_it_adds_to_megatrons_buffer(
         buffers.append({name: parameter.main_grad.clone() for name, parameter in model.named_parameters()})
     for name, expected in buffers[0].items():
         assert expected.any() and torch.allclose(buffers[1][name], expected, **GRADIENTS), name
+
+
+def test_the_peak_of_memory(groups: Groups, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of the learnt hidden states, a piece and the one before, and the stand-in for the weight's gradient."""
+    positions, width, rows, piece = 1024, 32, 8192, 8
+    monkeypatch.setattr(head, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(head, "_ROWS", 256)
+    hidden = torch.randn(positions, 1, width).bfloat16().requires_grad_()
+    weight = nn.Parameter(torch.randn(rows, width).bfloat16())
+    weight.main_grad = torch.zeros(rows, width)
+    labels, mask = torch.randint(0, rows, (1, positions)), torch.ones(1, positions)
+    with LiveTensors() as live:
+        head.loss_sum(
+            hidden,
+            weight,
+            labels,
+            mask,
+            vocab_size=rows,
+            groups=groups.collection,
+            sequence_parallel=False,
+            chunk_size=piece,
+        ).backward()
+    hidden_bytes, weight_bytes, piece_bytes = hidden.nbytes, weight.nbytes, piece * rows * 4
+    # Labels and weights of the positions, their places, and the gradient of the hidden states are small beside these.
+    assert weight_bytes < live.peak < 4 * hidden_bytes + max(weight_bytes, 3 * piece_bytes) + 20_000
+    assert live.peak < positions * rows * 2 / 8, "far from whole logits, of which the plain one has several"
+    assert float(weight.main_grad.abs().sum()) > 0
