@@ -27,7 +27,7 @@ class ModelOptions:
     Attributes:
         padded_vocab: rows of the embedding over all tensor ranks.
         dtype: of weights and activations.
-        variable_lengths: micro-batches differ in length, so pipeline stages tell each other their shapes.
+        variable_lengths: micro-batches differ in length; see `parallel.pipeline`.
         recompute: granularity, method and number of layers as in Megatron's flags, or empty.
         loss_chunk_size: learnt positions whose logits exist at once; None: see `head.loss_sum`.
         fresh: draw weights; False leaves them undefined for `weights.fill`, which fills every one. Each rank draws whole

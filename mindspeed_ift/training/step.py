@@ -17,6 +17,7 @@ from mindspeed_ift.mcore import DistributedDataParallel, OptimizerParamScheduler
 from mindspeed_ift.model.experts import balance_scale_of_step, routers
 from mindspeed_ift.parallel.context.split import local_positions
 from mindspeed_ift.parallel.groups import Groups
+from mindspeed_ift.parallel.pipeline import communication
 from mindspeed_ift.training.optimizer import update
 
 
@@ -186,6 +187,7 @@ def forward_backward(
         seq_length=length,
         micro_batch_size=batches[0].tokens.shape[0],
         forward_only=forward_only,
+        **communication(model[0].config, groups, [tuple(batch.tokens.shape) for batch in batches]),
     )
     totals = torch.zeros(len(Totals._fields), dtype=torch.float64, device=device.torch_device)
     if groups.totals_writer:
