@@ -76,7 +76,7 @@ def config_text(name: str) -> str:
     layout = layout_of(config.layout, world)
     folder = config.run.load
     loaded = {f"--load {folder}": Architecture.from_hugging_face(folder)} if folder is not None else {}
-    architecture, _ = resolve_architecture(config.model, loaded, tokenizer_vocab=151669)
+    architecture, _ = resolve_architecture(config.model, loaded, 151669, len(layout.noop_layers))
     check_layout(config, architecture, layout)
     return f"# {world} processes: {line}\n" + as_text(resolved(parsed, architecture, layout))
 

@@ -69,6 +69,7 @@ _KERNELS: Accepted = {
     "--no-rope-fusion": (0, _KERNEL),
     "--swap-attention": (0, _MEMORY),
     "--reuse-fp32-param": (0, _MEMORY),
+    "--recompute-modules": (1, "selective means core attention", ("core_attn",)),
     "--recompute-activation-function": (0, _MEMORY),
 }
 _TRAINING: Accepted = {
@@ -141,8 +142,9 @@ REFUSED: dict[str, str] = {
     "--fine-grained-activation-offloading": "activations can be kept on the host only by TransformerEngine, which is not "
     "used; give --recompute-granularity full to save their memory",
     "--use-precision-aware-optimizer": "it needs TransformerEngine's Adam, which is not used; leave it out",
+    "--num-layers-in-first-pipeline-stage": "give --decoder-first-pipeline-num-layers",
+    "--num-layers-in-last-pipeline-stage": "give --decoder-last-pipeline-num-layers",
     "--swap-optimizer": "give --optimizer-cpu-offload to keep the optimizer's state on the host",
-    "--noop-layers": "every layer does something; say with --num-layer-list who holds how many",
     "--padded-samples": "rows that do not fill a global batch begin the next epoch's; leave it out",
     "--params-dtype": "weights keep the type that they are stored in; leave it out",
     "--no-save-optim": "a checkpoint always holds what a resume needs; leave it out",

@@ -46,6 +46,8 @@ class ConvertConfig:
     """Layers of one chunk to write, where a pipeline device holds several."""
     num_layer_list: str | None = None
     """Layers of each pipeline device to write, with commas between; default: as many everywhere."""
+    noop_layers: str | None = None
+    """Numbers of layers that do nothing, as training is told them: the pipeline devices that would hold them hold fewer."""
     make_vocab_size_divisible_by: int = 1
     """Pad the embedding to this times the tensor parallel size."""
     dry_run: bool = False
@@ -61,6 +63,7 @@ class ConvertConfig:
             expert_tensor_parallel_size=self.expert_tensor_parallel_size,
             num_layers_per_virtual_pipeline_stage=self.num_layers_per_virtual_pipeline_stage,
             num_layer_list=self.num_layer_list,
+            noop_layers=self.noop_layers,
         )
 
     def check(self) -> None:

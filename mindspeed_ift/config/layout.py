@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import Literal
 
 from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.stages import stage_ranges
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,13 @@ class LayoutFlags:
     """Layers of one chunk: each pipeline device then holds several, which are run in turn (VPP, interleaved 1F1B)."""
     num_layer_list: str | None = None
     """Layers of each pipeline device, with commas between: 11,13,19,21. Default: as many everywhere."""
+    decoder_first_pipeline_num_layers: int | None = None
+    """Layers of the first pipeline device; the others share the rest."""
+    decoder_last_pipeline_num_layers: int | None = None
+    """Layers of the last pipeline device; the others share the rest."""
+    noop_layers: str | None = None
+    """Numbers, from 0 and with commas between, of layers that do nothing, so that --num-layers, which counts them too,
+    divides. None of them is built: the pipeline devices that would hold them hold fewer."""
     use_distributed_optimizer: bool = False
     """Shard optimizer state and main weights over the data parallel devices."""
     overlap_grad_reduce: bool = False
@@ -63,6 +70,9 @@ class Layout:
         gather_keys: the other context ranks gather each other's keys, instead of passing them around a ring.
         chunk_layers: layers of one chunk where a pipeline rank holds several; None: one chunk a rank.
         layer_list: layers of each pipeline rank; empty: as many everywhere.
+        first_layers: layers of the first pipeline rank; None: as many as of others.
+        last_layers: layers of the last pipeline rank; None: as many as of others.
+        noop_layers: see `stages.stage_ranges`.
         expert: expert parallel size. Experts are laid over the ranks of a pipeline stage by an order of their own: expert
             tensor fastest, then expert, then what is left.
         expert_tensor: expert tensor parallel size, a divisor of ``tensor``; None: as ``tensor``.
@@ -77,6 +87,9 @@ class Layout:
     gather_keys: bool = False
     chunk_layers: int | None = None
     layer_list: tuple[int, ...] = ()
+    first_layers: int | None = None
+    last_layers: int | None = None
+    noop_layers: tuple[int, ...] = ()
     expert: int = 1
     expert_tensor: int | None = None
 
@@ -119,30 +132,15 @@ class Layout:
         Raises:
             UserError: the layers do not divide.
         """
-        flag = f"--pipeline-model-parallel-size {self.pipeline}"
-        if self.layer_list:
-            if len(self.layer_list) != self.pipeline or sum(self.layer_list) != num_layers:
-                raise UserError(
-                    f"--num-layer-list {','.join(map(str, self.layer_list))} must name {self.pipeline} numbers ({flag}) that"
-                    f" sum up to {num_layers} layers"
-                )
-            counts = list(self.layer_list)
-        elif self.chunk_layers is not None:
-            if num_layers % (self.pipeline * self.chunk_layers):
-                raise UserError(
-                    f"{num_layers} layers do not divide over {flag} x --num-layers-per-virtual-pipeline-stage"
-                    f" {self.chunk_layers}; choose divisors"
-                )
-            counts = [self.chunk_layers] * (num_layers // self.chunk_layers)
-        elif num_layers % self.pipeline:
-            raise UserError(
-                f"{num_layers} layers do not divide over {flag}; choose a divisor, or say with --num-layer-list who"
-                " holds how many"
-            )
-        else:
-            counts = [num_layers // self.pipeline] * self.pipeline
-        ends = list(itertools.accumulate(counts, initial=0))
-        return [range(start, stop) for start, stop in itertools.pairwise(ends)]
+        return stage_ranges(
+            num_layers,
+            self.pipeline,
+            chunk_layers=self.chunk_layers,
+            layer_list=self.layer_list,
+            first_layers=self.first_layers,
+            last_layers=self.last_layers,
+            noop_layers=self.noop_layers,
+        )
 
     def chunks(self, num_layers: int) -> int:
         """Stages of each pipeline rank (Megatron's virtual pipeline size)."""
@@ -184,6 +182,9 @@ def layout_of(flags: LayoutFlags, world_size: int) -> Layout:
         gather_keys=flags.context_parallel_algo == "kvallgather_cp_algo" and context > 1,
         chunk_layers=_chunk_layers(flags),
         layer_list=_layer_list(flags),
+        first_layers=_end_layers(flags, "decoder_first_pipeline_num_layers"),
+        last_layers=_end_layers(flags, "decoder_last_pipeline_num_layers"),
+        noop_layers=noop_layers(flags),
         expert=expert,
         expert_tensor=expert_tensor,
     )
@@ -228,6 +229,34 @@ def _layer_list(flags: LayoutFlags) -> tuple[int, ...]:
             f"--num-layer-list {flags.num_layer_list} must be numbers over 0 with commas between: 11,13,19,21"
         )
     return tuple(map(int, numbers))
+
+
+def _end_layers(flags: LayoutFlags, name: str) -> int | None:
+    layers, flag = getattr(flags, name), "--" + name.replace("_", "-")
+    if layers is None:
+        return None
+    if layers < 1:
+        raise UserError(f"{flag} {layers} must be at least 1")
+    if flags.pipeline_model_parallel_size < 2:
+        raise UserError(f"{flag} needs --pipeline-model-parallel-size over 1")
+    for other in ("num_layer_list", "num_layers_per_virtual_pipeline_stage"):
+        if getattr(flags, other) is not None:
+            raise UserError(f"{flag} and --{other.replace('_', '-')} exclude each other; give one")
+    return layers
+
+
+def noop_layers(flags: LayoutFlags) -> tuple[int, ...]:
+    """Numbers of the layers that do nothing.
+
+    Raises:
+        UserError: they are none, or one is named twice.
+    """
+    if flags.noop_layers is None:
+        return ()
+    numbers = [part.strip() for part in flags.noop_layers.split(",")]
+    if not all(number.isdigit() for number in numbers) or len(set(map(int, numbers))) < len(numbers):
+        raise UserError(f"--noop-layers {flags.noop_layers} must be different numbers with commas between: 94,95")
+    return tuple(sorted(map(int, numbers)))
 
 
 def _ulysses_degree(flags: LayoutFlags) -> int:

@@ -33,7 +33,7 @@ _FREE = ("max_position_embeddings", "init_method_std", "router_aux_loss_coef")
 
 
 def resolve_architecture(
-    flags: ModelFlags, loaded: dict[str, Architecture], tokenizer_vocab: int
+    flags: ModelFlags, loaded: dict[str, Architecture], tokenizer_vocab: int, noop_layers: int = 0
 ) -> tuple[Architecture, str]:
     """The architecture that the flags describe, and where it came from.
 
@@ -41,6 +41,7 @@ def resolve_architecture(
         flags: ``--preset``, ``--hf-cfg-dir`` and the spelled-out sizes.
         loaded: what the checkpoint or folder of ``--load`` says, under its name in messages; may be empty.
         tokenizer_vocab: ids of the tokenizer, the vocabulary of a model that is spelled out without one.
+        noop_layers: how many of --num-layers do nothing; the architecture is without them.
 
     Raises:
         UserError: nothing given, too little given, two sources that differ, or sizes that cannot be a model.
@@ -51,6 +52,8 @@ def resolve_architecture(
     if flags.preset is not None:
         sources[f"--preset {flags.preset}"] = Architecture.from_preset(flags.preset)
     spelled = {field: getattr(flags, flag) for flag, field in _FIELDS.items() if getattr(flags, flag) is not None}
+    if "num_layers" in spelled:
+        spelled["num_layers"] -= noop_layers
     if flags.untie_embeddings_and_output_weights is not None:
         spelled["tied"] = not flags.untie_embeddings_and_output_weights
     if not sources:

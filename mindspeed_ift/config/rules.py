@@ -47,6 +47,7 @@ def check_layout(config: TuneConfig, architecture: Architecture, layout: Layout)
         )
     _heads_fit(architecture, layout)
     _ranks_exist(config, layout)
+    _recomputed_groups_fit(config, architecture, layout)
     if architecture.tied and "output_layer" in config.lora.lora_modules_to_save:
         raise UserError(
             "--lora-modules-to-save output_layer: the output layer of this model is its embedding; give word_embeddings"
@@ -334,6 +335,16 @@ def _ranks_exist(config: TuneConfig, layout: Layout) -> None:
     for rank in config.profile.profile_ranks:
         if not -1 <= rank < layout.world:
             raise UserError(f"--profile-ranks {rank} is no rank: give some of 0 to {layout.world - 1}, or -1 for all")
+
+
+def _recomputed_groups_fit(config: TuneConfig, architecture: Architecture, layout: Layout) -> None:
+    group = config.optimizer.recompute_num_layers or 1
+    for stage in layout.stage_layers(architecture.num_layers):
+        if config.optimizer.recompute_method == "uniform" and len(stage) % group:
+            raise UserError(
+                f"--recompute-num-layers {group} does not divide the {len(stage)} layers of a pipeline stage; give a"
+                " divisor, or --recompute-method block"
+            )
 
 
 def _load(config: TuneConfig) -> None:

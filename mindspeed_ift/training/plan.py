@@ -152,7 +152,9 @@ def plan(config: TuneConfig, world_size: int) -> Plan:
     facts = token_facts(config.data, files)
     dataset = packed_samples(files, config.data, config.optimizer.seed, facts["pad_id"])
     sources = find_sources(config)
-    architecture, origin = resolve_architecture(config.model, loaded_architecture(config, sources), facts["vocab_size"])
+    architecture, origin = resolve_architecture(
+        config.model, loaded_architecture(config, sources), facts["vocab_size"], len(layout.noop_layers)
+    )
     check_layout(config, architecture, layout)
     dataset.check_fits(architecture.vocab_size)
     train, valid, _ = split_ranges(len(dataset), config.data.split)
@@ -233,7 +235,7 @@ def _preview_architecture(config: TuneConfig, layout: Layout, weights_missing: b
     else:
         loaded = loaded_architecture(config, find_sources(config))
     known = loaded or model.preset or model.hf_cfg_dir or model.vocab_size or model.padded_vocab_size
-    architecture, origin = resolve_architecture(model, loaded, tokenizer_vocab=1)
+    architecture, origin = resolve_architecture(model, loaded, 1, len(layout.noop_layers))
     check_layout(config, architecture, layout)
     return [_describe_architecture(architecture, origin) if known else "the vocabulary is the tokenizer's"]
 

@@ -289,7 +289,8 @@ def _tiny_layout(planned: Plan, world_size: int) -> Layout:
         return Layout()
     layout = layout_of(planned.config.layout, world_size)
     chunks = layout.chunks(planned.architecture.num_layers)
-    return replace(layout, layer_list=(), chunk_layers=_LAYERS if chunks > 1 else None)
+    equal = replace(layout, layer_list=(), first_layers=None, last_layers=None, noop_layers=())
+    return replace(equal, chunk_layers=_LAYERS if chunks > 1 else None)
 
 
 def _tiny(architecture: Architecture, layout: Layout, layers: int, vocabulary: int) -> Architecture:

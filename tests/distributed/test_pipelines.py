@@ -21,7 +21,8 @@ INTERLEAVED = "--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipelin
 RECOMPUTE = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
 LAYOUTS = {
     (2, "pp2 vpp2"): INTERLEAVED,
-    (2, "pp2 1+3"): "--pipeline-model-parallel-size 2 --num-layer-list 1,3",
+    (2, "pp2 1+3"): "--pipeline-model-parallel-size 2 --noop-layers 0,1",
+    (2, "pp2 3+1"): "--pipeline-model-parallel-size 2 --decoder-first-pipeline-num-layers 3",
     (4, "tp2 sp pp2 vpp2 recompute"): f"{INTERLEAVED} --tensor-model-parallel-size 2 --sequence-parallel {RECOMPUTE}",
     (4, "pp2 vpp2 dp2 do overlap"): f"{INTERLEAVED} --use-distributed-optimizer --overlap-grad-reduce",
     (4, "pp2 vpp2 cp2"): f"{INTERLEAVED} --context-parallel-size 2",

@@ -69,11 +69,51 @@ def test_stages_of_several_chunks_and_of_unequal_lengths() -> None:
         (LayoutFlags(1, 2, num_layer_list="2,2,2"), "must name 2 numbers"),
         (LayoutFlags(1, 2, num_layer_list="6,0"), "must be numbers over 0 with commas between"),
         (LayoutFlags(1, 2, num_layer_list="a,b"), "must be numbers over 0 with commas between"),
+        (LayoutFlags(1, 2, decoder_first_pipeline_num_layers=0), "--decoder-first-pipeline-num-layers 0 must be at"),
+        (LayoutFlags(decoder_last_pipeline_num_layers=1), "needs --pipeline-model-parallel-size over 1"),
+        (LayoutFlags(1, 2, decoder_first_pipeline_num_layers=2, num_layer_list="3,3"), "exclude each other"),
+        (
+            LayoutFlags(1, 2, decoder_last_pipeline_num_layers=2, num_layers_per_virtual_pipeline_stage=1),
+            "--decoder-last-pipeline-num-layers and --num-layers-per-virtual-pipeline-stage exclude each other",
+        ),
+        (
+            LayoutFlags(1, 2, decoder_first_pipeline_num_layers=2, decoder_last_pipeline_num_layers=3),
+            "-first-pipeline-num-layers 2 --decoder-last-pipeline-num-layers 3: the other 1 layers do not divide over the"
+            " other 0 ranks",
+        ),
+        (LayoutFlags(1, 2, decoder_first_pipeline_num_layers=6), "the other 0 layers do not divide over the other 1"),
+        (LayoutFlags(1, 2, noop_layers="1,1"), "--noop-layers 1,1 must be different numbers"),
+        (LayoutFlags(1, 2, noop_layers="-1"), "--noop-layers -1 must be different numbers"),
+        (LayoutFlags(1, 2, noop_layers="8,9"), "--noop-layers 9: the layers are 0 to 7"),
+        (LayoutFlags(1, 2, noop_layers="7"), "--noop-layers 7: the layers are 0 to 6, those that do nothing included"),
+        (LayoutFlags(1, 2, noop_layers="0,1,2,3,4,5"), "leaves a pipeline stage without a layer"),
     ],
 )
 def test_stages_that_do_not_fit_are_refused(flags: LayoutFlags, message: str) -> None:
     with pytest.raises(UserError, match=message):
         layout_of(flags, 2).stage_layers(6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "layers", "counts"),
+    [
+        (LayoutFlags(1, 4, decoder_first_pipeline_num_layers=2, decoder_last_pipeline_num_layers=4), 12, [2, 3, 3, 4]),
+        (LayoutFlags(1, 3, decoder_first_pipeline_num_layers=2), 8, [2, 3, 3]),
+        (LayoutFlags(1, 3, decoder_last_pipeline_num_layers=2), 8, [3, 3, 2]),
+        (LayoutFlags(1, 2, decoder_first_pipeline_num_layers=3, decoder_last_pipeline_num_layers=1), 4, [3, 1]),
+        # 94 layers as 96 of which two do nothing.
+        (LayoutFlags(1, 4, noop_layers="94, 95"), 94, [24, 24, 24, 22]),
+        (LayoutFlags(1, 4, noop_layers="95,0"), 94, [23, 24, 24, 23]),
+        (LayoutFlags(1, 2, noop_layers="7,0", num_layers_per_virtual_pipeline_stage=2), 6, [1, 2, 2, 1]),
+        (LayoutFlags(1, 2, noop_layers="1", num_layer_list="2,5"), 6, [1, 5]),
+        (LayoutFlags(1, 1, noop_layers="1"), 3, [3]),
+    ],
+)
+def test_ends_with_fewer_layers_and_layers_that_do_nothing(flags: LayoutFlags, layers: int, counts: list[int]) -> None:
+    """Numbers go on without gaps: a layer that does nothing is not there."""
+    stages = layout_of(flags, flags.pipeline_model_parallel_size).stage_layers(layers)
+    assert [len(stage) for stage in stages] == counts
+    assert [number for stage in stages for number in stage] == list(range(layers))
 
 
 @pytest.mark.parametrize(("pipeline", "layers"), [(2, 3), (4, 2), (3, 64)])

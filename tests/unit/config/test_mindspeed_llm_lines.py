@@ -206,7 +206,7 @@ def test_a_pasted_tuning_line_comes_to_the_known_model(name: str) -> None:
     layout = layout_of(config.layout, script.layout.world)
     known = Architecture.from_preset(script.model)
     for loaded in ({}, {"--load weights": known}):
-        architecture, _ = resolve_architecture(config.model, loaded, tokenizer_vocab=151669)
+        architecture, _ = resolve_architecture(config.model, loaded, 151669, len(layout.noop_layers))
         check_layout(config, architecture, layout)
         free = {"max_position_embeddings", "init_method_std"} if not loaded else set()
         assert {k: v for k, v in vars(architecture).items() if k not in free} == {
@@ -275,7 +275,6 @@ def test_what_the_line_leaves_out_has_megatrons_default() -> None:
         ("--train-samples 100", "--train-samples is not supported: give --train-iters"),
         ("--rampup-batch-size 8 8 100", "--rampup-batch-size is not supported"),
         ("--use-torch-fsdp2", "--use-torch-fsdp2 is not supported: give --use-distributed-optimizer"),
-        ("--noop-layers 0,1", "--noop-layers is not supported: every layer does something; say with --num-layer-list"),
         ("--no-save-optim", "--no-save-optim is not supported"),
         ("--lr-decay-style inverse-square-root", "invalid choice"),
     ],
@@ -344,7 +343,6 @@ def test_a_pasted_line_of_conversion_is_taken(line: str) -> None:
         ("--moe-tp-extend-ep", "--moe-tp-extend-ep is not supported"),
         ("--model-type-hf qwen2-moe", "invalid choice 'qwen2-moe'"),
         ("--params-dtype fp16", "--params-dtype is not supported"),
-        ("--noop-layers 94", "--noop-layers is not supported"),
     ],
 )
 def test_a_conversion_of_another_kind_is_refused(added: str, expected: str) -> None:

@@ -42,6 +42,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_layers_that_do_nothing_are_none_of_the_model() -> None:
+    """--num-layers counts them, what describes the model does not."""
+    expected = Architecture.from_preset("qwen3-8b")
+    model = parse(TuneConfig, QWEN3_8B.replace("36", "38").split(), program="test").model
+    assert resolve_architecture(model, {"--load x": expected}, 400, noop_layers=2)[0] == expected
+    assert resolve_architecture(model, {}, 400, noop_layers=2)[0].num_layers == 36
+    with pytest.raises(UserError, match="num_layers is 36 by --load x, 38 by the flags"):
+        resolve_architecture(model, {"--load x": expected}, 400)
+
+
 def test_all_sources_give_the_same_model(folder: Path) -> None:
     expected = Architecture.from_preset("qwen3-8b")
     loaded = {"--load x": expected}

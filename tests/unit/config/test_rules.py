@@ -199,6 +199,15 @@ def check(flags: str, world: int = 8, architecture: Architecture = SMALL) -> Non
         ("--tensor-model-parallel-size 8", "does not divide 4 query groups"),
         ("--pipeline-model-parallel-size 8", "4 layers do not divide over --pipeline-model-parallel-size 8"),
         ("--global-batch-size 12", "must be a multiple of --micro-batch-size 1 x data parallel size 8 = 8"),
+        (
+            "--recompute-granularity full --recompute-method uniform --recompute-num-layers 3",
+            "--recompute-num-layers 3 does not divide the 4 layers of a pipeline stage",
+        ),
+        (
+            "--pipeline-model-parallel-size 2 --num-layer-list 1,3 --recompute-granularity full --recompute-method uniform "
+            "--recompute-num-layers 3",
+            "--recompute-num-layers 3 does not divide the 1 layers",
+        ),
         ("--profile --profile-ranks 7 8", "--profile-ranks 8 is no rank: give some of 0 to 7, or -1 for all"),
         ("--micro-batch-size 2 --global-batch-size 8", "must be a multiple of --micro-batch-size 2"),
         ("--padded-vocab-size 999", "--padded-vocab-size 999 is less than the 1000 rows of the model"),
@@ -247,6 +256,8 @@ def test_the_output_layer_of_a_tied_model_is_its_embedding() -> None:
         "--padded-vocab-size 1024 --make-vocab-size-divisible-by 128 --tensor-model-parallel-size 4",
         "--seq-length 4097",
         "--sequence-parallel --seq-length 4097",
+        "--recompute-granularity full --recompute-method uniform --recompute-num-layers 2",
+        "--recompute-granularity full --recompute-method block --recompute-num-layers 3",
         "--profile --profile-ranks 0 7",
         "--profile --profile-ranks -1",
         "--tensor-model-parallel-size 4 --sequence-parallel --seq-length 4098",

@@ -1,0 +1,59 @@
+"""Activations that are computed again: as often as asked, and gradients to the bit as without."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from mindspeed_ift.model.attention import BoundaryAttention
+from mindspeed_ift.model.build import ModelOptions, build_model
+from mindspeed_ift.parallel.groups import Groups
+from tests.tiny_model import tiny_architecture, world_of_one
+
+LAYERS = 4
+# Granularity, method, number of layers -> how often attention and feed-forward blocks run in a forward and backward pass.
+CASES = {
+    (None, None, None): (LAYERS, LAYERS),
+    ("selective", None, None): (2 * LAYERS, LAYERS),
+    ("full", "uniform", 1): (2 * LAYERS, 2 * LAYERS),
+    ("full", "uniform", 2): (2 * LAYERS, 2 * LAYERS),
+    ("full", "block", 1): (LAYERS + 1, LAYERS + 1),
+    ("full", "block", 2): (LAYERS + 2, LAYERS + 2),
+}
+
+
+@pytest.fixture(scope="module")
+def groups() -> Iterator[Groups]:
+    """A world of one."""
+    with world_of_one() as started:
+        yield started
+
+
+def gradients(groups: Groups, recompute: tuple) -> tuple[dict[str, torch.Tensor], Counter]:
+    """Of the loss over a packed row; and calls by kind of module."""
+    model = build_model(
+        tiny_architecture(num_layers=LAYERS), ModelOptions(padded_vocab=32, recompute=recompute), groups
+    )
+    generator, calls = torch.Generator().manual_seed(3), Counter()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
+    for module in model.modules():
+        if isinstance(module, BoundaryAttention) or type(module).__name__ == "MLP":
+            module.register_forward_hook(lambda module, given, made: calls.update([type(module).__name__]))
+    tokens = torch.randint(30, (1, 17), generator=generator)
+    positions = torch.tensor([[*range(5), *range(7), *range(4)]])
+    boundaries = torch.tensor([0, 5, 12, 16], dtype=torch.int32)
+    model(tokens[:, :-1], positions, boundaries, labels=tokens[:, 1:], loss_mask=torch.ones(1, 16)).backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}, calls
+
+
+@pytest.mark.parametrize("recompute", CASES, ids=lambda case: " ".join(str(one) for one in case if one) or "none")
+def test_gradients_are_those_without_recompute(groups: Groups, recompute: tuple) -> None:
+    expected, _ = gradients(groups, (None, None, None))
+    found, calls = gradients(groups, recompute)
+    assert (calls["BoundaryAttention"], calls["MLP"]) == CASES[recompute]
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    assert any(gradient.abs().max() > 0.1 for gradient in expected.values())
