@@ -1,10 +1,15 @@
-"""How every command ends: exit code 0, one line and 2 (data or flags), or one line and 1 (the run itself)."""
+"""How every command ends: exit code 0, one line and 2 (data or flags), or one line and 1 (the run itself).
+
+Where nobody reads what it prints any more (``| head``), it ends without a word, as other tools do.
+"""
 
 from __future__ import annotations
 
 import errno
 import io
 import os
+import select
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,6 +18,9 @@ from pathlib import Path
 from mindspeed_ift.config.errors import RunError, UserError
 
 Main = Callable[[list[str]], int]
+
+_BROKEN_PIPE = 128 + signal.SIGPIPE
+"""What a shell says of a tool that the signal has ended."""
 
 REPORT = "MINDSPEED_IFT_REPORT"
 """Environment variable with the path of a file that the first process to fail makes, with its exit code."""
@@ -45,11 +53,19 @@ def run(main: Main, argv: list[str] | None = None, *, hands_on: bool = False) ->
 
 def _guarded(main: Main, argv: list[str], debug: bool) -> int:
     try:
-        return main(argv)
+        code = main(argv)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         return _report(error, str(error), 2, debug)
     except RunError as error:
         return _report(error, str(error), 1, debug)
+    except BrokenPipeError as error:
+        if not _nobody_reads():
+            return _report(error, str(error), 1, debug)
+        _silence()
+        _first_to_fail(_BROKEN_PIPE)
+        return _BROKEN_PIPE
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _report(
@@ -63,8 +79,28 @@ def _guarded(main: Main, argv: list[str], debug: bool) -> int:
         return _report(error, f"{type(error).__name__}: {text} (run again with --debug for the traceback)", 1, debug)
 
 
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe whose reader has ended, as ``head`` does."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+    except (OSError, ValueError):  # no file
+        return False
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
+def _silence() -> None:
+    """Let what is still to be printed vanish."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
 def _report(error: BaseException, message: str, code: int, debug: bool) -> int:
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _silence()
     if _first_to_fail(code):
         if debug:
             traceback.print_exception(type(error), error, error.__traceback__)

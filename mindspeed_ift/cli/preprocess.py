@@ -78,11 +78,11 @@ def _merge(parsed: Parsed) -> int:
 
 
 def _print_summary(summary: Summary) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    # A log file has no width; 80 columns would break every reason in two.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    from mindspeed_ift.cli.console import Console
+
+    console = Console()
     table = Table(title="Records", title_justify="left")
     table.add_column("what")
     table.add_column("records", justify="right")

@@ -31,11 +31,10 @@ def main(argv: list[str]) -> int:
 
 
 def _print(dataset: ShownDataset, documents: list[int]) -> None:
-    from rich.console import Console
-
+    from mindspeed_ift.cli.console import Console
     from mindspeed_ift.data.show.terminal import legend, lines
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(soft_wrap=True)
     coloured = console.color_system is not None and not console.no_color
     console.print(legend(coloured))
     if dataset.notice:

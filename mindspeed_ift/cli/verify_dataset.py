@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from mindspeed_ift.config.flags import parse
@@ -31,10 +30,11 @@ def main(argv: list[str]) -> int:
 
 
 def _print(report: Report, prefix: str) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    from mindspeed_ift.cli.console import Console
+
+    console = Console()
     table = Table(title=prefix, title_justify="left")
     for column in ("what", "found", "result"):
         table.add_column(column)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING
 
 from mindspeed_ift.config.accepted import ACCEPTED
@@ -33,10 +32,11 @@ def main(argv: list[str]) -> int:
 
 
 def _print(report: Report, prefix: str) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    from mindspeed_ift.cli.console import Console
+
+    console = Console(width=200)
     table = Table(title=prefix, title_justify="left")
     for column in ("claim", "dtype", "examined", "differs", "may", "where", "result"):
         table.add_column(column)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,14 +68,13 @@ def _is_certificate(file: Path) -> bool:
 
 
 def _print(report: Report) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from mindspeed_ift.cli.console import Console
     from mindspeed_ift.data.template_certificate import serving_options
 
-    # As wide in a log file as the account of preprocess.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console = Console()
     decode = report.encoder.tokenizer.decode
 
     def cell(ids: list[int]) -> Text:

@@ -51,6 +51,47 @@ def test_every_error_is_one_line(
     assert capsys.readouterr().err.strip() == line
 
 
+FLOOD = "for _ in range(10**5): print('line')"
+FLOOD_OF_RICH = "from mindspeed_ift.cli.console import Console\n    print = Console().print\n    " + FLOOD
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "said"),
+    [
+        (FLOOD, 141, ""),
+        (FLOOD_OF_RICH, 141, ""),
+        ("print('late')", 141, ""),
+        ("print('late'); raise UserError('--lr is wrong')", 2, "error: --lr is wrong\n"),
+        ("raise BrokenPipeError(32, 'a peer is gone')", 1, "error: [Errno 32] a peer is gone\n"),
+    ],
+    ids=["flood", "flood of rich", "at the end", "error", "another pipe"],
+)
+def test_it_ends_quietly_where_nobody_reads(body: str, code: int, said: str) -> None:
+    lines = [
+        "import sys",
+        "from mindspeed_ift.cli.command import run",
+        "from mindspeed_ift.config.errors import UserError",
+        "def main(argv):",
+        "    sys.stdout.write('first\\n')",
+        "    sys.stdout.flush()",
+        "    sys.stdin.read()",
+        f"    {body}",
+        "    return 0",
+        "run(main, [])",
+    ]
+    program = "\n".join(lines)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, text=True, env=buffered, **pipes) as process:
+        assert process.stdin and process.stdout and process.stderr
+        assert process.stdout.readline() == "first\n"
+        if "peer" not in body:
+            process.stdout.close()
+        process.stdin.close()
+        assert process.stderr.read() == said
+        assert process.wait(60) == code
+
+
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture) -> None:
     assert ending(UserError("bad"), "--lr", "--debug") == 2
     printed = capsys.readouterr().err
