@@ -113,7 +113,8 @@ def _fill(
 
 
 def _level(where: np.ndarray, falling: np.ndarray, capacity: int, most_samples: int) -> np.ndarray:
-    """Make anew the rows that are nearly empty: of a sample each of many others, whose places their own samples take.
+    """Fill rows of many pads, which are nearly empty or full of the shortest samples, with a sample each of many others,
+    whose places their own short samples take.
 
     Arguments as of `_fill`.
 
@@ -127,12 +128,15 @@ def _level(where: np.ndarray, falling: np.ndarray, capacity: int, most_samples: 
         row = int(pads.argmax())
         if pads[row] ** 2 < _LARGE_PADS * mean:
             break
-        # Of about the length that gives a full row the mean cost.
+        kept = (where == row) & (falling >= mean / capacity)
+        room, seats = capacity - int(falling[kept].sum()), most_samples - int(kept.sum())
+        # Of about the length with which a full row has the mean cost, or is full at all.
+        wanted = max((mean - squares[kept].sum()) / room, room / max(seats, 1))
         near = np.flatnonzero((where != row) & (samples[where] > 1))
-        near = near[np.argsort(np.abs(falling[near] - mean / capacity), kind="stable")]
-        near = near[np.argsort(_turns(where[near]), kind="stable")][:most_samples]
-        taken = near[np.cumsum(falling[near]) <= capacity]
-        changed = np.where(where == row, -1, where)
+        near = near[np.argsort(np.abs(falling[near] - wanted), kind="stable")]
+        near = near[np.argsort(_turns(where[near]), kind="stable")][:seats]
+        taken = near[np.cumsum(falling[near]) <= room]
+        changed = np.where((where == row) & ~kept, -1, where)
         changed[taken] = row
         changed = _fill(changed, falling, len(samples), capacity, capacity, most_samples)
         if len(np.bincount(changed)) > len(samples) or not np.bincount(changed).all():

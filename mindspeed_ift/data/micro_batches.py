@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.data.balanced_order import BalancedOrder
 from mindspeed_ift.data.batch import Batch, SequenceMode
 from mindspeed_ift.data.dataset import Samples
-from mindspeed_ift.data.order import BalancedOrder, SampleOrder
+from mindspeed_ift.data.order import SampleOrder
 from mindspeed_ift.data.overlong import Overlong, cut_sample, refuse_overlong
 from mindspeed_ift.data.sample import Sample
 

@@ -13,11 +13,12 @@ from mindspeed_ift.config.layout import Layout, layout_of
 from mindspeed_ift.config.resolve import resolve_architecture
 from mindspeed_ift.config.rules import check_flags, check_layout, num_micro_batches
 from mindspeed_ift.config.tuning import TuneConfig
+from mindspeed_ift.data.balanced_order import BalancedOrder, Dealing
 from mindspeed_ift.data.batch import Packed, SequenceMode
 from mindspeed_ift.data.costs import attention_costs
 from mindspeed_ift.data.dataset import InstructionDataset, Samples, is_dataset
 from mindspeed_ift.data.micro_batches import MicroBatches
-from mindspeed_ift.data.order import BalancedOrder, SampleOrder, split_ranges
+from mindspeed_ift.data.order import SampleOrder, split_ranges
 from mindspeed_ift.data.overlong import Overlong, count_overlong
 from mindspeed_ift.data.packed_view import PackedView, packed_samples
 from mindspeed_ift.training.datasets import for_evaluation, sequence_mode, token_facts, validation_dataset
@@ -61,13 +62,22 @@ class Plan:
     sources: Sources
     token_facts: dict[str, Any]
 
-    def training_samples(self, data_rank: int, shuffle: bool) -> MicroBatches:
+    def training_samples(
+        self, data_rank: int, shuffle: bool, consumed: int = 0, dealing: Dealing | None = None
+    ) -> MicroBatches:
         """The micro-batches that one data parallel rank trains on.
+
+        Args:
+            data_rank: which.
+            shuffle: False takes the samples as they stand.
+            consumed: samples taken before the run goes on.
+            dealing: of the packed rows of the epoch in which it goes on, if they were balanced.
 
         Raises:
             UserError: samples are too long and may not be cut.
         """
-        return self._micro_batches(self.dataset, self.train, self.mode, self._order(shuffle), data_rank)
+        order = self._order(shuffle, consumed, dealing)
+        return self._micro_batches(self.dataset, self.train, self.mode, order, data_rank)
 
     def validation_samples(self, data_rank: int) -> MicroBatches:
         """The micro-batches that one data parallel rank evaluates on, in the order of the dataset.
@@ -99,13 +109,23 @@ class Plan:
             overlong=overlong if data.cut_token else Overlong.REFUSE,
         )
 
-    def _order(self, shuffle: bool) -> SampleOrder | BalancedOrder:
-        seed = self.config.optimizer.seed
-        if not (shuffle and self.config.data.balance_packs and isinstance(self.mode, Packed)):
+    def _order(self, shuffle: bool, consumed: int, dealing: Dealing | None) -> SampleOrder | BalancedOrder:
+        seed, balance = self.config.optimizer.seed, self.config.data.balance_packs
+        # Rows that were balanced stay so until the epoch ends, or some would come twice and others not at all.
+        goes_on = dealing is not None and consumed % len(self.train) != 0
+        if not (shuffle and isinstance(self.mode, Packed) and (balance or goes_on)):
             return SampleOrder(len(self.train), seed, shuffle)
         costs = attention_costs(self.dataset, self.mode.boundaries, self.train)
-        rows = self.config.optimizer.micro_batch_size
-        return BalancedOrder(costs, seed, self.layout.data, rows, self.micro_batches)
+        sizes = (self.layout.data, self.config.optimizer.micro_batch_size, self.micro_batches) if balance else ()
+        return BalancedOrder(costs, seed, *sizes, consumed=consumed, begun=dealing)
+
+    def describe_balance(self, order: SampleOrder | BalancedOrder) -> str | None:
+        """What --balance-packs comes to, a line; None without it."""
+        if not (self.config.data.balance_packs and isinstance(order, BalancedOrder)):
+            return None
+        packs = self.dataset.index.rules.algorithm if isinstance(self.dataset, PackedView) else None
+        packs = packs or (self.dataset.manifest or {}).get("packing_algorithm")
+        return f"data: --balance-packs: {order.describe(can_be_packed_anew=packs != 'balanced')}"
 
     def describe(self) -> str:
         """The lines a run begins with."""
@@ -214,7 +234,9 @@ def preview(config: TuneConfig, world_size: int) -> str:
     """
     missing = _missing_paths(config)
     if not missing:
-        return plan(config, world_size).describe()
+        planned = plan(config, world_size)
+        balance = planned.describe_balance(planned.training_samples(0, config.data.shuffle).order)
+        return "\n".join([planned.describe(), *([balance] if balance else [])])
     check_flags(config)
     layout = layout_of(config.layout, world_size)
     lines = [f"{flag} {path} is not here: it is not checked, nor what depends on it" for flag, path in missing.items()]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
+
+from mindspeed_ift.data.balanced_order import Dealing
 
 
 @dataclass
@@ -19,6 +21,7 @@ class Progress:
         best_loss: lowest loss of an evaluation, or None before the first.
         best_iteration: its step.
         evaluations_since_best: without improvement.
+        dealing: of the packed rows of this epoch, if they are balanced.
     """
 
     done: int = 0
@@ -27,6 +30,7 @@ class Progress:
     best_loss: float | None = None
     best_iteration: int | None = None
     evaluations_since_best: int = 0
+    dealing: Dealing | None = None
 
     def evaluated(self, loss: float) -> bool:
         """Note the loss of an evaluation after the last step; whether it is the best so far. No number never is."""
@@ -46,9 +50,11 @@ class Progress:
             consumed=int(manifest.get("consumed_samples", done * rows_of_a_step)),
             skipped=int(manifest.get("skipped_steps", 0)),
             **manifest.get("evaluations", {}),
+            dealing=Dealing(**manifest["dealing"]) if manifest.get("dealing") else None,
         )
 
     def facts(self) -> dict[str, Any]:
         """For the manifest of a checkpoint, which has the steps already."""
         evaluations = {key: getattr(self, key) for key in ("best_loss", "best_iteration", "evaluations_since_best")}
-        return {"consumed_samples": self.consumed, "skipped_steps": self.skipped, "evaluations": evaluations}
+        facts = {"consumed_samples": self.consumed, "skipped_steps": self.skipped, "evaluations": evaluations}
+        return facts | ({"dealing": asdict(self.dealing)} if self.dealing is not None else {})

@@ -89,7 +89,10 @@ def _loop(run: _Run, stop_request: StopRequest) -> None:
     plan, groups, progress = run.plan, run.groups, run.progress
     config, total = plan.config, plan.config.optimizer.train_iters
     assert total is not None
-    training = plan.training_samples(groups.data_rank, config.data.shuffle)
+    training = plan.training_samples(groups.data_rank, config.data.shuffle, progress.consumed, progress.dealing)
+    balance = plan.describe_balance(training.order) if groups.rank == 0 else None
+    if balance is not None:
+        _say(groups, balance)
     metrics = Metrics(
         config.run.save,
         run.device,
@@ -114,6 +117,7 @@ def _loop(run: _Run, stop_request: StopRequest) -> None:
             _refused(run, training, iteration, report, metrics)
         metrics.step(iteration, report, progress.skipped)
         progress.done, progress.consumed = iteration, progress.consumed + plan.rows_of_a_step
+        progress.dealing = training.order.dealing(progress.consumed)
         reason = _after_step(run, report, metrics, stop_request)
         if reason is not None:
             _say(groups, f"stopping after step {iteration} {reason}")

@@ -14,6 +14,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 TENSOR, PIPELINE, CONTEXT = (f"--{name}-parallel-size 2" for name in ("tensor-model", "pipeline-model", "context"))
 DISTRIBUTED = "--use-distributed-optimizer"
+BALANCED = "--balance-packs"
+KINDS = ("whole", "cut")
 # Name -> ranks, sequence mode, flags; modes, fp32 and bf16 take turns.
 CASES = {
     "tp2 sp": (2, "packed", f"{TENSOR} --sequence-parallel --bf16"),
@@ -54,15 +56,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         jobs[ranks].append(line(mode, f"{name} cut", flags, "--exit-interval", "3"))
         jobs[ranks].append(line(mode, f"{name} cut", flags, "--load", str(folder / f"{name} cut")))
         jobs[1].append(line(mode, f"{name} one", "--bf16" if "--bf16" in flags else ""))
+    jobs[2].append(line("packed", "balanced whole", BALANCED))
+    jobs[2].append(line("packed", "balanced cut", BALANCED, "--exit-interval", "3"))
     for ranks, lines in jobs.items():
         run(lines, ranks, folder / f"jobs {ranks}")
+    on_one = line("packed", "balanced cut", BALANCED, "--load", str(folder / "balanced cut"))
+    run([on_one], 1, folder / "jobs balanced")
     return folder
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_resumed_is_uninterrupted_to_the_bit(runs: Path, name: str) -> None:
     """Losses, gradient norms, learning rates, validation losses, and the weights at the end."""
-    whole, cut = (runs / f"{name} {kind}" for kind in ("whole", "cut"))
+    whole, cut = (runs / f"{name} {kind}" for kind in KINDS)
     assert records(cut) == records(whole)
     assert len(losses(whole)) == 5
     manifests = [json.loads((folder / "iter_0000005/manifest.json").read_text("utf-8")) for folder in (whole, cut)]
@@ -82,3 +88,18 @@ def test_training_and_evaluation_are_those_of_one_rank(runs: Path, name: str) ->
             assert mine[key] == pytest.approx(theirs[key], **tolerance), key
         for key in ("learnt_tokens", "real_tokens", "squared_lengths"):
             assert mine.get(key) == theirs.get(key), key
+
+
+def test_balanced_rows_go_on_on_another_number_of_ranks(runs: Path) -> None:
+    """Begun on two ranks, ended on one: steps of the same rows until the epoch of 18 rows ends."""
+    whole, cut = ([one for one in records(runs / f"balanced {kind}") if one["iteration"] <= 4] for kind in KINDS)
+    assert [record["iteration"] for record in cut] == [record["iteration"] for record in whole]
+    for mine, theirs in zip(cut, whole, strict=True):
+        assert mine.get("learnt_tokens") == theirs.get("learnt_tokens")
+        assert mine.get("squared_lengths") == theirs.get("squared_lengths")
+        for key in mine.keys() & {"loss", "validation_loss", "gradient_norm"}:
+            assert mine[key] == pytest.approx(theirs[key], **LAYOUT_LOSS), key
+    assert len({record["squared_lengths"] for record in whole if "squared_lengths" in record}) > 3, "other rows a step"
+    manifest = json.loads((runs / "balanced cut/iter_0000004/manifest.json").read_text("utf-8"))
+    assert manifest["layout"]["data"] == 1
+    assert manifest["dealing"] == {"pass_rows": 2, "step_rows": 4, "start": 0}, "of the run that began the epoch"

@@ -15,10 +15,10 @@ from mindspeed_ift.cli.verify_template import main as verify_template
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.flags import parse
 from mindspeed_ift.config.tuning import TuneConfig
+from mindspeed_ift.data.balanced_order import BalancedOrder, Dealing
 from mindspeed_ift.data.batch import Packed
 from mindspeed_ift.data.boundaries import EndOfDocument
 from mindspeed_ift.data.costs import attention_costs
-from mindspeed_ift.data.order import BalancedOrder
 from mindspeed_ift.training.plan import Plan, plan, preview
 from mindspeed_ift.training.sources import Sources
 from tests.tiny_tokenizer import make_tiny_tokenizer
@@ -174,6 +174,43 @@ def test_balanced_ranks_take_each_row_once_an_epoch(data: Path) -> None:
     assert taken == [[expected.index(2 * number + rank) for number in range(len(taken[0]))] for rank in range(2)]
     valid = plan.validation_samples(0).take(0, 1)[0]
     assert valid.tokens[0].tolist() == plan.dataset[plan.valid.start].input_ids.tolist()
+
+
+@pytest.mark.parametrize("again", [["--balance-packs"], []], ids=["balanced", "shuffled"])
+def test_another_number_of_ranks_goes_on_with_the_rows_that_are_left(data: Path, again: list[str]) -> None:
+    """Two ranks stop after a step; one goes on, with and without balancing."""
+    plain = prepare(data, "left")
+    flags = ["--seq-length", "80", "--reset-attention-mask", "--pack"]
+    two, one = planned(plain, *flags, "--balance-packs", world=2), planned(plain, *flags, *again)
+    rows = len(two.train)
+    first, whole = (
+        [two.training_samples(rank, True).take(0, steps)[step].tokens for rank in range(2) for step in range(steps)]
+        for steps in (1, rows // 2)
+    )
+    dealing = two.training_samples(0, True).order.dealing(2)
+    assert dealing == Dealing(2, 2)
+    others = [batch.tokens for batch in one.training_samples(0, True, 2, dealing).take(2, rows - 2)]
+    texts = [sorted(str(one.tolist()) for one in batches) for batches in ([*first, *others], whole)]
+    assert len(set(texts[0])) == rows and set(texts[1]) <= set(texts[0])
+    assert one.training_samples(0, True, rows, dealing).order.dealing(rows) == (Dealing(1, 1, rows) if again else None)
+
+
+def test_tells_what_balancing_comes_to(data: Path) -> None:
+    plain = prepare(data, "told")
+    flags = ["--seq-length", "80", "--reset-attention-mask", "--pack", "--balance-packs"]
+
+    def told(*more: str, world: int = 2) -> str | None:
+        plan = planned(plain, *flags, *more, world=world)
+        return plan.describe_balance(plan.training_samples(0, True).order)
+
+    said = told()
+    assert said is not None and said.startswith("data: --balance-packs: in a step the costliest of 2 ranks computes")
+    assert said.endswith("pack the samples with --packing-algorithm balanced")
+    assert "--packing-algorithm" not in str(told("--packing-algorithm", "balanced"))
+    assert "waits for no other" in str(told(world=1))
+    assert told("--no-balance-packs") is None
+    line = [*MODEL, "--data-path", plain, "--train-iters", "4", *flags]
+    assert preview(parse(TuneConfig, line, program="test"), 2).endswith(said)
 
 
 def test_rows_divide_by_what_flag_and_layout_need(data: Path) -> None:
