@@ -28,6 +28,7 @@ logging.getLogger("megatron.core").setLevel(logging.ERROR)
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from megatron.core import parallel_state, tensor_parallel
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
     from megatron.core.distributed import (
         DistributedDataParallel,
         DistributedDataParallelConfig,
@@ -45,12 +46,14 @@ with warnings.catch_warnings():
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
     from megatron.core.transformer import TransformerConfig
+    from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
     from megatron.core.transformer.moe import moe_utils
     from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
     from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
     from megatron.core.transformer.moe.router import TopKRouter
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+    from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 if not hasattr(moe_utils, "te_general_gemm"):
     moe_utils.te_general_gemm = (
@@ -76,15 +79,19 @@ __all__ = [
     "P2PCommunicator",
     "ProcessGroupCollection",
     "RowParallelLinear",
+    "ShardedTensor",
+    "ShardedTensorFactory",
     "TopKRouter",
     "TransformerBlockSubmodules",
     "TransformerConfig",
+    "apply_swiglu_sharded_factory",
     "clip_grad_by_total_norm_fp32",
     "finalize_model_grads",
     "get_forward_backward_func",
     "get_gpt_layer_local_spec",
     "get_megatron_optimizer",
     "get_schedule_table",
+    "make_sharded_tensors_for_checkpoint",
     "parallel_state",
     "tensor_parallel",
 ]

@@ -16,6 +16,7 @@ from mindspeed_ift.checkpoint.adapters import flags_of, merge_adapters
 from mindspeed_ift.checkpoint.disk import require_folder, require_space
 from mindspeed_ift.checkpoint.huggingface import Folder, read_training, refuse_occupied, write_folder
 from mindspeed_ift.checkpoint.names import ALL_EXPERTS, ExpertPart, hugging_face_shapes, stage_entries
+from mindspeed_ift.checkpoint.stages import layout_of_files, placement, read_stage, stages_of
 from mindspeed_ift.checkpoint.transforms import Transform, from_shards, to_shard
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.convert import ConvertConfig
@@ -107,21 +108,9 @@ def adapted_tensors(adapters: Path, base: Path) -> tuple[Architecture, dict[str,
     found = Architecture(**of_base["architecture"]) if of_base else Architecture.from_hugging_face(base)
     if found != architecture:
         raise UserError(f"{adapters} was trained on another architecture than that of {base}")
-    if of_base and _placement(of_base) != _placement(manifest):
+    if of_base and placement(of_base) != placement(manifest):
         raise UserError(f"{base} has another layout than {adapters}; give its Hugging Face folder instead")
     return architecture, manifest, _merged(adapters, architecture, manifest, base)
-
-
-def _placement(manifest: dict[str, Any]) -> tuple[Any, ...]:
-    """What must be alike for the files of two checkpoints to hold the same parts of their weights."""
-    layout = megatron.layout_of_manifest(manifest)
-    return (
-        layout.shards(),
-        layout.tensor_of_experts,
-        layout.pipeline,
-        manifest["stage_layers"],
-        manifest["padded_vocab_size"],
-    )
 
 
 def _shards(
@@ -131,12 +120,12 @@ def _shards(
 
     The weights of ``base`` get the dtype in which the adapters were trained on them.
     """
-    layout, stages = megatron.layout_of_manifest(manifest), manifest["stage_layers"]
-    shards = {ranks: _read_stage(folder, manifest, ranks, number) for ranks in layout.shards()}
+    layout, stages = layout_of_files(manifest), stages_of(manifest)
+    shards = {ranks: read_stage(folder, manifest, ranks, number) for ranks in layout.shards()}
     if base is None:
         return shards
     if megatron.read_manifest(base) is not None:
-        weights = {ranks: _read_stage(base, manifest, ranks, number) for ranks in layout.shards()}
+        weights = {ranks: read_stage(base, manifest, ranks, number) for ranks in layout.shards()}
     else:
         weights = {
             (rank, expert): hugging_face_shard(
@@ -159,18 +148,6 @@ def _shards(
     }
 
 
-def _read_stage(folder: Path, manifest: dict[str, Any], ranks: tuple[int, int], number: int) -> dict[str, Tensor]:
-    """The state dict of a stage, which may be one of several of its pipeline rank, of a tensor and an expert rank."""
-    layout, stages = megatron.layout_of_manifest(manifest), len(manifest["stage_layers"])
-    shard = megatron.read_shard(
-        folder, ranks[0], number % layout.pipeline, layout.pipeline, expert_rank=megatron.expert_rank(layout, ranks[1])
-    )
-    key = megatron.model_keys(stages // layout.pipeline)[number // layout.pipeline]
-    if key not in shard:
-        raise UserError(f"{folder} has no {key} in the file of tensor rank {ranks[0]}; it is not as its manifest says")
-    return shard[key]
-
-
 def _sharing(
     transform: Transform, shards: dict[tuple[int, int], dict[str, Tensor]], layout: Layout
 ) -> list[list[dict[str, Tensor]]]:
@@ -187,7 +164,7 @@ def _sharing(
 def _merged(
     folder: Path, architecture: Architecture, manifest: dict[str, Any], base: Path | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    stages, layout = manifest["stage_layers"], megatron.layout_of_manifest(manifest)
+    stages, layout = stages_of(manifest), layout_of_files(manifest)
     lora = flags_of(manifest["lora"]) if manifest.get("lora") else None
     for number, (start, stop) in enumerate(stages):
         shards = _shards(folder, architecture, manifest, number, base)

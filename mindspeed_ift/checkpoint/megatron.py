@@ -8,9 +8,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -68,9 +68,10 @@ def expert_rank(layout: Layout, rank: int) -> int | None:
 
 
 def begin_save(directory: Path, iteration: int) -> Path:
-    """Make an empty staging folder, once, before any rank writes."""
+    """Make an empty staging folder, once, before any rank writes; what killed runs left in theirs goes."""
     staging = staging_folder(directory, iteration)
-    shutil.rmtree(staging, ignore_errors=True)
+    for left in Path(directory).glob(".iter_*.saving"):
+        shutil.rmtree(left, ignore_errors=True)
     staging.mkdir(parents=True)
     return staging
 
@@ -100,11 +101,23 @@ def write_shard(
         RunError: it cannot be written.
     """
     relative = shard_path(tensor_rank, pipeline_rank, pipeline_size, name, expert_rank)
+    return write_file(staging, relative, lambda file: torch.save(state, file))
+
+
+def write_file(staging: Path, relative: str, write: Callable[[BinaryIO], Any]) -> Files:
+    """Write one file of a checkpoint, down to the disk.
+
+    Returns:
+        What the manifest says of it.
+
+    Raises:
+        RunError: it cannot be written.
+    """
     path = staging / relative
     try:
         path.parent.mkdir(exist_ok=True)
         with open(path, "wb") as file:
-            torch.save(state, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # torch hides a full disk behind an error of its own
@@ -267,7 +280,15 @@ def read_shard(
     Raises:
         UserError: missing, cut short or changed since it was written.
     """
-    relative = shard_path(tensor_rank, pipeline_rank, pipeline_size, name, expert_rank)
+    return read_file(folder, shard_path(tensor_rank, pipeline_rank, pipeline_size, name, expert_rank))
+
+
+def read_file(folder: Path, relative: str) -> Any:
+    """What `torch.save` wrote into a checkpoint, its checksum compared with the manifest's.
+
+    Raises:
+        UserError: missing, cut short or changed since it was written.
+    """
     path = Path(folder) / relative
     if not path.is_file():
         raise UserError(f"{path} is missing: the checkpoint is not complete, or of another layout; take an older one")

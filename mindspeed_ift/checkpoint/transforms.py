@@ -96,6 +96,11 @@ def from_shards(transform: Transform, shards: Sequence[Tensor], architecture: Ar
 
 def _experts_from_shards(transform: Transform, shards: Sequence[Tensor], width: int) -> list[Tensor]:
     """Of each expert gate and up, or down; ``width`` is that of its part in a shard."""
+    if (
+        shards[0].dim() > 2
+    ):  # whole, as a checkpoint of any layout has them: [experts, hidden, 2, inner] and [.., hidden]
+        hidden = shards[0].shape[1 if transform.kind == "experts_in" else 2]
+        shards = [one.reshape((hidden, -1) if transform.kind == "experts_in" else (-1, hidden)) for one in shards]
     if transform.kind == "experts_out":
         stacks = [shard.unflatten(0, (-1, width)).mT for shard in shards]
         return [torch.cat(parts, 1) for parts in zip(*stacks, strict=True)]

@@ -82,7 +82,6 @@ _TRAINING: Accepted = {
         "the loss is per token over the global batch unless --loss-reduction asks otherwise",
     ),
     "--no-check-for-nan-in-loss-and-grad": (0, "a step that is not finite is always refused; see --max-skipped-steps"),
-    "--ckpt-format": (1, "checkpoints are written as torch files, one a rank", ("torch",)),
     "--overlap-cpu-optimizer-d2h-h2d": (0, "it is about the speed of --optimizer-cpu-offload, not about its result"),
     "--use-pytorch-profiler": (0, "traces are made by the device's profiler for torch"),
     "--log-throughput": (0, "tokens per second are always logged"),

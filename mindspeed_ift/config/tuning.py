@@ -200,6 +200,11 @@ class RunFlags:
     exits with 0."""
     save_interval: int | None = None
     """Steps between checkpoints; the last step is always saved."""
+    ckpt_format: Literal["torch_dist", "torch"] = "torch_dist"
+    """torch_dist: tensors in parts that any layout goes on from. torch: a file a rank (iter_*/mp_rank_*), for the same
+    layout. Either is read by --load, whatever is given here."""
+    async_save: bool = False
+    """Write checkpoints while training goes on; until it is written, a copy of one stays in the host's memory."""
     keep_last: int | None = None
     """Keep so many of the newest checkpoints of --save; older ones are deleted once a new one is whole. Default: all."""
     max_skipped_steps: int = 0

@@ -19,6 +19,7 @@ from mindspeed_ift.mcore import (
     MoELayer,
     MoESubmodules,
     ProcessGroupCollection,
+    ShardedTensor,
     TopKRouter,
     TransformerConfig,
     tensor_parallel,
@@ -70,7 +71,7 @@ class GroupedExperts(nn.Module):
     ) -> None:
         super().__init__()
         self.num_local_experts, self.config = num_local_experts, config
-        self.ep_group, self.tp_group = pg_collection.ep, pg_collection.expt_tp
+        self.ep_group, self.tp_group, self.dp_group = pg_collection.ep, pg_collection.expt_tp, pg_collection.expt_dp
         self.kernel = current().kernels.grouped_matmul
         hidden, width = config.hidden_size, config.moe_ffn_hidden_size // self.tp_group.size()
         self.weight1 = _parameter(config, (hidden, num_local_experts * 2 * width), sharded=1)
@@ -92,6 +93,26 @@ class GroupedExperts(nn.Module):
         gate, up = self.kernel(tokens_TH, weight1, counts).chunk(2, -1)
         inner = (functional.silu(gate) * up * weights_T[:, None]).to(tokens_TH.dtype)
         return self.kernel(inner, weight2, counts), None
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
+    ) -> dict[str, Any]:
+        """Which part of which whole tensor this rank holds, for checkpoints that any layout reads.
+
+        The whole tensors are ``[experts, H, 2, F]`` and ``[experts, F, H]``, as in memory.
+        """
+        assert not sharded_offsets, "layers have names of their own"
+        experts, hidden = self.num_local_experts, self.config.hidden_size
+        replica = (0, 0, self.dp_group.rank())
+        by_expert = (0, self.ep_group.rank(), self.ep_group.size())
+        content = {}
+        for name, shape, dim in (("weight1", (experts, hidden, 2, -1), 3), ("weight2", (experts, -1, hidden), 1)):
+            by_tensor = (dim, self.tp_group.rank(), self.tp_group.size())
+            data = getattr(self, name).view(shape)
+            content[prefix + name] = ShardedTensor.from_rank_offsets(
+                prefix + name, data, by_expert, by_tensor, replica_id=replica
+            )
+        return content
 
     @torch.no_grad()
     def _draw(self) -> None:

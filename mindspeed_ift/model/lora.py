@@ -16,7 +16,15 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from mindspeed_ift.config.lora import LoraFlags
-from mindspeed_ift.mcore import ColumnParallelLinear, ModuleSpec, MoESubmodules, RowParallelLinear, tensor_parallel
+from mindspeed_ift.mcore import (
+    ColumnParallelLinear,
+    ModuleSpec,
+    MoESubmodules,
+    RowParallelLinear,
+    apply_swiglu_sharded_factory,
+    make_sharded_tensors_for_checkpoint,
+    tensor_parallel,
+)
 
 # Shapes: S positions, B rows, I inputs and O outputs of the layer on this tensor rank, R rank of the adapter.
 
@@ -26,12 +34,13 @@ class LoraColumnLinear(ColumnParallelLinear):
 
     Args:
         lora: rank, scale, dropout, kind.
+        gated: the outputs are gate and up, one after the other on each rank.
         arguments, options: of Megatron's ColumnParallelLinear.
     """
 
-    def __init__(self, *arguments: Any, lora: LoraFlags, **options: Any) -> None:
+    def __init__(self, *arguments: Any, lora: LoraFlags, gated: bool = False, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.lora = lora
+        self.lora, self.gated = lora, gated
         self.lora_A = _factor(self.weight, lora.lora_r, self.input_size)
         self.lora_B = _factor(self.weight, self.output_size_per_partition, lora.lora_r, sharded=0)
         # Under sequence parallelism each tensor rank sees its own positions here; Megatron sums these gradients.
@@ -49,6 +58,16 @@ class LoraColumnLinear(ColumnParallelLinear):
             hidden = tensor_parallel.copy_to_tensor_model_parallel_region(hidden, group=self.tp_group)
         output = output + functional.linear(hidden, self.lora_B) * self.lora.scale
         return (output * self._lengths() if self.lora.use_dora else output), bias
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
+    ) -> dict[str, Any]:
+        """Which part of which whole tensor each parameter is, as Megatron's; of a gated layer gate and up apart."""
+        content = _sharded(self, {"weight": 0, "lora_B": 0, "lora_magnitude": 0}, prefix, sharded_offsets, metadata)
+        for name in ("lora_B", "lora_magnitude") if self.gated else ():
+            if prefix + name in content:
+                content[prefix + name] = apply_swiglu_sharded_factory(content[prefix + name], sharded_offsets)
+        return content
 
     def _lengths(self) -> Tensor:
         return self.lora_magnitude / directions(self.weight, self.lora_A, self.lora_B, self.lora.scale, None)
@@ -83,6 +102,12 @@ class LoraRowLinear(RowParallelLinear):
         output = output + functional.linear(hidden, self.lora_B) * self.lora.scale
         return (output * self._lengths() if self.lora.use_dora else output), bias
 
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
+    ) -> dict[str, Any]:
+        """Which part of which whole tensor each parameter is, as Megatron's."""
+        return _sharded(self, {"weight": 1, "lora_A": 1}, prefix, sharded_offsets, metadata)
+
     def _lengths(self) -> Tensor:
         return self.lora_magnitude / directions(self.weight, self.lora_A, self.lora_B, self.lora.scale, self.tp_group)
 
@@ -98,7 +123,8 @@ def add_adapters(layer: ModuleSpec, lora: LoraFlags) -> None:
         (mlp, "linear_fc2", LoraRowLinear),
     ):
         if name in lora.lora_target_modules and not (experts and owner is mlp):
-            setattr(owner, name, ModuleSpec(module=kind, params={"lora": lora}))
+            gated = {"gated": True} if name == "linear_fc1" else {}
+            setattr(owner, name, ModuleSpec(module=kind, params={"lora": lora, **gated}))
 
 
 def freeze(model: nn.Module, lora: LoraFlags, tied: bool) -> None:
@@ -170,6 +196,16 @@ def _factor(like: Tensor, *shape: int, sharded: int | None = None) -> nn.Paramet
     tensor_parallel.set_tensor_model_parallel_attributes(parameter, sharded is not None, sharded or 0, 1)
     parameter.allreduce = True
     return parameter
+
+
+def _sharded(
+    module: nn.Module, split: dict[str, int], prefix: str, offsets: tuple, metadata: dict | None
+) -> dict[str, Any]:
+    """``split``: parameter -> the dimension along which tensor ranks hold parts of it; the others are whole."""
+    assert metadata is not None  # Megatron's layers ask for it too
+    content = module.state_dict(prefix="", keep_vars=True)
+    groups = {"tp_group": module.tp_group, "dp_cp_group": metadata["dp_cp_group"]}
+    return make_sharded_tensors_for_checkpoint(content, prefix, split, offsets, **groups)
 
 
 def _dropped(module: LoraColumnLinear | LoraRowLinear, hidden: Tensor, split: bool) -> Tensor:

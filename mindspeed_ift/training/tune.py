@@ -33,7 +33,9 @@ from mindspeed_ift.training.plan import Plan
 from mindspeed_ift.training.profiling import Profile, profile_folder
 from mindspeed_ift.training.progress import Progress
 from mindspeed_ift.training.refused import refused_path, write_refused
+from mindspeed_ift.training.saving import Saver
 from mindspeed_ift.training.sources import find_sources
+from mindspeed_ift.training.state import Trained
 from mindspeed_ift.training.step import StepReport, train_step
 from mindspeed_ift.training.stopping import StopRequest, listening
 from mindspeed_ift.training.trackers import Trackers, starts_of
@@ -44,13 +46,12 @@ class _Run:
     """What the steps of a run need."""
 
     plan: Plan
-    stages: list[Qwen3Model]
+    trained: Trained
     model: Any
-    optimizer: Any
-    schedule: Any
     groups: Groups
     device: Device
     progress: Progress
+    saver: Saver | None
 
 
 def tune(plan: Plan) -> None:
@@ -79,9 +80,11 @@ def tune(plan: Plan) -> None:
         model = wrap(stages, config.layout)
         optimizer = build_optimizer(model, config.optimizer, config.layout)
         schedule = build_schedule(optimizer, config.optimizer)
-        progress = _resume(plan, optimizer, schedule, groups, device)
-        _check_space(plan, progress.done, stages, optimizer, groups)
-        _loop(_Run(plan, stages, model, optimizer, schedule, groups, device, progress), stop_request)
+        trained = Trained(stages, optimizer, schedule, groups, device, config.layout.use_distributed_optimizer)
+        progress = _resume(plan, trained)
+        _check_space(plan, progress.done, trained)
+        saver = Saver(config.run.save, groups, config.run.async_save) if config.run.save is not None else None
+        _loop(_Run(plan, trained, model, groups, device, progress, saver), stop_request)
         process_groups.stop(groups)
 
 
@@ -111,7 +114,8 @@ def _loop(run: _Run, stop_request: StopRequest) -> None:
         profile.begin(iteration)
         with named("batch"):
             batches = training.take(progress.consumed, plan.micro_batches)
-        report = train_step(run.model, run.optimizer, run.schedule, batches, groups, run.device, stop_request)
+        trained = run.trained
+        report = train_step(run.model, trained.optimizer, trained.schedule, batches, groups, run.device, stop_request)
         profile.end(iteration)
         if report.refusal is not None:
             _refused(run, training, iteration, report, metrics)
@@ -122,6 +126,10 @@ def _loop(run: _Run, stop_request: StopRequest) -> None:
         if reason is not None:
             _say(groups, f"stopping after step {iteration} {reason}")
             break
+        if run.saver is not None:
+            run.saver.poll()
+    if run.saver is not None:
+        run.saver.finish()
     profile.close()
     metrics.close()
 
@@ -197,38 +205,31 @@ def _reason_to_stop(run: _Run, report: StepReport, stop_request: StopRequest) ->
 
 
 def _save(run: _Run, best: bool) -> None:
-    """Write a checkpoint, say that it is the best if so, and delete those that are not to be kept."""
-    folder, iteration = run.plan.config.run.save, run.progress.done
-    if folder is None:
+    """Write a checkpoint; once it is there say so, and that it is the best if so, and delete what is not to be kept."""
+    if run.saver is None:
         return
     if run.plan.config.layout.overlap_param_gather:
         # Each rank has moved its share of the weights; the others' would come with the next forward pass.
         for stage in run.model:
             stage.start_param_sync(force_sync=True)
-    state.save(
-        folder,
-        iteration,
-        stages=run.stages,
-        optimizer=run.optimizer,
-        schedule=run.schedule,
-        groups=run.groups,
-        device=run.device,
-        distributed_optimizer=run.plan.config.layout.use_distributed_optimizer,
-        facts=_facts(run.plan, run.progress),
-    )
-    _say(run.groups, f"saved {megatron.iteration_folder(folder, iteration)}")
-    if run.groups.rank != 0:
+    flags, facts = run.plan.config.run, _facts(run.plan, run.progress)
+    iteration, best_loss = run.progress.done, run.progress.best_loss if best and flags.save_best else None
+    after = partial(_saved, run, iteration, best_loss)
+    state.save(run.saver, iteration, run.trained, flags.ckpt_format, facts, after)
+
+
+def _saved(run: _Run, iteration: int, best_loss: float | None) -> None:
+    flags = run.plan.config.run
+    if flags.save is None or run.groups.rank != 0:
         return
-    keep = run.plan.config.run.keep_last
-    if best and run.plan.config.run.save_best:
-        megatron.mark_best(folder, iteration)
-        _say(
-            run.groups, f"{folder / megatron.BEST} names step {iteration}: validation loss {run.progress.best_loss:.4f}"
-        )
-    if keep is not None:
-        deleted = megatron.keep_newest(folder, keep, _protected(run))
+    _say(run.groups, f"saved {megatron.iteration_folder(flags.save, iteration)}")
+    if best_loss is not None:
+        megatron.mark_best(flags.save, iteration)
+        _say(run.groups, f"{flags.save / megatron.BEST} names step {iteration}: validation loss {best_loss:.4f}")
+    if flags.keep_last is not None:
+        deleted = megatron.keep_newest(flags.save, flags.keep_last, _protected(run))
         if deleted:
-            _say(run.groups, f"deleted {' '.join(one.name for one in deleted)} (--keep-last {keep})")
+            _say(run.groups, f"deleted {' '.join(one.name for one in deleted)} (--keep-last {flags.keep_last})")
 
 
 def _protected(run: _Run) -> set[Path]:
@@ -253,6 +254,8 @@ def _refused(run: _Run, training: MicroBatches, iteration: int, report: StepRepo
     progress.skipped += 1
     told = f"its samples are in {path}" if path is not None else "with --save its samples are written there"
     if progress.skipped > flags.max_skipped_steps:
+        if run.saver is not None:
+            run.saver.finish()
         metrics.step(iteration, report, progress.skipped)
         raise RunError(
             f"step {iteration} is refused: {report.refusal}; no weight was moved, {told}: look at the data, lower --lr, "
@@ -332,35 +335,27 @@ def _load_weights(plan: Plan, stages: list[Qwen3Model], groups: Groups) -> None:
         _say(groups, f"adapters: fresh, on {' '.join(plan.config.lora.lora_target_modules)}")
 
 
-def _resume(plan: Plan, optimizer: Any, schedule: Any, groups: Groups, device: Device) -> Progress:
+def _resume(plan: Plan, trained: Trained) -> Progress:
     """Steps already done and samples already consumed: none where no training is continued."""
     run = plan.config.run
     if plan.sources.resume is None:
         return Progress()
     progress = Progress.of_manifest(megatron.read_manifest(plan.sources.resume) or {}, plan.rows_of_a_step)
     if run.load_optim:
-        state.load_training(
-            plan.sources.resume,
-            optimizer,
-            schedule,
-            groups,
-            device,
-            distributed_optimizer=plan.config.layout.use_distributed_optimizer,
-            load_random=run.load_rng,
-        )
-        restored(optimizer)
+        state.load_training(plan.sources.resume, trained, load_random=run.load_rng)
+        restored(trained.optimizer)
     else:
-        schedule.step(increment=progress.done - progress.skipped)
-    _say(groups, f"resuming after step {progress.done}")
+        trained.schedule.step(increment=progress.done - progress.skipped)
+    _say(trained.groups, f"resuming after step {progress.done}")
     return progress
 
 
-def _check_space(plan: Plan, done: int, stages: list[Qwen3Model], optimizer: Any, groups: Groups) -> None:
+def _check_space(plan: Plan, done: int, trained: Trained) -> None:
     """Refuse a run whose first checkpoint would find no room, before hours are spent on it."""
-    run, total = plan.config.run, plan.config.optimizer.train_iters or 0
+    run, total, groups = plan.config.run, plan.config.optimizer.train_iters or 0, trained.groups
     if run.save is None or done >= total:
         return
-    each = state.bytes_of_save(stages, optimizer, groups, plan.config.layout.use_distributed_optimizer)
+    each = state.bytes_of_save(trained, run.ckpt_format)
     free = groups.gather(free_bytes(run.save))[0]
     require_space(run.save, each, "--save", free)
     count = -(-total // (run.save_interval or total)) - done // (run.save_interval or total)

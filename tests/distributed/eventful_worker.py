@@ -30,7 +30,7 @@ def stop(batches: list[Batch]) -> None:
 
 def damage(folder: Path) -> None:
     """One bit of what the last rank reads in the newest checkpoint, its size as it was."""
-    path = folder / "iter_0000004/mp_rank_00/optimizer_001.pt"
+    path = folder / "iter_0000004/__1_1.distcp"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)

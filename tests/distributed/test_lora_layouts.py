@@ -24,7 +24,11 @@ LAYOUTS = {
     (4, "tp2 sp pp2"): "--tensor-model-parallel-size 2 --sequence-parallel --pipeline-model-parallel-size 2",
     (4, "tp2 cp2"): "--tensor-model-parallel-size 2 --context-parallel-size 2",
 }
-KINDS = {"lora": "", "dora": "--use-dora", "embedding": "--lora-modules-to-save word_embeddings --lora-ckpt-filter"}
+KINDS = {
+    "lora": "",
+    "dora": "--use-dora",
+    "embedding": "--lora-modules-to-save word_embeddings --lora-ckpt-filter --ckpt-format torch",
+}
 
 
 @pytest.fixture(scope="module")

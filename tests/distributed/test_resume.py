@@ -16,13 +16,15 @@ TENSOR, PIPELINE, CONTEXT = (f"--{name}-parallel-size 2" for name in ("tensor-mo
 DISTRIBUTED = "--use-distributed-optimizer"
 BALANCED = "--balance-packs"
 KINDS = ("whole", "cut")
-# Name -> ranks, sequence mode, flags; modes, fp32 and bf16 take turns.
+TORCH = "--ckpt-format torch"
+WEIGHTS = ("model_optim_rng.pt", "_0.distcp")
+# Name -> ranks, sequence mode, flags; modes, fp32 and bf16, and formats take turns.
 CASES = {
     "tp2 sp": (2, "packed", f"{TENSOR} --sequence-parallel --bf16"),
-    "pp2": (2, "dynamic", PIPELINE),
-    "dp2 do overlap": (2, "fixed", f"{DISTRIBUTED} --overlap-grad-reduce --overlap-param-gather --bf16"),
+    "pp2": (2, "dynamic", f"{PIPELINE} {TORCH}"),
+    "dp2 do overlap": (2, "fixed", f"{DISTRIBUTED} --overlap-grad-reduce --overlap-param-gather --bf16 {TORCH}"),
     "cp2 do": (2, "packed", f"{CONTEXT} {DISTRIBUTED}"),
-    "tp2 sp dp2 do": (4, "dynamic", f"{TENSOR} --sequence-parallel {DISTRIBUTED}"),
+    "tp2 sp dp2 do": (4, "dynamic", f"{TENSOR} --sequence-parallel {DISTRIBUTED} {TORCH}"),
     "pp2 dp2 do": (4, "packed", f"{PIPELINE} {DISTRIBUTED} --bf16"),
 }
 
@@ -50,18 +52,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         words += ["--micro-batch-size", "1", "--global-batch-size", "4", "--train-iters", "5", "--eval-interval", "2"]
         return [*words, "--save-interval", "2", "--save", str(folder / name), *flags.split(), *start]
 
-    jobs: dict[int, list[list[str]]] = {1: [], 2: [], 4: []}
+    jobs: list[list[str]] = []
     for name, (ranks, mode, flags) in CASES.items():
-        jobs[ranks].append(line(mode, f"{name} whole", flags))
-        jobs[ranks].append(line(mode, f"{name} cut", flags, "--exit-interval", "3"))
-        jobs[ranks].append(line(mode, f"{name} cut", flags, "--load", str(folder / f"{name} cut")))
-        jobs[1].append(line(mode, f"{name} one", "--bf16" if "--bf16" in flags else ""))
-    jobs[2].append(line("packed", "balanced whole", BALANCED))
-    jobs[2].append(line("packed", "balanced cut", BALANCED, "--exit-interval", "3"))
-    for ranks, lines in jobs.items():
-        run(lines, ranks, folder / f"jobs {ranks}")
-    on_one = line("packed", "balanced cut", BALANCED, "--load", str(folder / "balanced cut"))
-    run([on_one], 1, folder / "jobs balanced")
+        jobs.append([str(ranks), *line(mode, f"{name} whole", flags)])
+        jobs.append([str(ranks), *line(mode, f"{name} cut", flags, "--exit-interval", "3")])
+        jobs.append([str(ranks), *line(mode, f"{name} cut", flags, "--load", str(folder / f"{name} cut"))])
+        jobs.append(["1", *line(mode, f"{name} one", "--bf16" if "--bf16" in flags else "")])
+    jobs.append(["2", *line("packed", "balanced whole", BALANCED)])
+    jobs.append(["2", *line("packed", "balanced cut", BALANCED, "--exit-interval", "3")])
+    jobs.append(["1", *line("packed", "balanced cut", BALANCED, "--load", str(folder / "balanced cut"))])
+    run(jobs, 4, folder / "jobs")
     return folder
 
 
@@ -72,7 +72,7 @@ def test_resumed_is_uninterrupted_to_the_bit(runs: Path, name: str) -> None:
     assert records(cut) == records(whole)
     assert len(losses(whole)) == 5
     manifests = [json.loads((folder / "iter_0000005/manifest.json").read_text("utf-8")) for folder in (whole, cut)]
-    files = [{k: v for k, v in one["files"].items() if k.endswith("model_optim_rng.pt")} for one in manifests]
+    files = [{k: v for k, v in one["files"].items() if k.endswith(WEIGHTS)} for one in manifests]
     assert files[0] == files[1] and files[0]
 
 

@@ -1,9 +1,13 @@
-"""Runs several training command lines one after another in one torchrun: ``worker.py FILE`` holds a list of them."""
+"""Runs several training command lines one after another in one torchrun: ``worker.py FILE`` holds a list of them.
+
+A line may begin with a number: of the ranks that run it, the first ones, if not all.
+"""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import sys
 import warnings
 from datetime import timedelta
@@ -26,6 +30,8 @@ def main() -> None:
 
     torch.set_num_threads(1)
     for number, argv in enumerate(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))):
+        if argv[0].isdigit() and int(os.environ["RANK"]) >= int(argv[0]):
+            continue
         child = multiprocessing.get_context("fork").Process(target=_run, args=(number, argv))
         child.start()
         child.join()
@@ -43,6 +49,9 @@ def _run(number: int, argv: list[str]) -> None:
     from mindspeed_ift.cli.tune import main as tune
 
     store, rank, size = next(dist.rendezvous("env://"))
+    if argv[0].isdigit():
+        size, argv = int(argv[0]), argv[1:]
+        os.environ["WORLD_SIZE"] = str(size)
     # Keys of its own in torchrun's store, which all runs share.
     world = dist.PrefixStore(f"run {number}", store)
     dist.init_process_group("gloo", store=world, rank=rank, world_size=size, timeout=timedelta(minutes=3))

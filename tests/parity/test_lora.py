@@ -11,6 +11,7 @@ from transformers import Qwen3ForCausalLM
 
 from mindspeed_ift.checkpoint.convert import convert, hugging_face_shard
 from mindspeed_ift.checkpoint.huggingface import Folder
+from mindspeed_ift.checkpoint.sharded import Reader
 from mindspeed_ift.checkpoint.transforms import GATE_UP, QKV, from_shards
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.convert import ConvertConfig
@@ -160,8 +161,7 @@ def test_adapters_alone_are_merged_and_resumed(made: tuple[Path, dict[str, Path]
         folder / "jobs_alone",
     )
     assert losses(folder / "alone") == losses(folder / "whole")
-    file = "iter_0000010/mp_rank_00/model_optim_rng.pt"
-    names = torch.load(folder / "alone" / file, weights_only=True)["model"].keys()
+    names = Reader(folder / "alone/iter_0000010").stage(range(LAYERS), first=True, last=True)
     assert len(names) == LAYERS * len(LORA_TARGETS) * 2 and not any(map(without_adapters, names))
     convert(ConvertConfig(load_dir=folder / "whole", save_dir=folder / "whole_merged"))
     convert(
@@ -175,7 +175,7 @@ def test_modules_to_save_are_trained_and_the_rest_is_not(made: tuple[Path, dict[
     """The embedding changes when it is named; frozen weights never do."""
     folder, _, weights = made
     run([_line(made, "saved", "--lora-modules-to-save", "word_embeddings")], 1, folder / "jobs_saved")
-    state = torch.load(folder / "saved/iter_0000010/mp_rank_00/model_optim_rng.pt", weights_only=True)["model"]
+    state = Reader(folder / "saved/iter_0000010").stage(range(LAYERS), first=True, last=True)
     facts = dict(layers=range(LAYERS), first_stage=True, last_stage=True, tensor_size=1, tensor_rank=0)
     before = hugging_face_shard(weights, Architecture.from_hugging_face(weights), **facts, padded_vocab=VOCAB)
     changed = {name for name, value in before.items() if not torch.equal(value, state[name])}

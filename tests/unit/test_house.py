@@ -167,20 +167,31 @@ def test_data_and_checkpoints_know_no_process_group() -> None:
                 *imports(path),
                 *(dotted(node) for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute)),
             ]
-            found += [f"{name(path)}: {one}" for one in named if one.startswith("torch.distributed")]
+            # Of torch's checkpoints it takes what describes them.
+            found += [
+                f"{name(path)}: {one}"
+                for one in named
+                if one.startswith("torch.distributed") and not one.startswith("torch.distributed.checkpoint")
+            ]
     assert not found
+
+
+_UNPICKLES = "mindspeed_ift/checkpoint/index.py"
+"""By names that are known, and no others; see its tests."""
 
 
 def test_nothing_that_is_loaded_can_run_code() -> None:
     found = []
     for path in PACKAGE:
-        found += [f"{name(path)}: {one}" for one in imports(path) if one.split(".")[0] in ("pickle", "dill", "marshal")]
+        forbidden = ("dill", "marshal") if name(path) == _UNPICKLES else ("pickle", "dill", "marshal")
+        found += [f"{name(path)}: {one}" for one in imports(path) if one.split(".")[0] in forbidden]
         for node in ast.walk(tree(path)):
             if not isinstance(node, ast.Call):
                 continue
             given = {one.arg: one.value.value for one in node.keywords if isinstance(one.value, ast.Constant)}
             function = dotted(node.func)
             unsafe = (
+                function in ("pickle.load", "pickle.loads", "pickle.Unpickler"),
                 function == "torch.load" and given.get("weights_only") is not True,
                 given.get("allow_pickle") is True,
                 given.get("trust_remote_code") is True,

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
-from mindspeed_ift.checkpoint.transforms import COPY, GATE_UP, QKV, VOCABULARY, Transform, from_shards, to_shard
+from mindspeed_ift.checkpoint.transforms import (
+    COPY,
+    EXPERTS_IN,
+    EXPERTS_OUT,
+    GATE_UP,
+    QKV,
+    VOCABULARY,
+    Transform,
+    from_shards,
+    to_shard,
+)
 from mindspeed_ift.config.architecture import Architecture
 
 # Four heads in two groups of size 2; a vocabulary of 5.
@@ -73,6 +85,20 @@ def test_there_and_back(transform: Transform, shapes: list[tuple[int, ...]], siz
     tensors = [torch.randn(shape, generator=torch.Generator().manual_seed(3)) for shape in shapes]
     shards = [shard(transform, tensors, size, rank) for rank in range(size)]
     back = from_shards(transform, shards, MODEL)
+    assert len(back) == len(tensors) and all(map(torch.equal, back, tensors))
+
+
+@pytest.mark.parametrize(
+    ("transform", "shape", "whole"), [(EXPERTS_IN, (8, 3), (2, 3, 2, 8)), (EXPERTS_OUT, (3, 8), (2, 8, 3))]
+)
+def test_whole_experts_of_a_checkpoint_of_any_layout(
+    transform: Transform, shape: tuple[int, int], whole: tuple[int, ...]
+) -> None:
+    model = dataclasses.replace(MODEL, num_experts=2, moe_router_topk=1, moe_ffn_hidden_size=8)
+    count = 4 if transform is EXPERTS_IN else 2
+    tensors = [torch.randn(shape, generator=torch.Generator().manual_seed(number)) for number in range(count)]
+    stored = to_shard(transform, tensors, model, tensor_size=1, tensor_rank=0, padded_vocab=8).view(whole)
+    back = from_shards(transform, [stored], model)
     assert len(back) == len(tensors) and all(map(torch.equal, back, tensors))
 
 

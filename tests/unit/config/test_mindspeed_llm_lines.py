@@ -266,7 +266,7 @@ def test_what_the_line_leaves_out_has_megatrons_default() -> None:
         ("--normalization LayerNorm", "--normalization LayerNorm is not supported: only RMSNorm"),
         ("--model-type-hf qwen25", "--model-type-hf qwen25 is not supported: only qwen3"),
         ("--spec mindspeed_llm.tasks.models.spec.gemma2_spec layer_spec", "gemma2_spec layer_spec is not supported"),
-        ("--ckpt-format torch_dist", "--ckpt-format torch_dist is not supported: only torch"),
+        ("--ckpt-format zarr", "invalid choice 'zarr' for argument '--ckpt-format'"),
         ("--dataloader-type cyclic", "--dataloader-type cyclic is not supported: only single"),
         ("--tokenizer-padding-side left", "--tokenizer-padding-side left is not supported: only right"),
         ("--tokenizer-type Llama2Tokenizer", "invalid choice 'Llama2Tokenizer' for argument '--tokenizer-type'"),
