@@ -270,7 +270,7 @@ def _packs(config: TuneConfig) -> None:
     if data.pack and data.pack_index is not None:
         raise UserError("--pack and --pack-index exclude each other: rows are made now, or were written before")
     for flag, given in (
-        ("--packing-algorithm", data.packing_algorithm != "greedy-knapsack"),
+        ("--packing-algorithm", data.packing_algorithm is not None),
         ("--max-segments", data.max_segments != 1024),
     ):
         if given and not data.pack:

@@ -93,8 +93,9 @@ class TrainingDataFlags:
     is."""
     pack_index: Path | None = None
     """Rows of the dataset's single samples: a file that repack_dataset.py wrote."""
-    packing_algorithm: PackingAlgorithm = "greedy-knapsack"
-    """With --pack: which samples share a row; see preprocess_data.py."""
+    packing_algorithm: PackingAlgorithm | None = None
+    """With --pack: which samples share a row; see preprocess_data.py. Default: greedy-knapsack, with --balance-packs
+    balanced."""
     max_segments: int = 1024
     """With --pack: most segments of a row, its pads being one; see preprocess_data.py."""
     balance_packs: bool = False

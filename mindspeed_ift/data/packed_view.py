@@ -96,5 +96,6 @@ def packed_samples(dataset: InstructionDataset, data: TrainingDataFlags, seed: i
         )
     if data.pack_index is not None:
         return PackedView(dataset, load_index(data.pack_index, dataset), pad_id)
-    rules = PackRules(data.seq_length, data.packing_algorithm, data.max_segments, seed=seed)
+    algorithm = data.packing_algorithm or ("balanced" if data.balance_packs else "greedy-knapsack")
+    rules = PackRules(data.seq_length, algorithm, data.max_segments, seed=seed)
     return PackedView(dataset, build_index(dataset, rules, "truncate" if data.cut_token else "error"), pad_id)

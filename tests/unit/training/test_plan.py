@@ -203,13 +203,15 @@ def test_tells_what_balancing_comes_to(data: Path) -> None:
         plan = planned(plain, *flags, *more, world=world)
         return plan.describe_balance(plan.training_samples(0, True).order)
 
-    said = told()
+    greedy = ["--packing-algorithm", "greedy-knapsack"]
+    said = told(*greedy)
     assert said is not None and said.startswith("data: --balance-packs: in a step the costliest of 2 ranks computes")
     assert said.endswith("pack the samples with --packing-algorithm balanced")
     assert "--packing-algorithm" not in str(told("--packing-algorithm", "balanced"))
+    assert told() == told("--packing-algorithm", "balanced"), "what is packed now is packed for it"
     assert "waits for no other" in str(told(world=1))
     assert told("--no-balance-packs") is None
-    line = [*MODEL, "--data-path", plain, "--train-iters", "4", *flags]
+    line = [*MODEL, "--data-path", plain, "--train-iters", "4", *flags, *greedy]
     assert preview(parse(TuneConfig, line, program="test"), 2).endswith(said)
 
 
