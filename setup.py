@@ -34,15 +34,22 @@ setup(
     version=VERSION,
     description="Instruction fine-tuning of Qwen3 on Ascend NPU, CUDA and CPU",
     packages=find_packages(include=["mindspeed_ift", "mindspeed_ift.*"]),
-    package_data={"mindspeed_ift.config": ["presets/*.yaml"], "mindspeed_ift.data.show": ["*.j2"]},
+    package_data={
+        "mindspeed_ift.config": ["presets/*.yaml"],
+        "mindspeed_ift.data.show": ["*.j2"],
+        "mindspeed_ift.evaluation": ["*.j2"],
+    },
     python_requires=">=3.10,<3.13",
     install_requires=DEPENDENCIES,
     extras_require={
         "npu": ["torch-npu==2.13.0"],
         "track": ["tensorboard>=2.20,<3", "wandb>=0.25,<1", "swanlab>=0.10,<1"],
         "fast": ["gigatoken==0.10.0"],
+        "evaluate": ["rouge-score==0.1.2", "sacrebleu>=2.5,<3"],
         "dev": [
             "peft==0.21.2",
+            "rouge-score==0.1.2",
+            "sacrebleu>=2.5,<3",
             "gigatoken==0.10.0",
             "pytest>=9,<10",
             "pytest-xdist>=3.8,<4",

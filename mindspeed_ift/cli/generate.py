@@ -6,15 +6,12 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mindspeed_ift.config.describe import describe
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.flags import parse_with_origins
 from mindspeed_ift.config.inference import GenerateConfig
-
-if TYPE_CHECKING:
-    from mindspeed_ift.data.encode import Encoder
 
 
 def main(argv: list[str]) -> int:
@@ -30,6 +27,7 @@ def main(argv: list[str]) -> int:
     from mindspeed_ift.config.layout import LayoutFlags, layout_of
     from mindspeed_ift.data.template_choice import find_row, get_template
     from mindspeed_ift.inference.answering import Answering
+    from mindspeed_ift.inference.asking import make_asking_encoder
     from mindspeed_ift.inference.load import load
     from mindspeed_ift.inference.sampling import Sampling
     from mindspeed_ift.parallel.groups import world_size
@@ -55,7 +53,9 @@ def main(argv: list[str]) -> int:
         config.repetition_penalty,
         config.seed,
     )
-    answering = Answering(loaded, _encoder(config, loaded.facts), sampling, config.system, f"--load {config.load}")
+    answering = Answering(
+        loaded, make_asking_encoder(config, loaded.facts), sampling, config.system, f"--load {config.load}"
+    )
     if config.chat:
         answering.chat(sys.stdin)
         return 0
@@ -64,31 +64,6 @@ def main(argv: list[str]) -> int:
     if config.output is not None and answering.speaks:
         _write(config.output, [{**q, "answer": a} for q, a in zip(questions, answers, strict=True)])
     return 0
-
-
-def _encoder(config: GenerateConfig, facts: dict[str, Any]) -> Encoder:
-    """Writes prompts as training wrote them; refuses a template that is not that of the checkpoint any more."""
-    from mindspeed_ift.data.encode import EncodeOptions
-    from mindspeed_ift.data.template_certificate import KEY, check_certificate, check_tokenizer
-    from mindspeed_ift.data.template_choice import check_definition, find_row, get_template, make_encoder
-    from mindspeed_ift.data.tokenizer import load_tokenizer
-
-    path = config.tokenizer_name_or_path or facts.get("tokenizer")
-    if path is None:
-        raise UserError("--tokenizer-name-or-path is missing, and the checkpoint names no tokenizer")
-    name = config.prompt_type or facts.get("prompt_type") or "qwen3"
-    trained = facts if facts.get("prompt_type") == name else {}
-    row = find_row(name, config.prompt_type_path) or trained.get("template_row")
-    thinking = config.enable_thinking or facts.get("enable_thinking") or "none"
-    template = get_template(name, row, config.prompt_type_path or f"--load {config.load}")
-    tokenizer = load_tokenizer(path)
-    encoder = make_encoder(template, tokenizer, EncodeOptions(enable_thinking=thinking))
-    check_definition(encoder.fingerprint, trained.get("template_sha256"), name, f"--load {config.load}")
-    check_certificate(facts.get(KEY), facts.get("template_sha256"), f"--load {config.load}")
-    check_tokenizer(facts.get(KEY), tokenizer, f"--load {config.load}")
-    if facts.get("prompt_type") not in (None, "", name) and os.environ.get("RANK", "0") == "0":
-        print(f"notice: asked with --prompt-type {name}, but the model was trained with {facts['prompt_type']}")
-    return encoder
 
 
 def _questions(config: GenerateConfig) -> list[dict[str, Any]]:

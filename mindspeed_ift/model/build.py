@@ -81,6 +81,7 @@ class Qwen3Model(GPTModel):
         labels: Tensor | None = None,
         loss_mask: Tensor | None = None,
         pads: Tensor | None = None,
+        each: bool = False,
     ) -> Tensor:
         """Run this stage on a micro-batch.
 
@@ -91,12 +92,14 @@ class Qwen3Model(GPTModel):
             labels: int64 ``[B, S]``, shifted; None asks for logits.
             loss_mask: fp32 ``[B, S]``; without labels bool: one position a row, the only one whose logits are asked for.
             pads: bool ``[B, S]``, where no sample is: left out where the load of experts is balanced. None: nowhere.
+            each: do not sum the loss, see `head.loss_sum`.
 
         Returns:
-            Hidden states for the next stage, on the last stage the loss sum (fp32 scalar), or without labels this tensor
-            rank's logits ``[B, S (1 with a mask), padded vocabulary / TP]``.
+            Hidden states for the next stage; on the last stage the loss sum (fp32 scalar; with ``each`` fp32 ``[L]``), or
+            without labels this tensor rank's logits ``[B, S (1 with a mask), padded vocabulary / TP]``.
         """
         self.rotary_pos_emb.set_positions(position_ids)
+        self._each = each
         if pads is not None and self.config.sequence_parallel and not self.pre_process:
             pads = pads.chunk(self.pg_collection.tp.size(), 1)[
                 self.pg_collection.tp.rank()
@@ -123,6 +126,7 @@ class Qwen3Model(GPTModel):
             groups=self.pg_collection,
             sequence_parallel=self.config.sequence_parallel,
             chunk_size=self.options.loss_chunk_size,
+            each=self._each,
         )
 
 

@@ -35,6 +35,7 @@ def loss_sum(
     groups: ProcessGroupCollection,
     sequence_parallel: bool,
     chunk_size: int | None,
+    each: bool = False,
 ) -> Tensor:
     """Weighted sum of the cross entropy over the learnt positions of a micro-batch.
 
@@ -47,9 +48,11 @@ def loss_sum(
         groups: tensor parallel peers.
         sequence_parallel: the hidden states are split along the sequence over the tensor ranks.
         chunk_size: learnt positions whose logits exist at once; None: as many as `_PIECE_BYTES` hold.
+        each: do not sum, and take no gradient.
 
     Returns:
-        fp32 scalar; with no learnt position 0 with a zero gradient.
+        fp32 scalar; with no learnt position 0 with a zero gradient. With ``each`` the weighted loss of each learnt position,
+        fp32 ``[L]``, row after row.
     """
     group = groups.tp
     if sequence_parallel:
@@ -57,10 +60,17 @@ def loss_sum(
     else:
         hidden = tensor_parallel.copy_to_tensor_model_parallel_region(hidden_SBH, group=group)
     positions = loss_mask_BS.t().reshape(-1).nonzero().flatten()  # in the order of [S, B]
+    if each:
+        row, place = loss_mask_BS.nonzero(as_tuple=True)
+        positions = place * loss_mask_BS.shape[0] + row
     learnt = hidden.flatten(0, 1).index_select(0, positions)
     labels = labels_BS.t().reshape(-1).index_select(0, positions)
     weights = loss_mask_BS.t().reshape(-1).index_select(0, positions)
     chunk_size = chunk_size or max(1, _PIECE_BYTES // (4 * weight_VH.shape[0]))
+    if each:
+        losses = torch.empty_like(weights)
+        _walk(learnt, weight_VH, labels, weights, vocab_size, chunk_size, group, losses=losses)
+        return losses
     return _LossOfPieces.apply(learnt, weight_VH, labels, weights, vocab_size, chunk_size, group)
 
 
@@ -132,6 +142,7 @@ def _walk(
     chunk_size: int,
     group: dist.ProcessGroup,
     *,
+    losses: Tensor | None = None,
     grad_hidden: Tensor | None = None,
     grad_weight: Tensor | None = None,
     factor: Tensor | None = None,
@@ -146,6 +157,7 @@ def _walk(
         vocab_size: columns that are tokens, over all ranks.
         chunk_size: positions of a piece.
         group: tensor parallel peers.
+        losses: to fill with the weighted loss of each position, fp32 ``[L]``, or None.
         grad_hidden: to fill with this rank's part of the gradient, or None.
         grad_weight: to add the gradient to, or None.
         factor: what both gradients are multiplied by; None for 1.
@@ -165,7 +177,10 @@ def _walk(
         largest_P = _reduced(logits_PV.amax(1), dist.ReduceOp.MAX, group)
         exponentials_PV = logits_PV.sub_(largest_P[:, None]).exp_()
         sums_P, target_P = _reduced(torch.stack([exponentials_PV.sum(1), target_P]), dist.ReduceOp.SUM, group)
-        total += ((sums_P.log() + largest_P - target_P) * weights_P).sum()
+        losses_P = (sums_P.log() + largest_P - target_P) * weights_P
+        total += losses_P.sum()
+        if losses is not None:
+            losses[piece] = losses_P
         if grad_hidden is None:
             continue
         scaled_P = weights_P if factor is None else weights_P * factor

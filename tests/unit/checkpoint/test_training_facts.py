@@ -10,13 +10,13 @@ import torch
 
 from mindspeed_ift.checkpoint.convert import _check_certificate
 from mindspeed_ift.checkpoint.huggingface import read_training, write_folder
-from mindspeed_ift.cli.generate import _encoder
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.inference import GenerateConfig
 from mindspeed_ift.data.template_certificate import KEY, Certificate, no_certificate
 from mindspeed_ift.data.template_choice import definition
 from mindspeed_ift.data.template_table import TEMPLATES
 from mindspeed_ift.data.tokenizer import load_tokenizer
+from mindspeed_ift.inference.asking import make_asking_encoder
 from tests.tiny_tokenizer import make_tiny_tokenizer
 
 QWEN = {"prompt_type": "qwen", "template_row": None, "template_sha256": definition(TEMPLATES["qwen"])}
@@ -34,20 +34,23 @@ def test_an_exported_folder_remembers_its_template(tmp_path: Path) -> None:
 
 def test_a_generation_asks_as_training_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = {**QWEN, "tokenizer": str(make_tiny_tokenizer(tmp_path))}
-    assert _encoder(GenerateConfig(load=tmp_path), facts).template.name == "qwen" and not capsys.readouterr().out
-    assert _encoder(GenerateConfig(load=tmp_path, prompt_type="qwen3"), facts).template.name == "qwen3"
+    assert (
+        make_asking_encoder(GenerateConfig(load=tmp_path), facts).template.name == "qwen"
+        and not capsys.readouterr().out
+    )
+    assert make_asking_encoder(GenerateConfig(load=tmp_path, prompt_type="qwen3"), facts).template.name == "qwen3"
     assert "asked with --prompt-type qwen3, but the model was trained with qwen" in capsys.readouterr().out
     with pytest.raises(UserError, match="made with another definition of --prompt-type qwen"):
-        _encoder(GenerateConfig(load=tmp_path), {**facts, "template_sha256": "0" * 64})
+        make_asking_encoder(GenerateConfig(load=tmp_path), {**facts, "template_sha256": "0" * 64})
     other = Certificate("qwen", "0" * 64, "none", "", "", {}, 1, 1, 1, {}, {})
     with pytest.raises(UserError, match="not about its template"):
-        _encoder(GenerateConfig(load=tmp_path), {**facts, KEY: other.as_dict()})
+        make_asking_encoder(GenerateConfig(load=tmp_path), {**facts, KEY: other.as_dict()})
     sha, mine = QWEN["template_sha256"], load_tokenizer(tmp_path).fingerprint
     facts[KEY] = replace(other, template_sha256=sha, tokenizer_sha256=mine).as_dict()
-    assert _encoder(GenerateConfig(load=tmp_path), facts).template.name == "qwen"
+    assert make_asking_encoder(GenerateConfig(load=tmp_path), facts).template.name == "qwen"
     facts[KEY] = replace(other, template_sha256=sha).as_dict()
     with pytest.raises(UserError, match="is another one than that of --load"):
-        _encoder(GenerateConfig(load=tmp_path), facts)
+        make_asking_encoder(GenerateConfig(load=tmp_path), facts)
 
 
 def test_an_export_is_held_to_the_certificate(tmp_path: Path) -> None:

@@ -1,0 +1,181 @@
+"""One model, or two to compare, measured on held-out records: figures, answers, a page."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment
+
+from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.evaluation import EvaluateConfig
+from mindspeed_ift.data.encode import Encoder
+from mindspeed_ift.evaluation.losses import record_losses
+from mindspeed_ift.evaluation.records import Item, make_items, read_conversations
+from mindspeed_ift.evaluation.scores import require, score
+from mindspeed_ift.inference.asking import make_asking_encoder
+from mindspeed_ift.inference.decoder import Decoder
+from mindspeed_ift.inference.generate import generate
+from mindspeed_ift.inference.load import Loaded, load
+from mindspeed_ift.inference.sampling import Sampling
+from mindspeed_ift.parallel import groups as process_groups
+
+_PAGE = Path(__file__).with_name("page.html.j2")
+
+
+@dataclass
+class Measured:
+    """What one model came to.
+
+    Attributes:
+        name: its folder.
+        losses: mean loss of each record over its learnt tokens, nats; NaN where nothing is learnt.
+        figures: name -> figure of all records.
+        answers: greedy, one a record; empty if none were asked for.
+        scores: metric -> score of each record.
+    """
+
+    name: str
+    losses: list[float]
+    figures: dict[str, float]
+    answers: list[str] = field(default_factory=list)
+    scores: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass
+class Comparison:
+    """The records, and what each model came to: the baseline first, if there is one.
+
+    Attributes:
+        items: records that were measured.
+        left_out: reason -> number of records that could not be.
+        learnt_tokens: in all items.
+        models: one or two.
+    """
+
+    items: list[Item]
+    left_out: Counter[str]
+    learnt_tokens: int
+    models: list[Measured]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it in plain values, for JSON."""
+        return {
+            "records": len(self.items),
+            "left_out": dict(self.left_out),
+            "learnt_tokens": self.learnt_tokens,
+            "models": [{"name": model.name, **model.figures} for model in self.models],
+            "items": [
+                {
+                    "origin": item.origin,
+                    "question": item.question,
+                    "reference": item.reference,
+                    "models": [_of_item(model, number) for model in self.models],
+                }
+                for number, item in enumerate(self.items)
+            ],
+        }
+
+    def better(self) -> int:
+        """Records whose loss is lower with the second model than with the first."""
+        before, after = self.models
+        return sum(new < old for old, new in zip(before.losses, after.losses, strict=True))
+
+
+def compare(config: EvaluateConfig) -> Comparison:
+    """Measure ``--load``, and ``--baseline`` before it, both asked with the template and the tokenizer of ``--load``.
+
+    Raises:
+        UserError: flags, records or models that cannot be measured.
+    """
+    assert config.load is not None
+    require(config.metrics)
+    conversations = read_conversations(config)
+    loaded = load(config.load)
+    encoder = make_asking_encoder(config.asking(config.load), loaded.facts)
+    items, left_out = make_items(conversations, encoder)
+    if not items:
+        raise UserError(f"no record of --input can be written ({', '.join(left_out)})")
+    tuned = _measure(str(config.load), loaded, encoder, items, config)
+    models = [tuned]
+    if config.baseline is not None:
+        process_groups.stop(loaded.groups)
+        models.insert(0, _measure(str(config.baseline), load(config.baseline), encoder, items, config))
+    learnt = sum(int((item.sample.labels[1:] >= 0).sum()) for item in items)
+    return Comparison(items, left_out, learnt, models)
+
+
+def _measure(name: str, loaded: Loaded, encoder: Encoder, items: Sequence[Item], config: EvaluateConfig) -> Measured:
+    vocab_size = loaded.model.architecture.vocab_size
+    highest = max(int(item.sample.input_ids.max()) for item in items)
+    if highest >= vocab_size:
+        raise UserError(
+            f"the tokenizer gives the id {highest}, but the model of {name} has the ids 0 to {vocab_size - 1}; give"
+            " --tokenizer-name-or-path the tokenizer it was trained with"
+        )
+    pad_id = encoder.tokenizer.pad_id
+    losses, learnt = record_losses(loaded.model, [item.sample for item in items], config.seq_length, pad_id)
+    if not learnt.any():
+        raise UserError("no record of --input has an answer to measure")
+    means = np.divide(losses, learnt, out=np.full(len(losses), np.nan), where=learnt > 0)
+    per_token = float(losses.sum() / learnt.sum())
+    figures = {
+        "loss": per_token,
+        "perplexity": math.exp(min(per_token, 700.0)),
+        "loss_per_record": float(np.nanmean(means)),
+    }
+    measured = Measured(name, means.tolist(), figures)
+    if config.metrics:
+        measured.answers = _answers(loaded, encoder, items, config)
+        references = [item.reference for item in items]
+        for metric in config.metrics:
+            figures[metric], measured.scores[metric] = score(metric, measured.answers, references)
+    return measured
+
+
+def _answers(loaded: Loaded, encoder: Encoder, items: Sequence[Item], config: EvaluateConfig) -> list[str]:
+    """Greedy answers; prompts of like length share a batch."""
+    decoder, tokenizer = Decoder(loaded.model, loaded.groups), encoder.tokenizer
+    stops, sampling = [*encoder.stop_ids, tokenizer.pad_id], Sampling(config.max_new_tokens)
+    order = sorted(range(len(items)), key=lambda number: len(items[number].prompt))
+    answers = [""] * len(items)
+    for start in range(0, len(order), config.micro_batch_size):
+        batch = order[start : start + config.micro_batch_size]
+        written = generate(decoder, [items[number].prompt for number in batch], stops, sampling)
+        for number, ids in zip(batch, written, strict=True):
+            answers[number] = tokenizer.decode(ids)
+    return answers
+
+
+def write_json(comparison: Comparison, path: Path) -> None:
+    """All figures and answers; the file appears whole."""
+    text = json.dumps(comparison.as_dict(), ensure_ascii=False, indent=1)
+    _write(path, text + "\n")
+
+
+def write_page(comparison: Comparison, path: Path) -> None:
+    """One HTML file, with nothing to load and no script; text is escaped. It appears whole."""
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    _write(path, environment.from_string(_PAGE.read_text(encoding="utf-8")).render(**comparison.as_dict()))
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _of_item(model: Measured, number: int) -> dict[str, Any]:
+    loss = model.losses[number]
+    found: dict[str, Any] = {"loss": None if math.isnan(loss) else loss}
+    if model.answers:
+        found["answer"] = model.answers[number]
+        found["scores"] = {metric: each[number] for metric, each in model.scores.items()}
+    return found
