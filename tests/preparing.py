@@ -1,4 +1,4 @@
-"""Records as a file, and what becomes of them in preparation, for tests of odd ones."""
+"""Records as a file, and what becomes of them in preparation; fixtures of all tests of data (see their conftest.py)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,56 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mindspeed_ift.config.data import PreprocessConfig
-from mindspeed_ift.data.preprocess import preprocess
+import pytest
 
+from mindspeed_ift.config.data import PreprocessConfig
+from mindspeed_ift.data.indexed import IndexedColumn, column_path
+from mindspeed_ift.data.preprocess import Summary, preprocess
+from tests.tiny_tokenizer import make_tiny_tokenizer
+
+RECORDS = [
+    {"instruction": f"question {number}", "input": "", "output": "answer " * (number % 7 + 1)} for number in range(40)
+]
 GOOD = {"instruction": "q", "output": "a"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny tokenizer, for all tests of a module."""
+    return make_tiny_tokenizer(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def config(tmp_path: Path, tokenizer: Path) -> PreprocessConfig:
+    """Preparation of `RECORDS`."""
+    return PreprocessConfig(
+        input=str(write(tmp_path / "in.jsonl", RECORDS)),
+        output_prefix=str(tmp_path / "out" / "data"),
+        tokenizer_name_or_path=str(tokenizer),
+        prompt_type="qwen3",
+    )
+
+
+def write(file: Path, records: list[dict[str, Any]]) -> Path:
+    """Write records as jsonl."""
+    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return file
+
+
+def run(config: PreprocessConfig) -> Summary:
+    """Prepare without a word."""
+    return preprocess(config, report=lambda line: None)
+
+
+def contents(config: PreprocessConfig) -> dict[str, bytes]:
+    """The files of the dataset itself."""
+    folder = Path(config.output_prefix).parent
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix in (".bin", ".idx")}
+
+
+def column(config: PreprocessConfig, name: str) -> IndexedColumn:
+    """A column of the dataset."""
+    return IndexedColumn(column_path(config.output_prefix, name))
 
 
 def lines(*records: Any) -> bytes:

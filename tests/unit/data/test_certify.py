@@ -27,6 +27,7 @@ from mindspeed_ift.data.template_certificate import (
     write_json,
 )
 from mindspeed_ift.data.tokenizer import load_tokenizer
+from tests.preparing import write
 from tests.tiny_tokenizer import make_tiny_tokenizer
 
 PAIR = {"instruction": "q", "chosen": "yes", "rejected": "no"}
@@ -34,24 +35,9 @@ RECORDS = [{"instruction": f"question {number}", "output": f"answer {number}"} f
 SEVERAL = {"instruction": "b", "output": "c", "history": [["a", "<think>\nhm\n</think>\n\nb"]]}
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_tokenizer(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def config(tmp_path: Path, tokenizer: Path) -> PreprocessConfig:
-    return PreprocessConfig(
-        input=(str(tmp_path / "in.jsonl"),),
-        output_prefix=str(tmp_path / "out" / "data"),
-        tokenizer_name_or_path=str(tokenizer),
-        prompt_type="qwen3",
-    )
-
-
 def prepare(config: PreprocessConfig, records: list[dict[str, Any]], **change: Any) -> tuple[dict[str, Any], str]:
     """The certificate in the manifest, and the line that tells of it."""
-    Path(config.input[0]).write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    write(Path(config.input), records)
     lines: list[str] = []
     config = replace(config, **change)
     preprocess(config, report=lines.append)

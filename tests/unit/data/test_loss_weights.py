@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,40 +19,10 @@ from mindspeed_ift.data.merging import merge
 from mindspeed_ift.data.pack_index import build_index
 from mindspeed_ift.data.packed_rows import rules_of
 from mindspeed_ift.data.packed_view import PackedView
-from mindspeed_ift.data.preprocess import Summary, preprocess
+from mindspeed_ift.data.preprocess import preprocess
 from mindspeed_ift.data.sample import IGNORED_LABEL
 from mindspeed_ift.verify.dataset import verify_dataset
-from tests.tiny_tokenizer import make_tiny_tokenizer
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_tokenizer(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def config(tmp_path: Path, tokenizer: Path) -> PreprocessConfig:
-    return PreprocessConfig(
-        input=(str(tmp_path / "in.jsonl"),),
-        output_prefix=str(tmp_path / "out" / "data"),
-        tokenizer_name_or_path=str(tokenizer),
-        prompt_type="qwen3",
-    )
-
-
-def write(file: Path, records: list[dict[str, Any]]) -> Path:
-    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return file
-
-
-def run(config: PreprocessConfig) -> Summary:
-    return preprocess(config, report=lambda line: None)
-
-
-def contents(config: PreprocessConfig) -> dict[str, bytes]:
-    folder = Path(config.output_prefix).parent
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix in (".bin", ".idx")}
-
+from tests.preparing import contents, run, write
 
 MODES = [{}, {"pack": True, "neat_pack": True, "seq_length": 96}, {"pack": True, "seq_length": 96}]
 

@@ -22,7 +22,6 @@ from mindspeed_ift.data import records
 from mindspeed_ift.data.preprocess import preprocess
 from mindspeed_ift.data.records import find_datasets, find_files, read_records
 from tests.preparing import GOOD, kept_and_dropped, lines
-from tests.tiny_tokenizer import make_tiny_tokenizer
 
 SECONDS = 60
 """Nothing here takes a tenth of it; a test that hangs fails instead."""
@@ -38,11 +37,6 @@ def never_hangs() -> Iterator[None]:
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_tokenizer(tmp_path_factory.mktemp("tiny"))
 
 
 def parquet(table: pyarrow.Table) -> bytes:

@@ -19,38 +19,10 @@ from mindspeed_ift.config.errors import RunError, UserError
 from mindspeed_ift.data import indexed, workers
 from mindspeed_ift.data.indexed import IndexedColumn, column_path, read_manifest
 from mindspeed_ift.data.ledger_file import ledger_path
-from mindspeed_ift.data.preprocess import Summary, preprocess
+from mindspeed_ift.data.preprocess import preprocess
 from mindspeed_ift.data.sample import IGNORED_LABEL
 from mindspeed_ift.data.tokenizer import load_tokenizer
-from tests.tiny_tokenizer import make_tiny_tokenizer
-
-RECORDS = [
-    {"instruction": f"question {number}", "input": "", "output": "answer " * (number % 7 + 1)} for number in range(40)
-]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_tokenizer(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def config(tmp_path: Path, tokenizer: Path) -> PreprocessConfig:
-    return PreprocessConfig(
-        input=str(write(tmp_path / "in.jsonl", RECORDS)),
-        output_prefix=str(tmp_path / "out" / "data"),
-        tokenizer_name_or_path=str(tokenizer),
-        prompt_type="qwen3",
-    )
-
-
-def write(file: Path, records: list[dict[str, Any]]) -> Path:
-    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return file
-
-
-def run(config: PreprocessConfig) -> Summary:
-    return preprocess(config, report=lambda line: None)
+from tests.preparing import RECORDS, column, run, write
 
 
 def digests(config: PreprocessConfig) -> dict[str, str]:
@@ -58,10 +30,6 @@ def digests(config: PreprocessConfig) -> dict[str, str]:
     return {
         file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir() if file.suffix != ".json"
     }
-
-
-def column(config: PreprocessConfig, name: str) -> IndexedColumn:
-    return IndexedColumn(column_path(config.output_prefix, name))
 
 
 def test_manifest_tells_what_is_there(config: PreprocessConfig, tokenizer: Path) -> None:

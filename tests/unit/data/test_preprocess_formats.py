@@ -5,52 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.indexed import IndexedColumn, column_path
-from mindspeed_ift.data.preprocess import Summary, preprocess
+from mindspeed_ift.data.preprocess import preprocess
 from mindspeed_ift.data.sample import IGNORED_LABEL
 from mindspeed_ift.data.tokenizer import load_tokenizer
-from tests.tiny_tokenizer import make_tiny_tokenizer
-
-RECORDS = [{"instruction": f"question {number}", "output": "answer " * (number % 7 + 1)} for number in range(20)]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_tokenizer(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def config(tmp_path: Path, tokenizer: Path) -> PreprocessConfig:
-    return PreprocessConfig(
-        input=(str(write(tmp_path / "in.jsonl", RECORDS)),),
-        output_prefix=str(tmp_path / "out" / "data"),
-        tokenizer_name_or_path=str(tokenizer),
-        prompt_type="qwen3",
-    )
-
-
-def write(file: Path, records: list[dict[str, Any]]) -> Path:
-    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return file
-
-
-def run(config: PreprocessConfig) -> Summary:
-    return preprocess(config, report=lambda line: None)
-
-
-def contents(config: PreprocessConfig) -> dict[str, bytes]:
-    folder = Path(config.output_prefix).parent
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix in (".bin", ".idx")}
-
-
-def column(config: PreprocessConfig, name: str) -> IndexedColumn:
-    return IndexedColumn(column_path(config.output_prefix, name))
+from tests.preparing import column, contents, run, write
 
 
 def test_preference_pairs(config: PreprocessConfig, tmp_path: Path, tokenizer: Path) -> None:

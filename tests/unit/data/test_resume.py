@@ -26,7 +26,6 @@ from mindspeed_ift.data.intake import InputMarks, Intake
 from mindspeed_ift.data.preprocess import preprocess
 from mindspeed_ift.data.staging import Staging
 from mindspeed_ift.verify.dataset import verify_dataset
-from tests.tiny_tokenizer import make_tiny_tokenizer
 
 PLAIN: dict[str, Any] = {}
 PACKED: dict[str, Any] = {"pack": True, "neat_pack": True, "seq_length": 64}
@@ -34,11 +33,6 @@ RECORDS = [
     {"instruction": f"question {number}", "input": "", "output": None if number == 9 else "answer " * (number % 7 + 1)}
     for number in range(40)
 ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_tokenizer(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

@@ -9,12 +9,6 @@ from typing import Any
 import pytest
 
 from tests.preparing import GOOD, kept_and_dropped, lines
-from tests.tiny_tokenizer import make_tiny_tokenizer
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_tokenizer(tmp_path_factory.mktemp("tiny"))
 
 
 def talk(*messages: Any, **more: Any) -> dict[str, Any]:

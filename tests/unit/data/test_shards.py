@@ -16,7 +16,6 @@ from mindspeed_ift.data import shards, workers
 from mindspeed_ift.data.intake import InputMarks, Intake
 from mindspeed_ift.data.preprocess import Summary, preprocess
 from mindspeed_ift.data.shards import Share, ShareWriter
-from tests.tiny_tokenizer import make_tiny_tokenizer
 
 RECORDS = [
     {"instruction": f"question {number}", "input": "", "output": None if number == 9 else "answer " * (number % 7 + 1)}
@@ -29,11 +28,6 @@ MODES: dict[str, dict[str, Any]] = {
     "split": {"overlong": "split", "seq_length": 40},
     "text": {"handler_name": "GeneralPretrainHandler", "json_keys": ("instruction", "input_text")},
 }
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_tokenizer(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

@@ -35,11 +35,6 @@ from tests.tiny_tokenizer import make_tiny_tokenizer
 RECORDS = [{"instruction": f"question {number}", "output": "one two three " * number} for number in range(1, 9)]
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_tokenizer(tmp_path_factory.mktemp("tiny"))
-
-
 @pytest.fixture
 def config(tmp_path: Path, tokenizer: Path) -> PreprocessConfig:
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))

@@ -13,12 +13,6 @@ from mindspeed_ift.data.show.opening import ShownDataset
 from mindspeed_ift.data.show.survey import oddities, survey
 from mindspeed_ift.data.tokenizer import load_tokenizer
 from tests.tiny_dataset import random_sample, sample, write_dataset
-from tests.tiny_tokenizer import make_tiny_tokenizer
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_tokenizer(tmp_path_factory.mktemp("tiny"))
 
 
 def shown(tmp_path: Path, tokenizer: Path, samples: list[Sample], neat: bool = False) -> ShownDataset:
