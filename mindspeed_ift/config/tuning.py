@@ -196,6 +196,9 @@ class RunFlags:
     """--no-load-optim: fresh optimizer state."""
     load_rng: bool = True
     """--no-load-rng: fresh random state."""
+    check_data: bool = True
+    """--no-check-data: go on from a checkpoint although the data, or a flag that decides which samples come when, is not
+    what it was trained with."""
     save: Path | None = None
     """Folder for checkpoints, metrics.jsonl and loss.png. With it SIGTERM (and the first Ctrl-C) ends the step, saves and
     exits with 0."""

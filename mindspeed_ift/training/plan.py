@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mindspeed_ift.checkpoint.disk import require_folder
+from mindspeed_ift.checkpoint.megatron import read_manifest
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.layout import Layout, layout_of
 from mindspeed_ift.config.resolve import resolve_architecture
 from mindspeed_ift.config.rules import check_flags, check_layout, num_micro_batches
-from mindspeed_ift.config.tuning import TuneConfig
+from mindspeed_ift.config.tuning import TrainingDataFlags, TuneConfig
 from mindspeed_ift.data.balanced_order import BalancedOrder, Dealing
 from mindspeed_ift.data.batch import Packed, SequenceMode
 from mindspeed_ift.data.costs import attention_costs
@@ -21,6 +23,7 @@ from mindspeed_ift.data.micro_batches import MicroBatches
 from mindspeed_ift.data.order import SampleOrder, split_ranges
 from mindspeed_ift.data.overlong import Overlong, count_overlong
 from mindspeed_ift.data.packed_view import PackedView, packed_samples
+from mindspeed_ift.training.continuing import data_facts, refuse_other_data
 from mindspeed_ift.training.datasets import for_evaluation, sequence_mode, token_facts, validation_dataset
 from mindspeed_ift.training.sources import Sources, find_sources, loaded_architecture
 from mindspeed_ift.training.trackers import require_packages
@@ -127,6 +130,11 @@ class Plan:
         packs = packs or (self.dataset.manifest or {}).get("packing_algorithm")
         return f"data: --balance-packs: {order.describe(can_be_packed_anew=packs != 'balanced')}"
 
+    @cached_property
+    def data_facts(self) -> dict[str, Any]:
+        """See `continuing.data_facts`; a checkpoint keeps them."""
+        return data_facts(self.config, self.dataset, self.token_facts["template_sha256"])
+
     def describe(self) -> str:
         """The lines a run begins with."""
         epochs = self.config.optimizer.train_iters * self.rows_of_a_step / len(self.train)
@@ -148,6 +156,7 @@ class Plan:
                 f"data: {self.cut_samples:,} samples are longer than --seq-length {self.config.data.seq_length} and "
                 f"are cut {how}; --no-cut-token refuses them"
             )
+        lines += _notices_of_packing(self.config.data, self.dataset)
         notice = self.token_facts["certificate_notice"]
         return "\n".join([*lines, *([notice] if notice else []), *self.sources.notices])
 
@@ -213,6 +222,8 @@ def plan(config: TuneConfig, world_size: int) -> Plan:
     planned.training_samples(data_rank=0, shuffle=False)  # refuses samples that neither fit nor may be cut
     if len(valid):
         planned.validation_samples(data_rank=0)
+    if sources.resume is not None and config.run.check_data:
+        refuse_other_data(sources.resume, read_manifest(sources.resume), planned.data_facts)
     return planned
 
 
@@ -281,6 +292,20 @@ def _missing_paths(config: TuneConfig) -> dict[str, str]:
 def _describe_architecture(architecture: Architecture, origin: str) -> str:
     sizes = ", ".join(f"{name} {value}" for name, value in asdict(architecture).items())
     return f"architecture (from {origin}): {sizes}"
+
+
+def _notices_of_packing(data: TrainingDataFlags, dataset: Samples) -> list[str]:
+    """What is easily forgotten where rows hold several samples."""
+    if not dataset.is_packed:
+        return []
+    if not data.reset_attention_mask:
+        return ["notice: the samples of a packed row see each other: --reset-attention-mask is not given"]
+    if not data.reset_position_ids:
+        return [
+            f"notice: positions go on through a packed row, up to {data.seq_length - 1}: --reset-position-ids is not"
+            " given; a conversation that is served begins at 0"
+        ]
+    return []
 
 
 def _describe_layout(layout: Layout, micro_batches: int) -> str:

@@ -25,6 +25,7 @@ from mindspeed_ift.model.weights import fill, without_adapters
 from mindspeed_ift.parallel import groups as process_groups
 from mindspeed_ift.parallel.groups import Groups
 from mindspeed_ift.training import state
+from mindspeed_ift.training.continuing import KEY as TRAINED_ON
 from mindspeed_ift.training.evaluation import evaluate
 from mindspeed_ift.training.flops import step_operations
 from mindspeed_ift.training.metrics import Metrics
@@ -371,6 +372,7 @@ def _facts(plan: Plan, progress: Progress) -> dict[str, Any]:
         **progress.facts(),
         "data_path": plan.dataset.prefix,
         "seed": plan.config.optimizer.seed,
+        TRAINED_ON: plan.data_facts,
         "tokenizer": plan.token_facts["tokenizer"],
         **{key: plan.token_facts[key] for key in TRAINING_FACTS},
     }

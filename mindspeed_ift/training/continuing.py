@@ -1,0 +1,69 @@
+"""Whether a run that goes on from a checkpoint meets the data that it was trained on, in the same order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.tuning import TuneConfig
+from mindspeed_ift.data.dataset import Samples
+
+KEY = "trained_on"
+"""Of a checkpoint's manifest: what `data_facts` was then."""
+
+_LOOKED_AT = 64
+
+
+def data_facts(config: TuneConfig, dataset: Samples, template: str | None) -> dict[str, Any]:
+    """What decides which tokens are learnt when, flags by their names.
+
+    Args:
+        config: of the run.
+        dataset: to train on.
+        template: fingerprint of the template it was written with.
+    """
+    data = config.data
+    return {
+        "fingerprint of the data": fingerprint(dataset),
+        "samples": len(dataset),
+        "template": template,
+        "--seed": config.optimizer.seed,
+        "--split": data.split,
+        "--shuffle": data.shuffle,
+        "--seq-length": data.seq_length,
+        "--cut-max-seqlen": data.cut_max_seqlen,
+        "--reset-attention-mask": data.reset_attention_mask,
+        "--reset-position-ids": data.reset_position_ids,
+        "--loss-reduction": config.optimizer.loss_reduction,
+    }
+
+
+def fingerprint(dataset: Samples) -> str:
+    """Of the lengths of all samples, and of all that some of them hold, from the first to the last."""
+    digest = hashlib.sha256(np.ascontiguousarray(dataset.lengths, np.int64).tobytes())
+    for number in sorted(set(np.linspace(0, len(dataset) - 1, _LOOKED_AT, dtype=np.int64).tolist())):
+        sample = dataset[number]
+        for column in (sample.input_ids, sample.labels, sample.segments, sample.loss_weights):
+            if column is not None:
+                digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def refuse_other_data(folder: Path, manifest: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+    """Do nothing if a checkpoint was trained on what a run would go on with, or does not say on what.
+
+    Raises:
+        UserError: with what differs, then and now.
+    """
+    then = (manifest or {}).get(KEY, {})
+    different = [f"{name} {then[name]} -> {now[name]}" for name in now if name in then and then[name] != now[name]]
+    if different:
+        raise UserError(
+            f"{folder} was trained on other data, or in another order: {', '.join(different)}; give what it was trained"
+            " with, --finetune to begin anew from its weights, or --no-check-data to go on all the same"
+        )
