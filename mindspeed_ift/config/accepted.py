@@ -141,8 +141,6 @@ REFUSED: dict[str, str] = {
     "--fine-grained-activation-offloading": "activations can be kept on the host only by TransformerEngine, which is not "
     "used; give --recompute-granularity full to save their memory",
     "--use-precision-aware-optimizer": "it needs TransformerEngine's Adam, which is not used; leave it out",
-    "--num-layers-in-first-pipeline-stage": "give --decoder-first-pipeline-num-layers",
-    "--num-layers-in-last-pipeline-stage": "give --decoder-last-pipeline-num-layers",
     "--swap-optimizer": "give --optimizer-cpu-offload to keep the optimizer's state on the host",
     "--padded-samples": "rows that do not fill a global batch begin the next epoch's; leave it out",
     "--params-dtype": "weights keep the type that they are stored in; leave it out",
@@ -150,3 +148,9 @@ REFUSED: dict[str, str] = {
     "--no-save-rng": "a checkpoint always holds what a resume needs; leave it out",
 }
 """Patterns of flags that ask for something that is not done here -> why, and what to do."""
+
+OTHER_NAMES: dict[str, str] = {
+    "--num-layers-in-first-pipeline-stage": "--decoder-first-pipeline-num-layers",
+    "--num-layers-in-last-pipeline-stage": "--decoder-last-pipeline-num-layers",
+}
+"""Another name of a flag, of Megatron's configuration -> that of its command line."""

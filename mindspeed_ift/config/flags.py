@@ -21,7 +21,7 @@ import tyro
 import yaml
 
 from mindspeed_ift.config import words as command_line
-from mindspeed_ift.config.accepted import REFUSED
+from mindspeed_ift.config.accepted import OTHER_NAMES, REFUSED
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.words import Accepted
 
@@ -156,7 +156,7 @@ class _Reader:
 
     def read(self, argv: list[str], defaults: Any = None) -> tuple[Any, set[str], list[str]]:
         """The filled dataclass, the fields that ``argv`` gave, and a line for each accepted flag."""
-        words = command_line.spelled(argv)
+        words = command_line.spelled(argv, OTHER_NAMES)
         command_line.refuse_empty_values(words, {option.flag for option in self.options if option.default == ""})
         words, ignored = command_line.take_accepted(words, self.accepted)
         command_line.refuse_values_of_switches(words, self.switches)

@@ -18,9 +18,20 @@ def is_flag(word: str) -> bool:
     return word.startswith("--") and len(word) > 2
 
 
-def spelled(words: Iterable[str]) -> list[str]:
-    """``--seq_length`` becomes ``--seq-length``: one flag has one name in messages and in the list of origins."""
-    return [_name(word).replace("_", "-") + word[len(_name(word)) :] if is_flag(word) else word for word in words]
+def spelled(words: Iterable[str], other_names: Mapping[str, str]) -> list[str]:
+    """``--seq_length`` becomes ``--seq-length``: one flag has one name in messages and in the list of origins.
+
+    Args:
+        words: of the command line.
+        other_names: of flags -> the one by which they are known here.
+    """
+    return [_known_name(word, other_names) if is_flag(word) else word for word in words]
+
+
+def _known_name(word: str, other_names: Mapping[str, str]) -> str:
+    name, equals, value = word.partition("=")
+    name = name.replace("_", "-")
+    return other_names.get(name, name) + equals + value
 
 
 def given_names(words: Iterable[str]) -> set[str]:

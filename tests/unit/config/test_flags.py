@@ -244,6 +244,15 @@ def test_accepted_flags_are_taken_with_their_values_and_told_once() -> None:
     ]
 
 
+def test_a_flag_may_have_another_name() -> None:
+    """One of Megatron's configuration; messages and origins know that of its command line."""
+    words = ["--num_layers_in_first_pipeline_stage=3", "--num-layers-in-last-pipeline-stage", "2"]
+    parsed = parse_with_origins(TuneConfig, words, program="test")
+    layout = parsed.config.layout
+    assert (layout.decoder_first_pipeline_num_layers, layout.decoder_last_pipeline_num_layers) == (3, 2)
+    assert parsed.origins["decoder_first_pipeline_num_layers"] == "flag"
+
+
 def test_an_accepted_flag_may_be_written_with_underscores_and_negative_values() -> None:
     assert read("--use_flash", "--workers", "-1").ignored[1] == "--workers changes nothing here: one"
 
