@@ -181,7 +181,7 @@ class BalancedOrder:
                 above, below = (
                     _ratios(part.reshape(count, size)) for part in (falling[: count * size], falling[left:])
                 )
-                own = np.array([_ratios(falling[None, at : at + left])[0] for at in range(0, count * size + 1, size)])
+                own = _ratios(np.lib.stride_tricks.sliding_window_view(falling, left)[::size])
                 total = np.concatenate(([0], above.cumsum())) + np.concatenate((below[::-1].cumsum()[::-1], [0])) + own
                 sums += share * total[: len(sums)]
         return int(sums.argmin())
