@@ -46,6 +46,7 @@ with warnings.catch_warnings():
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
     from megatron.core.transformer import TransformerConfig
+    from megatron.core.transformer.attention import SelfAttention
     from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
     from megatron.core.transformer.moe import moe_utils
     from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
@@ -81,6 +82,7 @@ __all__ = [
     "RowParallelLinear",
     "ShardedTensor",
     "ShardedTensorFactory",
+    "SelfAttention",
     "TopKRouter",
     "TransformerBlockSubmodules",
     "TransformerConfig",

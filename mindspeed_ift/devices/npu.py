@@ -50,7 +50,7 @@ def available() -> bool:
 
 def kernels() -> tuple[Kernels, str]:
     """The table of torch_npu's kernels, and how the log says it."""
-    return with_fused(npu.OFFERS)
+    return with_fused(npu.offers())
 
 
 def prepare() -> None:

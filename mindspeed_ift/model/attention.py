@@ -1,4 +1,4 @@
-"""Core attention: Megatron's queries, keys and values to the device's kernel, with the boundaries of the batch.
+"""Attention with the device's kernels: queries and keys are turned, then attend within the boundaries of the batch.
 
 Under context parallelism the kernel works inside the algorithm that `parallel.context.attention` chooses.
 """
@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mindspeed_ift.devices.device import current
-from mindspeed_ift.mcore import ProcessGroupCollection, TransformerConfig
+from mindspeed_ift.mcore import ProcessGroupCollection, SelfAttention, TransformerConfig
 from mindspeed_ift.parallel.context.attention import choose_attention
 
 
@@ -43,3 +43,25 @@ class BoundaryAttention(nn.Module):
             ``[S, B, N * D]``.
         """
         return self.attend(query, key, value, attention_mask).flatten(2)
+
+
+class RotaryAttention(SelfAttention):
+    """Megatron's self-attention, which turns queries and keys by the device's kernel.
+
+    Megatron would take cosines and sines anew in each layer, for queries and for keys.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.rotate = current().kernels.rotary
+
+    def forward(self, *arguments: Any, rotary_pos_emb: Tensor, **options: Any) -> tuple[Tensor, Tensor | None]:
+        """As Megatron's; ``rotary_pos_emb`` are cosines and sines, ``[2, S, B, 1, D]``."""
+        self._turns = rotary_pos_emb
+        return super().forward(*arguments, rotary_pos_emb=None, **options)
+
+    def get_query_key_value_tensors(self, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``[S, B, N, D]`` and keys ``[S, B, G, D]``, turned, and values ``[S, B, G, D]``."""
+        query, key, value = super().get_query_key_value_tensors(*arguments, **options)
+        cosine, sine = self._turns
+        return self.rotate(query, cosine, sine), self.rotate(key, cosine, sine), value

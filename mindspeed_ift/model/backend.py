@@ -1,4 +1,4 @@
-"""Layer specs: which class serves as norm and core attention. The seam that replaces patching."""
+"""Layer specs: which class serves as norm, attention and activation. The seam that replaces patching."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mindspeed_ift.config.lora import LoraFlags
 from mindspeed_ift.devices.device import current
 from mindspeed_ift.mcore import ModuleSpec, TransformerBlockSubmodules, TransformerConfig, get_gpt_layer_local_spec
-from mindspeed_ift.model.attention import BoundaryAttention
+from mindspeed_ift.model.attention import BoundaryAttention, RotaryAttention
 from mindspeed_ift.model.experts import experts_spec
 from mindspeed_ift.model.lora import add_adapters
 
@@ -38,6 +38,18 @@ class RMSNorm(nn.Module):
         return self.kernel(hidden, self.weight, self.eps)
 
 
+class SwiGLU(nn.Module):
+    """The activation of a gated feed-forward block through the device's kernel."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.kernel = current().kernels.swiglu
+
+    def forward(self, gate_and_up: Tensor) -> Tensor:
+        """``[..., 2F]`` to ``[..., F]``."""
+        return self.kernel(gate_and_up)
+
+
 def block_spec(
     config: TransformerConfig, experts: Sequence[bool], qk_layernorm: bool, lora: LoraFlags | None = None
 ) -> TransformerBlockSubmodules:
@@ -57,12 +69,15 @@ def _layer_spec(qk_layernorm: bool, experts: bool, lora: LoraFlags | None) -> Mo
     layer = get_gpt_layer_local_spec(qk_layernorm=qk_layernorm, normalization="RMSNorm")
     parts = layer.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
+    parts.self_attention.module = RotaryAttention
     attention = parts.self_attention.submodules
     attention.core_attention = BoundaryAttention
     if qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
     if experts:
         parts.mlp = experts_spec()
+    else:
+        parts.mlp.submodules.activation_func = SwiGLU
     if lora is not None:
         add_adapters(layer, lora)
     return layer

@@ -71,7 +71,7 @@ class Qwen3Model(GPTModel):
             vp_stage=chunk if groups.chunks > 1 else None,
         )
         self.architecture, self.options, self.layer_numbers = architecture, options, layers
-        self.rotary_pos_emb = PositionRotary(architecture.kv_channels, architecture.rotary_base)
+        self.rotary_pos_emb = PositionRotary(architecture.kv_channels, architecture.rotary_base, options.dtype)
 
     def forward(
         self,
@@ -205,6 +205,7 @@ def transformer_config(architecture: Architecture, options: ModelOptions, groups
         cuda_graph_scope=[],  # the default warns that it is deprecated
         # Fusions that need CUDA extensions; the device's kernels are chosen by the specs instead.
         bias_activation_fusion=False,
+        use_te_activation_func=True,  # no matter whose: the spec's activation gets gate and up together
         bias_dropout_fusion=False,
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from mindspeed_ift.devices.device import current
@@ -72,7 +71,7 @@ class GroupedExperts(nn.Module):
         super().__init__()
         self.num_local_experts, self.config = num_local_experts, config
         self.ep_group, self.tp_group, self.dp_group = pg_collection.ep, pg_collection.expt_tp, pg_collection.expt_dp
-        self.kernel = current().kernels.grouped_matmul
+        self.multiply, self.activate = current().kernels.grouped_matmul, current().kernels.swiglu
         hidden, width = config.hidden_size, config.moe_ffn_hidden_size // self.tp_group.size()
         self.weight1 = _parameter(config, (hidden, num_local_experts * 2 * width), sharded=1)
         self.weight2 = _parameter(config, (num_local_experts * width, hidden), sharded=0)
@@ -90,9 +89,9 @@ class GroupedExperts(nn.Module):
         counts = tokens_per_expert.tolist()
         weight1 = self.weight1.view(self.num_local_experts, self.config.hidden_size, -1)
         weight2 = self.weight2.view(self.num_local_experts, -1, self.config.hidden_size)
-        gate, up = self.kernel(tokens_TH, weight1, counts).chunk(2, -1)
-        inner = (functional.silu(gate) * up * weights_T[:, None]).to(tokens_TH.dtype)
-        return self.kernel(inner, weight2, counts), None
+        inner = self.activate(self.multiply(tokens_TH, weight1, counts))
+        inner = (inner * weights_T[:, None]).to(tokens_TH.dtype)
+        return self.multiply(inner, weight2, counts), None
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

@@ -65,6 +65,7 @@ def build_optimizer(model: list[DistributedDataParallel], flags: OptimizerFlags,
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         optimizer = get_megatron_optimizer(config, model)
+    _fuse(optimizer)
     core = model[0].config
     core.finalize_model_grads_func = finalize_model_grads
     core.grad_scale_func = optimizer.scale_loss
@@ -75,13 +76,28 @@ def build_optimizer(model: list[DistributedDataParallel], flags: OptimizerFlags,
     return optimizer
 
 
+def _fuse(optimizer: Any) -> None:
+    """Let AdamW update a group's weights in one kernel where the device has it; offloaded moments update as they did."""
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if current().kernels.fused_adamw and not isinstance(part.optimizer, HybridDeviceOptimizer):
+            for group in part.param_groups:
+                group["fused"] = True
+
+
 def restored(optimizer: Any) -> None:
     """State and main weights were replaced, as a resume does: what --optimizer-cpu-offload keeps on the host follows.
+
+    A fused update has its count of steps on the device.
 
     Source: Megatron's ``HybridDeviceOptimizer._sync_hdo_state_to_sub_optimizers``, which fails on main weights in fp32.
     """
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         outer = part.optimizer
+        for group in outer.param_groups:
+            for parameter in group["params"] if group.get("fused") else ():
+                state = outer.state[parameter]
+                if "step" in state:
+                    state["step"] = state["step"].to(parameter.device)
         for inner in outer.sub_optimizers if isinstance(outer, HybridDeviceOptimizer) else ():
             for group in inner.param_groups:
                 for copy in group["params"]:

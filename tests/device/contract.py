@@ -89,6 +89,53 @@ def rms_norm(hidden: Tensor, gamma: Tensor) -> None:
     require((hidden.dtype, gamma.dtype) in pairs, f"gamma of {gamma.dtype} does not go with {hidden.dtype}")
 
 
+def swiglu(gate_and_up: Tensor, dim: int) -> None:
+    """``npu_swiglu``."""
+    require(gate_and_up.dtype in FLOATS, f"dtype {gate_and_up.dtype} is none of {FLOATS}")
+    require(gate_and_up.is_contiguous() and gate_and_up.numel() > 0, "what is empty or not contiguous is not taken")
+    require(gate_and_up.shape[dim] % 2 == 0, "the dimension of gate and up is not even")
+
+
+def rotary(tensor: Tensor, r1: Tensor, r2: Tensor, mode: str, rotate: Tensor | None) -> str:
+    """``npu_rotary_mul`` on ``[S, B, N, D]``; the layouts of tensor and turns."""
+    require(mode == "half" and rotate is None, "only halves are turned")
+    require(tensor.dim() == r1.dim() == 4 and r1.shape == r2.shape, "4 dimensions are taken")
+    require(tensor.dtype in FLOATS and tensor.dtype == r1.dtype == r2.dtype, "tensor and turns differ in dtype")
+    length, rows, heads, size = tensor.shape
+    require(size < 896 and size % 2 == 0, f"heads of {size} channels; an even number below 896 is taken")
+    require(rows < 1000 and heads < 1000, "less than 1000 rows and heads are taken")
+    layouts = {(length, 1, 1, size): "S11D", (length, rows, 1, size): "SB1D"}
+    require(tuple(r1.shape) in layouts, f"turns of the shape {tuple(r1.shape)} do not go with SBND")
+    return "SBND, S11D or SB1D"
+
+
+def grouped_matmul(
+    x: Sequence[Tensor],
+    weight: Sequence[Tensor],
+    group_list: Tensor | None,
+    split_item: int,
+    group_type: int | None,
+    group_list_type: int,
+) -> None:
+    """``npu_grouped_matmul`` of one left and one right tensor into one."""
+    require(len(x) == len(weight) == 1 and split_item in (2, 3), "one tensor each, one result (split_item 2 or 3)")
+    require(x[0].dtype in FLOATS and x[0].dtype == weight[0].dtype, "x and weight differ in dtype")
+    require(group_list is not None and group_list.dtype == torch.int64, "group_list must be an int64 tensor")
+    assert group_list is not None
+    require(group_list.dim() == 1 and group_list_type == 0, "group_list must be ends: one dimension, type 0")
+    ends = group_list.tolist()
+    require(ends[0] >= 0 and all(a <= b for a, b in zip(ends, ends[1:])), "group_list must not fall")
+    require(max(x[0].shape[-1], weight[0].shape[-1]) < 65536, "last dimensions must be below 65536")
+    require(x[0].numel() > 0, "what is empty is not taken")
+    require(group_type in (0, 2), "group_type must be 0 (rows) or 2 (columns)")
+    if group_type == 0:
+        require(x[0].dim() == 2 and weight[0].dim() == 3 and len(weight[0]) == len(ends), "a matrix for each group")
+        require(ends[-1] == len(x[0]), f"group_list ends at {ends[-1]}, but there are {len(x[0])} rows")
+    else:
+        require(x[0].dim() == weight[0].dim() == 2, "two matrices")
+        require(ends[-1] == x[0].shape[1] == len(weight[0]), "group_list does not end where the columns do")
+
+
 def _heads(query: Tensor, key: Tensor, layout: str, heads: int) -> tuple[int, int, int]:
     """Query heads, key heads and head size."""
     if layout in ("BSH", "SBH"):

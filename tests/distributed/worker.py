@@ -32,7 +32,7 @@ def main() -> None:
     for number, argv in enumerate(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))):
         if argv[0].isdigit() and int(os.environ["RANK"]) >= int(argv[0]):
             continue
-        child = multiprocessing.get_context("fork").Process(target=_run, args=(number, argv))
+        child = multiprocessing.get_context("fork").Process(target=run, args=(number, argv))
         child.start()
         child.join()
         if child.exitcode:
@@ -43,7 +43,8 @@ def _asks_for_shapes(*_: object) -> None:
     raise AssertionError("a pipeline stage asked another for the shape of what it will receive")
 
 
-def _run(number: int, argv: list[str]) -> None:
+def run(number: int, argv: list[str]) -> None:
+    """One run, in a world of its own that meets in torchrun's store."""
     import torch.distributed as dist
 
     from mindspeed_ift.cli.tune import main as tune

@@ -14,12 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mindspeed_ift.devices.kernels import reference
+from mindspeed_ift.devices.kernels.table import Kernel, Offer
+
 # Shapes: B rows, S positions of a row, T tokens, N query heads, G key/value heads, D head size.
 
 MOST_SEGMENTS = 1024
 """Segments in one call of attention, as its documentation says for rows of several lengths; more take several calls."""
 
 _MASK_SIZE = 2048
+_GROUPS_OF_ROWS, _GROUPS_OF_COLUMNS = 0, 2  # group_type: the axis of the left matrix that the groups divide
 _CAUSAL = 3  # sparse_mode: the last query of a segment sees its last key (aligned at the bottom right)
 
 
@@ -96,6 +100,50 @@ def attention_backward(
 def rms_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """As `reference.rms_norm`."""
     return _npu().npu_rms_norm(hidden, weight, epsilon=epsilon)[0]
+
+
+def swiglu(gate_and_up: Tensor) -> Tensor:
+    """As `reference.swiglu`; the operator takes nothing empty, which an expert without tokens is."""
+    if not gate_and_up.numel():
+        return reference.swiglu(gate_and_up)
+    return _npu().npu_swiglu(gate_and_up.contiguous(), dim=-1)
+
+
+def rotary(tensor_SBND: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """As `reference.rotary`: layout SBND with turns S11D or SB1D."""
+    return _npu().npu_rotary_mul(tensor_SBND.contiguous(), cosine, sine)
+
+
+def grouped_matmul(tokens_TI: Tensor, weights_EIO: Tensor, counts: Sequence[int]) -> Tensor:
+    """As `reference.grouped_matmul`; the operator takes nothing empty, which a rank's experts can be."""
+    if not len(tokens_TI):
+        return reference.grouped_matmul(tokens_TI, weights_EIO, counts)
+    ends = torch.tensor(counts).cumsum(0).to(tokens_TI.device)
+    return _GroupedMatmul.apply(tokens_TI.contiguous(), weights_EIO, ends)
+
+
+class _GroupedMatmul(torch.autograd.Function):
+    """The operator has no gradient of its own; it serves for the products of the backward pass too."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens, weights, ends)
+        return _grouped(tokens, weights, ends, group_type=_GROUPS_OF_ROWS)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        tokens, weights, ends = ctx.saved_tensors
+        grad = grad.contiguous()
+        grad_tokens = _grouped(grad, weights.transpose(1, 2), ends, group_type=_GROUPS_OF_ROWS)
+        grad_weights = _grouped(tokens.t(), grad, ends, group_type=_GROUPS_OF_COLUMNS)
+        return grad_tokens, grad_weights.view_as(weights), None
+
+
+def _grouped(left: Tensor, right: Tensor, ends: Tensor, group_type: int) -> Tensor:
+    (product,) = _npu().npu_grouped_matmul(
+        [left], [right], group_list=ends, split_item=3, group_type=group_type, group_list_type=0
+    )
+    return product
 
 
 @dataclass(frozen=True)
@@ -189,15 +237,49 @@ def _npu() -> Any:
     return torch_npu
 
 
-OFFERS = {
-    "attention": (
-        "npu_fusion_attention",
-        {
-            "attention": attention,
-            "attention_forward": attention_forward,
-            "attention_backward": attention_backward,
-        },
-    ),
-    "rms_norm": ("npu_rms_norm", {"rms_norm": rms_norm}),
+_ATTENTION_ARGUMENTS = "head_num input_layout atten_mask actual_seq_qlen actual_seq_kvlen sparse_mode".split()
+NEEDED: dict[str, dict[str, list[str]]] = {
+    "attention": {
+        "npu_fusion_attention": [*_ATTENTION_ARGUMENTS, "scale"],
+        "npu_fusion_attention_grad": [
+            *_ATTENTION_ARGUMENTS,
+            *"softmax_max softmax_sum attention_in scale_value".split(),
+        ],
+    },
+    "rms_norm": {"npu_rms_norm": ["epsilon"]},
+    "swiglu": {"npu_swiglu": ["dim"]},
+    "rotary": {"npu_rotary_mul": []},
+    "grouped_matmul": {"npu_grouped_matmul": ["group_list", "split_item", "group_type", "group_list_type"]},
 }
-"""Group of `table.GROUPS` -> the operator that serves, and the functions of the table."""
+"""Group of `table.GROUPS` -> operators, and the arguments that they get by keyword."""
+
+_FUNCTIONS: dict[str, list[Kernel]] = {
+    "attention": [attention, attention_forward, attention_backward],
+    "rms_norm": [rms_norm],
+    "swiglu": [swiglu],
+    "rotary": [rotary],
+    "grouped_matmul": [grouped_matmul],
+}
+
+
+def offers() -> dict[str, Offer]:
+    """What the installed torch_npu can serve with; of what it has not, the reason. Some came with later versions."""
+    found = {
+        group: Offer(next(iter(NEEDED[group])), {one.__name__: one for one in functions}, _missing(group))
+        for group, functions in _FUNCTIONS.items()
+    }
+    fused = torch._C._dispatch_has_kernel_for_dispatch_key("aten::_fused_adamw_", "PrivateUse1")
+    missing = "" if fused else "this torch_npu has no _fused_adamw_"
+    return found | {"adamw": Offer("fused AdamW", {"fused_adamw": True}, missing)}
+
+
+def _missing(group: str) -> str:
+    for operator, arguments in NEEDED[group].items():
+        packet = getattr(torch.ops.npu, operator, None)
+        if packet is None:
+            return f"this torch_npu has no {operator}"
+        known = {argument.name for argument in packet.default._schema.arguments}
+        unknown = [argument for argument in arguments if argument not in known]
+        if unknown:
+            return f"{operator} of this torch_npu knows no {unknown[0]}"
+    return ""

@@ -1,8 +1,9 @@
-"""Kernels in plain torch, for every device: attention over boundaries, RMSNorm, products of many matrices."""
+"""Kernels in plain torch, for every device: attention over boundaries, RMSNorm, SwiGLU, rotary, many matrices at once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from mindspeed_ift.devices.kernels.blocks import attention_backward, attention_forward
 
-__all__ = ["attention", "attention_backward", "attention_forward", "grouped_matmul", "rms_norm"]
+__all__ = ["attention", "attention_backward", "attention_forward", "grouped_matmul", "rms_norm", "rotary", "swiglu"]
 
 # Shapes: B rows of a micro-batch, S positions of a row, T = B * S flattened, N query heads, G key/value heads, D head size.
 
@@ -70,6 +71,48 @@ def rms_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     wide = hidden.float()
     scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
     return weight * scaled.to(hidden.dtype)
+
+
+def swiglu(gate_and_up: Tensor) -> Tensor:
+    """``silu(gate) * up`` of ``[..., 2F]``, the gate first: ``[..., F]`` in its dtype.
+
+    Source: Shazeer 2020.
+    """
+    gate, up = gate_and_up.chunk(2, -1)
+    return functional.silu(gate) * up
+
+
+def rotary(tensor_SBND: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Turn each pair of channels ``(i, i + D / 2)`` by its angle.
+
+    Args:
+        tensor_SBND: ``[S, B, N, D]``.
+        cosine: of the angles, ``[S, B, 1, D]``, both halves the same, in the dtype of the tensor.
+        sine: like ``cosine``.
+
+    Source: Su et al. 2021, in the half-split form of GPT-NeoX.
+    """
+    return _Rotary.apply(tensor_SBND, cosine, sine)
+
+
+class _Rotary(torch.autograd.Function):
+    """Turns back in the backward pass. The gradient lies in memory as the tensor does, whatever comes in: sums over it are
+    then the same to the bit whether attention was recomputed or not."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        ctx.save_for_backward(cosine, sine)
+        return _turn(tensor, cosine, sine)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cosine, sine = ctx.saved_tensors
+        return _turn(grad.contiguous(), cosine, -sine), None, None
+
+
+def _turn(tensor: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    first, second = tensor.chunk(2, -1)
+    return tensor * cosine + torch.cat([-second, first], -1) * sine
 
 
 def grouped_matmul(tokens_TI: Tensor, weights_EIO: Tensor, counts: Sequence[int]) -> Tensor:

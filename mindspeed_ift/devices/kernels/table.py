@@ -16,7 +16,10 @@ SWITCH = "MINDSPEED_IFT_PLAIN_KERNELS"
 GROUPS: dict[str, tuple[str, ...]] = {
     "attention": ("attention", "attention_forward", "attention_backward"),
     "rms_norm": ("rms_norm",),
+    "swiglu": ("swiglu",),
+    "rotary": ("rotary",),
     "grouped_matmul": ("grouped_matmul",),
+    "adamw": ("fused_adamw",),
 }
 """Name in `SWITCH` -> the functions that it stands for."""
 
@@ -25,13 +28,19 @@ Kernel = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Kernels:
-    """One function a field, with the signature and the result of its twin in `kernels.reference`."""
+    """One function a field, with the signature and the result of its twin in `kernels.reference`.
+
+    `fused_adamw` says whether torch's AdamW may update all weights of a group in one kernel (``fused=True``).
+    """
 
     attention: Kernel = reference.attention
     attention_forward: Kernel = reference.attention_forward
     attention_backward: Kernel = reference.attention_backward
     rms_norm: Kernel = reference.rms_norm
+    swiglu: Kernel = reference.swiglu
+    rotary: Kernel = reference.rotary
     grouped_matmul: Kernel = reference.grouped_matmul
+    fused_adamw: bool = False
 
 
 PLAIN = Kernels()
@@ -42,26 +51,42 @@ def plain() -> tuple[Kernels, str]:
     return PLAIN, "plain torch"
 
 
-def with_fused(fused: Mapping[str, tuple[str, Mapping[str, Kernel]]]) -> tuple[Kernels, str]:
-    """The table in which ``fused`` kernels serve where no switch asks for plain ones, and a line for the log.
+@dataclass(frozen=True)
+class Offer:
+    """What a device has for one of the `GROUPS`.
 
-    Args:
-        fused: group -> what the log calls its kernels, and the functions by their field's name.
+    Attributes:
+        label: what the log calls it.
+        functions: values of the table's fields.
+        missing: why it cannot serve, or empty.
+    """
+
+    label: str
+    functions: Mapping[str, Kernel | bool]
+    missing: str = ""
+
+
+def with_fused(offers: Mapping[str, Offer]) -> tuple[Kernels, str]:
+    """The table in which the offers serve that no switch rules out, and a line for the log.
 
     Raises:
         UserError: `SWITCH` names a group that there is not.
     """
     unwanted = _unwanted()
-    chosen = {group: offer for group, offer in fused.items() if group not in unwanted}
-    functions = {name: kernel for _, kernels in chosen.values() for name, kernel in kernels.items()}
-    said = [label for label, _ in chosen.values()]
-    switched = [group for group in fused if group in unwanted]
-    missing = [group for group in GROUPS if group not in fused]
-    if switched:
-        said.append(f"plain torch for {', '.join(switched)} ({SWITCH})")
-    if missing:
-        said.append(f"plain torch for {', '.join(missing)}")
-    return replace(PLAIN, **functions), "; ".join(said)
+    functions: dict[str, Any] = {}
+    labels, plain_ones = [], []
+    for group in GROUPS:
+        offer = offers.get(group)
+        if offer is None:
+            plain_ones.append(group)
+        elif group in unwanted or offer.missing:
+            plain_ones.append(f"{group} ({SWITCH if group in unwanted else offer.missing})")
+        else:
+            functions.update(offer.functions)
+            labels.append(offer.label)
+    if plain_ones:
+        labels.append(f"plain torch for {', '.join(plain_ones)}")
+    return replace(PLAIN, **functions), "; ".join(labels)
 
 
 def _unwanted() -> set[str]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mindspeed_ift.devices.kernels import blocks, npu, reference
-from tests.device import operators
+from tests.device.recording import CALLS
 from tests.tolerances import ATTENTION, ATTENTION_BF16, ATTENTION_GRADIENTS
 
 
@@ -104,7 +104,7 @@ def check_parts(
 
 
 def check_that_the_operators_were_called() -> None:
-    layouts = {layout for name, layout, _ in operators.CALLS if name == "npu_fusion_attention"}
+    layouts = {layout for name, layout, _ in CALLS if name == "npu_fusion_attention"}
     assert layouts == {"SBH, sparse_mode 3", "TND, sparse_mode 3", "TND, no mask"}
 
 

@@ -96,13 +96,3 @@ def check_that_a_gradient_needs_its_softmax() -> None:
     uneven = torch.rand(6, 4, 8)
     with pytest.raises(ContractError, match="last eight numbers"):
         torch_npu.npu_fusion_attention_grad(*TOKENS, TOKENS[0], **(right | {"softmax_max": uneven}))
-
-
-def check_that_a_norm_needs_weights_of_its_dtype() -> None:
-    import torch_npu
-
-    hidden = torch.randn(3, 8, dtype=torch.bfloat16)
-    with pytest.raises(ContractError, match="gamma of torch.float16 does not go with"):
-        torch_npu.npu_rms_norm(hidden, torch.ones(8, dtype=torch.float16), epsilon=1e-6)
-    with pytest.raises(ContractError, match="gamma is not as the last dimensions"):
-        torch_npu.npu_rms_norm(hidden, torch.ones(4, dtype=torch.bfloat16), epsilon=1e-6)

@@ -15,14 +15,24 @@ def fused() -> int:
     return 0
 
 
-OFFERS = {"attention": ("flash", {"attention": fused}), "rms_norm": ("norm", {"rms_norm": fused})}
+OFFERS = {
+    "attention": table.Offer("flash", {"attention": fused}),
+    "rms_norm": table.Offer("norm", {"rms_norm": fused}),
+}
 
 
 def test_what_is_offered_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(table.SWITCH, raising=False)
     kernels, notice = table.with_fused({"rms_norm": OFFERS["rms_norm"]})
     assert kernels.rms_norm is fused and kernels.attention is reference.attention
-    assert notice.startswith("norm; plain torch for attention, ")
+    assert notice.startswith("norm; plain torch for attention, swiglu, ")
+
+
+def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(table.SWITCH, raising=False)
+    offer = table.Offer("norm", {"rms_norm": fused}, "there is no npu_rms_norm")
+    kernels, notice = table.with_fused({"rms_norm": offer})
+    assert kernels == table.PLAIN and "rms_norm (there is no npu_rms_norm)" in notice
 
 
 @pytest.mark.parametrize("switch", ["rms_norm", " rms_norm, "])
@@ -30,13 +40,12 @@ def test_a_switch_asks_for_plain_torch(monkeypatch: pytest.MonkeyPatch, switch: 
     monkeypatch.setenv(table.SWITCH, switch)
     kernels, notice = table.with_fused(OFFERS)
     assert kernels.attention is fused and kernels.rms_norm is reference.rms_norm
-    assert notice.startswith(f"flash; plain torch for rms_norm ({table.SWITCH})")
+    assert notice.startswith(f"flash; plain torch for rms_norm ({table.SWITCH}), ")
 
 
 def test_all_can_be_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(table.SWITCH, "all")
     assert table.with_fused(OFFERS)[0] == table.PLAIN
-    assert table.with_fused(npu.OFFERS)[0] == table.PLAIN
 
 
 def test_a_wrong_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +61,12 @@ def test_every_function_has_a_switch_and_every_device_a_table() -> None:
     assert set(device.KERNELS) == {"npu", "cuda", "cpu"} and device.KERNELS["cpu"]() == (table.PLAIN, "plain torch")
 
 
-def test_the_npu_offers_what_the_table_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_npu_says_what_its_torch_npu_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here there is none, so all is lacking; the real one is asked in tests/device."""
     monkeypatch.delenv(table.SWITCH, raising=False)
-    for group, (_, functions) in npu.OFFERS.items():
-        assert set(functions) == set(table.GROUPS[group])
+    offers = npu.offers()
+    assert {group: set(offer.functions) for group, offer in offers.items()} == {
+        group: set(names) for group, names in table.GROUPS.items()
+    }
+    kernels, notice = table.with_fused(offers)
+    assert kernels == table.PLAIN and "attention (this torch_npu has no npu_fusion_attention)" in notice

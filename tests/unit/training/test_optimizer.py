@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -10,8 +11,11 @@ import torch
 
 from mindspeed_ift.config.layout import LayoutFlags
 from mindspeed_ift.config.tuning import OptimizerFlags
-from mindspeed_ift.training.optimizer import build_optimizer, build_schedule, wrap
+from mindspeed_ift.devices import device
+from mindspeed_ift.devices.kernels.table import PLAIN
+from mindspeed_ift.training.optimizer import build_optimizer, build_schedule, restored, wrap
 from tests.tiny_model import tiny_model, world_of_one
+from tests.tolerances import KERNEL
 
 HIGH, LOW = 1e-3, 1e-4
 
@@ -96,3 +100,37 @@ def test_overlap_leaves_its_hooks() -> None:
         assert plain[0].config.no_sync_func is None and plain[0].config.param_sync_func is None
         assert overlapped[0].config.no_sync_func is not None and overlapped[0].config.param_sync_func is not None
         assert plain[0].config.finalize_model_grads_func is not None and plain[0].config.grad_scale_func is not None
+
+
+def test_the_fused_update_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the device's table has it; the weights after two updates are those of the plain one."""
+    found = []
+    with world_of_one() as groups:
+        for fused in (False, True):
+            table = dataclasses.replace(device.current(), kernels=dataclasses.replace(PLAIN, fused_adamw=fused))
+            monkeypatch.setattr("mindspeed_ift.training.optimizer.current", lambda table=table: table)
+            torch.manual_seed(0)
+            stage = tiny_model(groups)
+            optimizer = build_optimizer(
+                wrap([stage], LayoutFlags()), OptimizerFlags(lr=1e-2, train_iters=2), LayoutFlags()
+            )
+            assert all(bool(group.get("fused")) == fused for group in optimizer.param_groups)
+            for seed in range(2):
+                generator = torch.Generator().manual_seed(seed)
+                for parameter in stage.parameters():
+                    parameter.main_grad.copy_(torch.randn(parameter.shape, generator=generator))
+                optimizer.step()
+            found.append([parameter.detach().clone() for parameter in stage.parameters()])
+    for plain, other in zip(*found):
+        torch.testing.assert_close(other, plain, **KERNEL)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_fused_update_counts_its_steps_on_the_device(fused: bool) -> None:
+    """torch refuses a fused update whose count is elsewhere than its weights; a checkpoint's is on the host."""
+    weight = torch.nn.Parameter(torch.empty(3, device="meta"))
+    inner = torch.optim.AdamW([weight])
+    inner.param_groups[0]["fused"] = fused
+    inner.state[weight] = {"step": torch.tensor(4.0)}
+    restored(SimpleNamespace(optimizer=inner))
+    assert inner.state[weight]["step"].device.type == ("meta" if fused else "cpu")

@@ -1,0 +1,32 @@
+"""Plain kernels against the textbook in float64, gradients by torch's own differentiation."""
+
+from __future__ import annotations
+
+import torch
+
+from mindspeed_ift.devices.kernels import reference
+from tests.tolerances import KERNEL
+
+
+def test_rotary_turns_pairs_of_channels() -> None:
+    generator = torch.Generator().manual_seed(1)
+    tensor, grad = (torch.randn(5, 2, 3, 8, generator=generator) for _ in range(2))
+    angles = (torch.rand(5, 2, 1, 4, generator=generator) * 6).double()
+    wide = tensor.double().requires_grad_()
+    turned = torch.view_as_complex(torch.stack(wide.chunk(2, -1), -1)) * torch.polar(torch.ones_like(angles), angles)
+    expected = torch.cat([turned.real, turned.imag], -1)
+    (expected_grad,) = torch.autograd.grad(expected, wide, grad.double())
+    tensor.requires_grad_()
+    turns = [function(angles.float()).repeat(1, 1, 1, 2) for function in (torch.cos, torch.sin)]
+    out = reference.rotary(tensor, *turns)
+    torch.testing.assert_close(out, expected.float(), **KERNEL)
+    for given in (grad, grad.permute(1, 2, 0, 3).contiguous().permute(2, 0, 1, 3)):  # as it may lie after attention
+        (found,) = torch.autograd.grad(out, tensor, given, retain_graph=True)
+        torch.testing.assert_close(found, expected_grad.float(), **KERNEL)
+        assert found.is_contiguous()
+
+
+def test_swiglu_gates_by_the_first_half() -> None:
+    gate_and_up = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+    gate, up = gate_and_up.double()[:, :3], gate_and_up.double()[:, 3:]
+    torch.testing.assert_close(reference.swiglu(gate_and_up), (gate / (1 + (-gate).exp()) * up).float(), **KERNEL)
