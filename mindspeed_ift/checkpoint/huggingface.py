@@ -51,6 +51,11 @@ class Folder:
         return set(self._files)
 
     @property
+    def files(self) -> list[str]:
+        """Names of all files of weights, in order."""
+        return sorted(set(self._files.values()))
+
+    @property
     def size(self) -> int:
         """Bytes of the files.
 

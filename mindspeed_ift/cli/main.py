@@ -17,6 +17,8 @@ COMMANDS = {
     "verify-packing": "do packed rows teach what their samples do: a training line on a tiny model (tools/verify_packing.py)",
     "tune": "indexed dataset -> trained checkpoint (tools/posttrain_gpt.py)",
     "convert": "Hugging Face <-> Megatron checkpoints (tools/convert_ckpt.py)",
+    "show-checkpoint": "what a checkpoint or a Hugging Face folder holds (tools/show_checkpoint.py)",
+    "verify-checkpoint": "whether it is whole (tools/verify_checkpoint.py)",
     "generate": "answers from a Hugging Face folder or a checkpoint (tools/inference.py)",
     "evaluate": "loss and answers on held-out records, before and after (tools/evaluation.py)",
     "verify-template": "does a served model see what it was trained on: template against the tokenizer's own",

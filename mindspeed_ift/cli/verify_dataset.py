@@ -25,11 +25,12 @@ def main(argv: list[str]) -> int:
 
         vocab_size = load_tokenizer(config.tokenizer_name_or_path).vocab_size
     report = verify_dataset(config.data_path, vocab_size, config.pack_index)
-    _print(report, config.data_path)
+    print_report(report, config.data_path)
     return 1 if report.problems else 0
 
 
-def _print(report: Report, prefix: str) -> None:
+def print_report(report: Report, prefix: str) -> None:
+    """The table, then a line for each notice and each problem."""
     from rich.table import Table
 
     from mindspeed_ift.cli.console import Console

@@ -29,3 +29,21 @@ class VerifyDatasetConfig:
         """
         if not self.data_path.strip():
             raise UserError("--data-path is missing; give the --output-prefix of preprocess_data.py")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Options of ``verify-checkpoint`` and ``show-checkpoint``."""
+
+    load: Path | None = None
+    """--save folder of a run (its newest checkpoint), an iter_ folder, or a Hugging Face folder. Can be given as first word,
+    without the flag."""
+
+    def check(self) -> None:
+        """Refuse a command without a folder.
+
+        Raises:
+            UserError: With the remedy.
+        """
+        if self.load is None:
+            raise UserError("--load is missing; give the --save folder of a run or a Hugging Face folder")
