@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
 
     report = verify_packing(parsed.config, world_size())
     if os.environ.get("RANK", "0") == "0":
-        _print(report, parsed.config.data.data_path[0])
+        _print(report, " ".join(parsed.config.data.data_path))
     return 0 if report.holds else 1
 
 

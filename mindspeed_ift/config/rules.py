@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 from mindspeed_ift.config.architecture import Architecture
+from mindspeed_ift.config.blending import named_datasets
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.layout import Layout
 from mindspeed_ift.config.lora import LORA_TARGETS, MODULES_TO_SAVE, LoraFlags
@@ -153,8 +154,19 @@ def _query_groups(config: TuneConfig) -> None:
 def _data_path(config: TuneConfig) -> None:
     if not config.data.data_path:
         raise UserError("--data-path is missing: give the --output-prefix of preprocess_data.py")
-    if len(config.data.data_path) > 1:
-        raise UserError("--data-path takes one prefix; blending several datasets is not supported yet")
+    named_datasets("--valid-data-path", config.data.valid_data_path)
+    prefixes, _ = named_datasets("--data-path", config.data.data_path)
+    if len(prefixes) == 1:
+        return
+    if config.data.pack_index is not None:
+        raise UserError(
+            f"--pack-index is of one dataset, --data-path names {len(prefixes)}; give --pack, which makes rows of each"
+        )
+    if config.data.balance_packs:
+        raise UserError(
+            f"--balance-packs deals the rows of one dataset, --data-path names {len(prefixes)}; leave it out, or join them"
+            " with merge_datasets.py"
+        )
 
 
 def _train_iters(config: TuneConfig) -> None:

@@ -71,11 +71,12 @@ class TrainingDataFlags:
     """Which samples, and how they become batches."""
 
     data_path: tuple[str, ...] = ()
-    """Prefix of the indexed dataset: the --output-prefix of preprocess_data.py, without _packed_..."""
+    """Prefix of the indexed dataset: the --output-prefix of preprocess_data.py, without _packed_...; of several, weight and
+    prefix in turn (0.3 data/a 0.7 data/b), or prefixes alone, which takes as many samples as each has."""
     split: str = "100,0,0"
-    """Shares of training, validation and test data: contiguous ranges of the dataset."""
-    valid_data_path: str | None = None
-    """Prefix of an indexed dataset to evaluate on, instead of a share of --data-path."""
+    """Shares of training, validation and test data: contiguous ranges of each dataset."""
+    valid_data_path: tuple[str, ...] = ()
+    """Prefix of an indexed dataset to evaluate on, instead of a share of --data-path; or several, as there."""
     seq_length: int = 4096
     """Row length: every row when padded or packed, the longest allowed with --no-pad-to-seq-lengths."""
     pad_to_seq_lengths: bool = True

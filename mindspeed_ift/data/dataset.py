@@ -27,7 +27,7 @@ _VALUES_AT_ONCE = 1 << 22
 
 
 class Samples(Protocol):
-    """What training needs of a dataset: one of files, or a packed view of one.
+    """What training needs of a dataset: one of files, a packed view of one, or a blend of several.
 
     Attributes:
         prefix: Of the files.
@@ -52,6 +52,10 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, number: int) -> Sample: ...
+
+    def located(self, number: int) -> tuple[str, int]:
+        """Prefix of the files that a sample, or row, is of, and its number among those."""
+        ...
 
     def check_fits(self, vocab_size: int) -> None:
         """Refuse token ids that the model does not have."""
@@ -88,6 +92,10 @@ class InstructionDataset:
         segments = self._columns["attention_mask"][number] if self.has_segments else None
         weights = self._columns[WEIGHTS][number] if self.has_weights else None
         return Sample(self._columns["input_ids"][number], self._columns["labels"][number], segments, weights)
+
+    def located(self, number: int) -> tuple[str, int]:
+        """See `Samples.located`."""
+        return self.prefix, number
 
     @property
     def has_weights(self) -> bool:

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.balanced_order import BalancedOrder
 from mindspeed_ift.data.batch import Batch, SequenceMode
+from mindspeed_ift.data.blending import BlendedOrder
 from mindspeed_ift.data.dataset import Samples
 from mindspeed_ift.data.order import SampleOrder
 from mindspeed_ift.data.overlong import Overlong, cut_sample, refuse_overlong
 from mindspeed_ift.data.sample import Sample
+
+Order = SampleOrder | BalancedOrder | BlendedOrder
+"""What a run may ask which sample comes when."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class MicroBatches:
 
     dataset: Samples
     sample_range: range
-    order: SampleOrder | BalancedOrder
+    order: Order
     mode: SequenceMode
     micro_batch_size: int
     data_rank: int = 0

@@ -45,8 +45,9 @@ def refuse_overlong(dataset: Samples, sample_range: range, seq_length: int, reme
     samples = overlong_samples(dataset, sample_range, seq_length)
     if len(samples):
         longest = int(dataset.lengths[samples].max())
+        prefix, number = dataset.located(int(samples[0]))
         raise UserError(
-            f"dataset {dataset.prefix}: sample {samples[0]} has {dataset.lengths[samples[0]]} tokens, more than"
+            f"dataset {prefix}: sample {number} has {dataset.lengths[samples[0]]} tokens, more than"
             f" --seq-length {seq_length} ({len(samples)} such samples, the longest {longest}); {remedy}"
         )
 

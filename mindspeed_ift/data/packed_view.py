@@ -58,6 +58,10 @@ class PackedView:
             start += space
         return Sample(ids, labels, segments, weights)
 
+    def located(self, number: int) -> tuple[str, int]:
+        """See `Samples.located`."""
+        return self.prefix, number
+
     def check_fits(self, vocab_size: int) -> None:
         """See `InstructionDataset.check_fits`."""
         self.dataset.check_fits(vocab_size)

@@ -11,6 +11,7 @@ import numpy as np
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.tuning import TuneConfig
+from mindspeed_ift.data.blending import Blend
 from mindspeed_ift.data.dataset import Samples
 
 KEY = "trained_on"
@@ -30,7 +31,8 @@ def data_facts(config: TuneConfig, dataset: Samples, template: str | None) -> di
     data = config.data
     return {
         "fingerprint of the data": fingerprint(dataset),
-        "samples": len(dataset),
+        "samples": dataset.sizes if isinstance(dataset, Blend) else len(dataset),
+        "shares": dataset.turns.weights if isinstance(dataset, Blend) else [1],
         "template": template,
         "--seed": config.optimizer.seed,
         "--split": data.split,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
+from mindspeed_ift.config.blending import named_datasets
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.layout import Layout
 from mindspeed_ift.config.tuning import TrainingDataFlags, TuneConfig
 from mindspeed_ift.data.batch import DynamicLength, FixedLength, Packed, SequenceMode
-from mindspeed_ift.data.boundaries import choose_boundaries
+from mindspeed_ift.data.blending import Blend, Part
+from mindspeed_ift.data.boundaries import StoredBoundaries, choose_boundaries
 from mindspeed_ift.data.dataset import InstructionDataset, Samples
 from mindspeed_ift.data.encode import EncodeOptions
 from mindspeed_ift.data.packed_view import packed_samples
@@ -20,27 +23,129 @@ from mindspeed_ift.data.template_choice import check_definition, definition, fin
 from mindspeed_ift.data.tokenizer import load_tokenizer
 
 
-def validation_dataset(
-    config: TuneConfig, layout: Layout, facts: dict[str, Any], manifest: dict[str, Any]
-) -> tuple[Samples, SequenceMode]:
-    """What --valid-data-path names: packed in the run if the training data is, its samples told apart in its own way.
+@dataclass(frozen=True)
+class Opened:
+    """A dataset that a flag names.
+
+    Attributes:
+        samples: as they are, or packed as the flags ask.
+        facts: see `token_facts`.
+        mode: how its samples become rows.
+    """
+
+    samples: Samples
+    facts: dict[str, Any]
+    mode: SequenceMode
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Samples that a run goes through: of one dataset, or of several in a `Blend`.
+
+    Attributes:
+        samples: all of them.
+        taken: which are gone through.
+        mode: how they become rows.
+    """
+
+    samples: Samples
+    taken: range
+    mode: SequenceMode
+
+
+def open_training(config: TuneConfig, layout: Layout) -> tuple[list[Opened], dict[str, Any]]:
+    """What --data-path names, and the facts of all of it.
 
     Raises:
-        UserError: it was made with another tokenizer than the training data.
+        UserError: a dataset is missing, damaged, or two of them were not made alike.
     """
-    path = config.data.valid_data_path
-    assert path is not None
-    files = InstructionDataset(path)
-    mine, theirs = ((one or {}).get("tokenizer_sha256") for one in (manifest, files.manifest))
-    if None not in (mine, theirs) and mine != theirs:
-        raise UserError(
-            f"--valid-data-path {path} was made with another tokenizer than --data-path {config.data.data_path[0]}; "
-            "prepare it again with the same"
-        )
-    own = facts if files.manifest is None else token_facts(config.data, files)
+    prefixes, _ = named_datasets("--data-path", config.data.data_path)
+    opened = [_open(InstructionDataset(prefix), config, config.data, layout) for prefix in prefixes]
+    for other in opened[1:]:
+        _check_alike(opened[0], other)
+    # Plain text has no template; what it is blended with tells how the model is talked to.
+    facts = dict(next((one.facts for one in opened if one.facts["prompt_type"]), opened[0].facts))
+    if len({one.facts["enable_thinking"] for one in opened if one.facts["prompt_type"]}) > 1:
+        facts["enable_thinking"] = None
+    notices = dict.fromkeys(one.facts["certificate_notice"] for one in opened if one.facts["certificate_notice"])
+    return opened, facts | {"certificate_notice": "\n".join(notices) or None}
+
+
+def open_validation(config: TuneConfig, layout: Layout, training: Opened) -> list[Opened]:
+    """What --valid-data-path names: packed in the run if the training data is, samples told apart in their own way.
+
+    Raises:
+        UserError: as `open_training`; or it was made with another tokenizer than the training data.
+    """
     data = replace(config.data, pack=config.data.pack or config.data.pack_index is not None, pack_index=None)
+    opened = []
+    for prefix in named_datasets("--valid-data-path", config.data.valid_data_path)[0]:
+        files = InstructionDataset(prefix)
+        mine, theirs = ((one.manifest or {}).get("tokenizer_sha256") for one in (training.samples, files))
+        if None not in (mine, theirs) and mine != theirs:
+            raise UserError(
+                f"--valid-data-path {prefix} was made with another tokenizer than --data-path {training.samples.prefix};"
+                " prepare it again with the same"
+            )
+        own = training.facts if files.manifest is None else None
+        one = _open(files, config, data, layout, own)
+        opened.append(replace(one, mode=for_evaluation(one.mode)))
+    return opened
+
+
+def select(opened: list[Opened], weights: tuple[Fraction, ...] | None, ranges: list[range]) -> Selection:
+    """Some samples of each dataset; of none for which its range is empty.
+
+    Args:
+        opened: the datasets.
+        weights: theirs, see `named_datasets`.
+        ranges: of each dataset.
+    """
+    if len(opened) == 1 or not any(ranges):
+        return Selection(opened[0].samples, ranges[0], opened[0].mode)
+    parts: list[Part] = []
+    shares: list[Fraction] = []
+    for number, (one, taken) in enumerate(zip(opened, ranges, strict=True)):
+        if len(taken):
+            parts.append(Part(one.samples, taken, one.mode.boundaries if isinstance(one.mode, Packed) else None))
+            shares += [weights[number]] if weights is not None else []
+    mode, blend = opened[0].mode, Blend(parts, shares or None)
+    if isinstance(mode, Packed):
+        mode = replace(mode, boundaries=StoredBoundaries())  # of whichever dataset, the blend tells them so
+    return Selection(blend, range(len(blend)), mode)
+
+
+def _open(
+    files: InstructionDataset,
+    config: TuneConfig,
+    data: TrainingDataFlags,
+    layout: Layout,
+    facts: dict[str, Any] | None = None,
+) -> Opened:
+    facts = token_facts(data, files) if facts is None else facts
     samples = packed_samples(files, data, config.optimizer.seed, facts["pad_id"])
-    return samples, for_evaluation(sequence_mode(config, layout, samples, own))
+    return Opened(samples, facts, sequence_mode(config, layout, samples, facts))
+
+
+def _check_alike(first: Opened, other: Opened) -> None:
+    """Refuse two datasets that no model can learn together.
+
+    Raises:
+        UserError: they were made with two tokenizers, or two templates.
+    """
+    manifests = [one.samples.manifest or {} for one in (first, other)]
+    for what, key, found in (
+        ("tokenizer", "tokenizer", [one.get("tokenizer_sha256") for one in manifests]),
+        ("template", "prompt_type", [one.facts["prompt_type"] for one in (first, other)]),
+        ("template", "prompt_type", [one.facts["template_sha256"] for one in (first, other)]),
+        ("vocabulary", "vocab_size", [one.facts["vocab_size"] for one in (first, other)]),
+    ):
+        if None not in found and found[0] != found[1]:
+            told = " and ".join(str(one.get(key)) for one in manifests)
+            raise UserError(
+                f"--data-path {first.samples.prefix} and {other.samples.prefix} were not made with the same {what} ({told});"
+                " prepare one of them again with that of the other"
+            )
 
 
 def for_evaluation(mode: SequenceMode) -> SequenceMode:

@@ -10,6 +10,7 @@ from typing import Any
 from mindspeed_ift.checkpoint.disk import require_folder
 from mindspeed_ift.checkpoint.megatron import read_manifest
 from mindspeed_ift.config.architecture import Architecture
+from mindspeed_ift.config.blending import named_datasets
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.layout import Layout, layout_of
 from mindspeed_ift.config.resolve import resolve_architecture
@@ -17,14 +18,22 @@ from mindspeed_ift.config.rules import check_flags, check_layout, num_micro_batc
 from mindspeed_ift.config.tuning import TrainingDataFlags, TuneConfig
 from mindspeed_ift.data.balanced_order import BalancedOrder, Dealing
 from mindspeed_ift.data.batch import Packed, SequenceMode
+from mindspeed_ift.data.blending import Blend
 from mindspeed_ift.data.costs import attention_costs
-from mindspeed_ift.data.dataset import InstructionDataset, Samples, is_dataset
-from mindspeed_ift.data.micro_batches import MicroBatches
+from mindspeed_ift.data.dataset import Samples, is_dataset
+from mindspeed_ift.data.micro_batches import MicroBatches, Order
 from mindspeed_ift.data.order import SampleOrder, split_ranges
 from mindspeed_ift.data.overlong import Overlong, count_overlong
-from mindspeed_ift.data.packed_view import PackedView, packed_samples
+from mindspeed_ift.data.packed_view import PackedView
 from mindspeed_ift.training.continuing import data_facts, refuse_other_data
-from mindspeed_ift.training.datasets import for_evaluation, sequence_mode, token_facts, validation_dataset
+from mindspeed_ift.training.datasets import (
+    Opened,
+    Selection,
+    for_evaluation,
+    open_training,
+    open_validation,
+    select,
+)
 from mindspeed_ift.training.sources import Sources, find_sources, loaded_architecture
 from mindspeed_ift.training.trackers import require_packages
 
@@ -38,12 +47,12 @@ class Plan:
         layout: degrees of parallelism.
         architecture: of the model.
         architecture_origin: where it came from.
-        dataset: the samples to train on.
+        dataset: the samples to train on; of several --data-path a `Blend`.
         mode: how they become batches.
         valid_dataset: the samples to evaluate on: those of --valid-data-path, else a share of ``dataset``.
         valid_mode: how these become batches.
         train: range of training samples.
-        valid: range of validation samples, of ``valid_dataset``.
+        valid: range of validation samples, of ``valid_dataset``; of a `Blend` the first so many in its order.
         cut_samples: training samples that are longer than ``--seq-length`` and will be cut.
         micro_batches: of one step and replica.
         sources: whose weights are taken, and whose training is continued.
@@ -83,20 +92,26 @@ class Plan:
         return self._micro_batches(self.dataset, self.train, self.mode, order, data_rank)
 
     def validation_samples(self, data_rank: int) -> MicroBatches:
-        """The micro-batches that one data parallel rank evaluates on, in the order of the dataset.
+        """The micro-batches that one data parallel rank evaluates on, in the order of the dataset; of several in that
+        of their shares.
 
         Raises:
             UserError: samples are too long and may not be cut.
         """
-        order = SampleOrder(len(self.valid), self.config.optimizer.seed, shuffle=False)
-        return self._micro_batches(self.valid_dataset, self.valid, self.valid_mode, order, data_rank)
+        dataset, seed, taken = self.valid_dataset, self.config.optimizer.seed, self.valid
+        if isinstance(dataset, Blend):
+            order: Order = dataset.order(seed, shuffle=False)
+            taken = range(len(dataset))
+        else:
+            order = SampleOrder(len(taken), seed, shuffle=False)
+        return self._micro_batches(dataset, taken, self.valid_mode, order, data_rank)
 
     def _micro_batches(
         self,
         dataset: Samples,
         sample_range: range,
         mode: SequenceMode,
-        order: SampleOrder | BalancedOrder,
+        order: Order,
         data_rank: int,
     ) -> MicroBatches:
         data = self.config.data
@@ -112,8 +127,10 @@ class Plan:
             overlong=overlong if data.cut_token else Overlong.REFUSE,
         )
 
-    def _order(self, shuffle: bool, consumed: int, dealing: Dealing | None) -> SampleOrder | BalancedOrder:
+    def _order(self, shuffle: bool, consumed: int, dealing: Dealing | None) -> Order:
         seed, balance = self.config.optimizer.seed, self.config.data.balance_packs
+        if isinstance(self.dataset, Blend):
+            return self.dataset.order(seed, shuffle)
         # Rows that were balanced stay so until the epoch ends, or some would come twice and others not at all.
         goes_on = dealing is not None and consumed % len(self.train) != 0
         if not (shuffle and isinstance(self.mode, Packed) and (balance or goes_on)):
@@ -122,7 +139,7 @@ class Plan:
         sizes = (self.layout.data, self.config.optimizer.micro_batch_size, self.micro_batches) if balance else ()
         return BalancedOrder(costs, seed, *sizes, consumed=consumed, begun=dealing)
 
-    def describe_balance(self, order: SampleOrder | BalancedOrder) -> str | None:
+    def describe_balance(self, order: Order) -> str | None:
         """What --balance-packs comes to, a line; None without it."""
         if not (self.config.data.balance_packs and isinstance(order, BalancedOrder)):
             return None
@@ -137,19 +154,22 @@ class Plan:
 
     def describe(self) -> str:
         """The lines a run begins with."""
-        epochs = self.config.optimizer.train_iters * self.rows_of_a_step / len(self.train)
         lines = [
             _describe_architecture(self.architecture, self.architecture_origin),
             _describe_layout(self.layout, self.micro_batches),
-            f"data: {self.dataset.prefix}: {len(self.train):,} of {len(self.dataset):,} samples to train on, "
-            f"{epochs:.2f} epochs",
         ]
+        for one, taken, share in self._shares(self.dataset, self.train):
+            epochs = share * self.config.optimizer.train_iters * self.rows_of_a_step / len(taken)
+            told = f", share {share:.4g}" if isinstance(self.dataset, Blend) else ""
+            lines.append(
+                f"data: {one.prefix}: {len(taken):,} of {len(one):,} samples to train on{told}, {epochs:.2f} epochs"
+            )
+            if isinstance(one, PackedView):
+                lines.append(f"data: {one.index.describe()}")
+            elif self.config.data.pack:
+                lines.append(f"data: {one.prefix} is packed already: --pack changes nothing")
         if len(self.valid):
             lines.append(f"data: {self.valid_dataset.prefix}: {len(self.valid):,} samples to evaluate on")
-        if isinstance(self.dataset, PackedView):
-            lines.append(f"data: {self.dataset.index.describe()}")
-        elif self.config.data.pack:
-            lines.append(f"data: {self.dataset.prefix} is packed already: --pack changes nothing")
         if self.cut_samples:
             how = "at the end (--cut-max-seqlen)" if self.config.data.cut_max_seqlen else "turn by turn"
             lines.append(
@@ -159,6 +179,32 @@ class Plan:
         lines += _notices_of_packing(self.config.data, self.dataset)
         notice = self.token_facts["certificate_notice"]
         return "\n".join([*lines, *([notice] if notice else []), *self.sources.notices])
+
+    def describe_consumed(self, consumed: int) -> list[str]:
+        """How much of each of several datasets so many samples were: a line each; none for a single dataset."""
+        if not isinstance(self.dataset, Blend):
+            return []
+        counts = self.dataset.turns.counts(consumed)
+        return [
+            f"data: {one.prefix}: {count:,} samples taken, {count / len(taken):.2f} epochs"
+            for (one, taken, _), count in zip(self._shares(self.dataset, self.train), counts, strict=True)
+        ]
+
+    @property
+    def datasets(self) -> list[dict[str, Any]]:
+        """The datasets trained on, as JSON: what else than the seed decides which sample comes when."""
+        return [
+            {"data_path": one.prefix, "samples": [taken.start, taken.stop], "share": share}
+            for one, taken, share in self._shares(self.dataset, self.train)
+        ]
+
+    @staticmethod
+    def _shares(dataset: Samples, taken: range) -> list[tuple[Samples, range, float]]:
+        """Each dataset, what is taken of it, and its share."""
+        if not isinstance(dataset, Blend):
+            return [(dataset, taken, 1.0)]
+        parts = zip(dataset.parts, dataset.turns.shares(), strict=True)
+        return [(part.samples, part.taken, share) for part, share in parts]
 
     @property
     def rows_of_a_step(self) -> int:
@@ -177,54 +223,69 @@ def plan(config: TuneConfig, world_size: int) -> Plan:
     layout = layout_of(config.layout, world_size)
     if config.run.save is not None:
         require_folder(config.run.save, "--save")
-    files = InstructionDataset(config.data.data_path[0])
-    facts = token_facts(config.data, files)
-    dataset = packed_samples(files, config.data, config.optimizer.seed, facts["pad_id"])
+    opened, facts = open_training(config, layout)
     sources = find_sources(config)
     architecture, origin = resolve_architecture(
         config.model, loaded_architecture(config, sources), facts["vocab_size"], len(layout.noop_layers)
     )
     check_layout(config, architecture, layout)
-    dataset.check_fits(architecture.vocab_size)
-    train, valid, _ = split_ranges(len(dataset), config.data.split)
-    if not len(train):
-        raise UserError(
-            f"--split {config.data.split} leaves no training sample of {len(dataset)}; raise the first share"
-        )
-    mode = sequence_mode(config, layout, dataset, facts)
-    valid_dataset, valid_mode = dataset, for_evaluation(mode)
-    if config.data.valid_data_path is not None:
-        if len(valid):
-            raise UserError(
-                f"--valid-data-path and the validation share of --split {config.data.split} exclude each other; give "
-                "--split 100,0,0"
-            )
-        valid_dataset, valid_mode = validation_dataset(config, layout, facts, files.manifest or {})
-        valid_dataset.check_fits(architecture.vocab_size)
-        valid = range(len(valid_dataset))
-    _check_evaluation(config, len(valid))
+    train, valid = _selections(config, layout, opened)
+    for selection in (train, valid) if config.data.valid_data_path else (train,):
+        selection.samples.check_fits(architecture.vocab_size)
+    to_evaluate = range(valid.samples.once()) if isinstance(valid.samples, Blend) else valid.taken
+    _check_evaluation(config, len(to_evaluate))
     planned = Plan(
         config=config,
         layout=layout,
         architecture=architecture,
         architecture_origin=origin,
-        dataset=dataset,
-        mode=mode,
-        valid_dataset=valid_dataset,
-        valid_mode=valid_mode,
-        train=train,
-        valid=valid,
-        cut_samples=count_overlong(dataset, train, config.data.seq_length),
+        dataset=train.samples,
+        mode=train.mode,
+        valid_dataset=valid.samples,
+        valid_mode=valid.mode,
+        train=train.taken,
+        valid=to_evaluate,
+        cut_samples=count_overlong(train.samples, train.taken, config.data.seq_length),
         micro_batches=num_micro_batches(config, layout),
         sources=sources,
         token_facts=facts,
     )
     planned.training_samples(data_rank=0, shuffle=False)  # refuses samples that neither fit nor may be cut
-    if len(valid):
+    if len(to_evaluate):
         planned.validation_samples(data_rank=0)
     if sources.resume is not None and config.run.check_data:
         refuse_other_data(sources.resume, read_manifest(sources.resume), planned.data_facts)
     return planned
+
+
+def _selections(config: TuneConfig, layout: Layout, opened: list[Opened]) -> tuple[Selection, Selection]:
+    """What is trained on, and what is evaluated on.
+
+    Raises:
+        UserError: a dataset has nothing to train on, or there are two sources of validation data.
+    """
+    data = config.data
+    splits = [split_ranges(len(one.samples), data.split) for one in opened]
+    for one, (taken, *_) in zip(opened, splits, strict=True):
+        if not len(taken):
+            raise UserError(
+                f"--split {data.split} leaves no training sample of {len(one.samples)} of {one.samples.prefix}; raise the"
+                " first share"
+            )
+    _, weights = named_datasets("--data-path", data.data_path)
+    train = select(opened, weights, [taken for taken, *_ in splits])
+    shares = [taken for _, taken, _ in splits]
+    if not data.valid_data_path:
+        valid = select(opened, weights, shares)
+        return train, replace(valid, mode=for_evaluation(valid.mode))
+    if any(shares):
+        raise UserError(
+            f"--valid-data-path and the validation share of --split {data.split} exclude each other; give "
+            "--split 100,0,0"
+        )
+    to_evaluate = open_validation(config, layout, opened[0])
+    _, weights = named_datasets("--valid-data-path", data.valid_data_path)
+    return train, select(to_evaluate, weights, [range(len(one.samples)) for one in to_evaluate])
 
 
 def _check_evaluation(config: TuneConfig, valid_samples: int) -> None:
@@ -283,10 +344,12 @@ def _missing_paths(config: TuneConfig) -> dict[str, str]:
         "--tokenizer-name-or-path": config.data.tokenizer_name_or_path,
     }
     missing = {flag: str(path) for flag, path in paths.items() if path is not None and not Path(path).exists()}
-    prefixes = [prefix for prefix in config.data.data_path if not is_dataset(prefix)]
-    valid = config.data.valid_data_path
-    found = {"--data-path": " ".join(prefixes)} if prefixes else {}
-    return found | ({"--valid-data-path": valid} if valid is not None and not is_dataset(valid) else {}) | missing
+    named = {"--data-path": config.data.data_path, "--valid-data-path": config.data.valid_data_path}
+    prefixes = {
+        flag: " ".join(prefix for prefix in named_datasets(flag, words)[0] if not is_dataset(prefix))
+        for flag, words in named.items()
+    }
+    return {flag: told for flag, told in prefixes.items() if told} | missing
 
 
 def _describe_architecture(architecture: Architecture, origin: str) -> str:

@@ -50,7 +50,7 @@ def _records(
             for row, (number, sample) in enumerate(rows):
                 ids = sample.input_ids.tolist()
                 record: dict[str, Any] = {"data_rank": rank, "micro_batch": micro_batch, "row": row}
-                record |= {"data_path": training.dataset.prefix, "sample": number}
+                record |= dict(zip(("data_path", "sample"), training.dataset.located(number), strict=True))
                 record |= {"input_ids": ids, "labels": sample.labels.tolist()}
                 yield record | ({"text": tokenizer.decode(ids)} if tokenizer is not None else {})
 

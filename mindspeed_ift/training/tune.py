@@ -133,6 +133,8 @@ def _loop(run: _Run, stop_request: StopRequest) -> None:
         run.saver.finish()
     profile.close()
     metrics.close()
+    for line in plan.describe_consumed(progress.consumed):
+        _say(groups, line)
 
 
 def _trackers(plan: Plan, first: int) -> Trackers:
@@ -371,6 +373,7 @@ def _facts(plan: Plan, progress: Progress) -> dict[str, Any]:
     return {
         **progress.facts(),
         "data_path": plan.dataset.prefix,
+        "datasets": plan.datasets,
         "seed": plan.config.optimizer.seed,
         TRAINED_ON: plan.data_facts,
         "tokenizer": plan.token_facts["tokenizer"],

@@ -18,12 +18,14 @@ BALANCED = "--balance-packs"
 KINDS = ("whole", "cut")
 TORCH = "--ckpt-format torch"
 WEIGHTS = ("model_optim_rng.pt", "_0.distcp")
-# Name -> ranks, sequence mode, flags; modes, fp32 and bf16, and formats take turns.
+# Name -> ranks, sequence mode, flags, in which {mode} is the dataset of that mode; modes, fp32 and bf16, and formats take
+# turns.
 CASES = {
     "tp2 sp": (2, "packed", f"{TENSOR} --sequence-parallel --bf16"),
     "pp2": (2, "dynamic", f"{PIPELINE} {TORCH}"),
     "dp2 do overlap": (2, "fixed", f"{DISTRIBUTED} --overlap-grad-reduce --overlap-param-gather --bf16 {TORCH}"),
     "cp2 do": (2, "packed", f"{CONTEXT} {DISTRIBUTED}"),
+    "dp2 several": (2, "packed", "--data-path 0.7 {packed} 0.3 {dynamic}"),
     "tp2 sp dp2 do": (4, "dynamic", f"{TENSOR} --sequence-parallel {DISTRIBUTED} {TORCH}"),
     "pp2 dp2 do": (4, "packed", f"{PIPELINE} {DISTRIBUTED} --bf16"),
 }
@@ -50,14 +52,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "2",
         ]
         words += ["--micro-batch-size", "1", "--global-batch-size", "4", "--train-iters", "5", "--eval-interval", "2"]
-        return [*words, "--save-interval", "2", "--save", str(folder / name), *flags.split(), *start]
+        return [*words, "--save-interval", "2", "--save", str(folder / name), *flags.format(**data).split(), *start]
 
     jobs: list[list[str]] = []
     for name, (ranks, mode, flags) in CASES.items():
         jobs.append([str(ranks), *line(mode, f"{name} whole", flags)])
         jobs.append([str(ranks), *line(mode, f"{name} cut", flags, "--exit-interval", "3")])
         jobs.append([str(ranks), *line(mode, f"{name} cut", flags, "--load", str(folder / f"{name} cut"))])
-        jobs.append(["1", *line(mode, f"{name} one", "--bf16" if "--bf16" in flags else "")])
+        alone = "--bf16" if "--bf16" in flags else flags if "--data-path" in flags else ""
+        jobs.append(["1", *line(mode, f"{name} one", alone)])
     jobs.append(["2", *line("packed", "balanced whole", BALANCED)])
     jobs.append(["2", *line("packed", "balanced cut", BALANCED, "--exit-interval", "3")])
     jobs.append(["1", *line("packed", "balanced cut", BALANCED, "--load", str(folder / "balanced cut"))])
