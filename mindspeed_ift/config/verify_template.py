@@ -43,7 +43,8 @@ class VerifyTemplateConfig:
     output: Path | None = None
     """File for the certificate (JSON)."""
     data_path: str | None = None
-    """Dataset that was prepared with this template and tokenizer: the certificate goes into its manifest."""
+    """Dataset that was prepared with this template and tokenizer: its manifest gets this certificate, which may be of more
+    records than the one that preprocess has put there."""
     dry_run: bool = False
     """Print the resolved configuration and stop."""
 
