@@ -10,12 +10,12 @@ from typing import Any
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.verify_template import VerifyTemplateConfig
-from mindspeed_ift.data.certify import Report, Sample, certify, samples_of
+from mindspeed_ift.data.certify import Report, certify, samples_of
 from mindspeed_ift.data.conversation import Conversation, Message, Role
 from mindspeed_ift.data.encode import EncodeOptions
-from mindspeed_ift.data.formats import PEEKED, TextFormat, check_handler, make_format
+from mindspeed_ift.data.formats import PEEKED, AutoFormat, InstructionFormat, TextFormat, check_handler, make_format
 from mindspeed_ift.data.modes import encode_options
-from mindspeed_ift.data.records import find_datasets, read_records
+from mindspeed_ift.data.records import Origin, Record, find_datasets, read_records
 from mindspeed_ift.data.template_certificate import KEY, check_certificate, check_tokenizer
 from mindspeed_ift.data.template_choice import find_row, get_template, make_encoder
 from mindspeed_ift.data.tokenizer import load_tokenizer
@@ -36,8 +36,9 @@ def verify_template(config: VerifyTemplateConfig) -> Report:
     row = find_row(config.prompt_type, config.prompt_type_path)
     template = get_template(config.prompt_type, row, config.prompt_type_path)
     tokenizer = load_tokenizer(config.tokenizer_folder, config.trust_remote_code)
-    encoder = make_encoder(template, tokenizer, encode_options(config.preparation(), template))
-    return certify(encoder, tokenizer, _samples(config), config.examples)
+    form, records = _read(config)
+    encoder = make_encoder(template, tokenizer, encode_options(config.preparation(), template, form.makes_pairs))
+    return certify(encoder, tokenizer, samples_of(form, records), config.examples)
 
 
 def serving_notice(facts: Mapping[str, Any], folder: Path) -> str | None:
@@ -72,14 +73,15 @@ def serving_notice(facts: Mapping[str, Any], folder: Path) -> str | None:
     )
 
 
-def _samples(config: VerifyTemplateConfig) -> Iterator[Sample]:
+def _read(config: VerifyTemplateConfig) -> tuple[InstructionFormat | AutoFormat, Iterator[tuple[Record, Origin]]]:
+    """How the records are read, and all of them."""
     datasets = find_datasets(config.input)
     records = islice((pair for _, files in datasets for pair in read_records(files)), config.max_samples)
-    first = list(islice(records, PEEKED))
+    names, first = ", ".join(name for name, _ in datasets), list(islice(records, PEEKED))
     if not first:
-        return
-    keys, names = config.preparation(), ", ".join(name for name, _ in datasets)
+        raise UserError(f"no records in {names}; give --input a file that holds some")
+    keys = config.preparation()
     form = make_format(config.handler_name, keys.mapped_keys(), keys.json_keys, [record for record, _ in first], names)
     if isinstance(form, TextFormat):
         raise UserError(f"{names} holds plain text, which no template writes; give conversations")
-    yield from samples_of(form, chain(first, records))
+    return form, chain(first, records)

@@ -12,6 +12,7 @@ import pytest
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.merge import MergeConfig
+from mindspeed_ift.config.verify_template import VerifyTemplateConfig
 from mindspeed_ift.data import certify, workers
 from mindspeed_ift.data.indexed import manifest_path, read_manifest
 from mindspeed_ift.data.merging import merge
@@ -27,6 +28,7 @@ from mindspeed_ift.data.template_certificate import (
     write_json,
 )
 from mindspeed_ift.data.tokenizer import load_tokenizer
+from mindspeed_ift.verify.template import verify_template
 from tests.preparing import write
 from tests.tiny_tokenizer import make_tiny_tokenizer
 
@@ -93,6 +95,17 @@ def test_none_has_a_reason(
     assert found["verdict"] == "none" and line.startswith("template certificate: none, because ")
     with pytest.raises(AssertionError, match=reason):
         raise AssertionError(line)
+
+
+def test_the_command_compares_as_preparation_does(config: PreprocessConfig) -> None:
+    """Of preference pairs too, of which only the last answers are learnt."""
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "<think>\nhm\n</think>\n\nb"}]
+    answers = {kind: {"from": "gpt", "value": kind} for kind in ("chosen", "rejected")}
+    pair = {"conversations": [*turns, {"from": "human", "value": "c"}], **answers}
+    for records, verdict in (([pair], "equal"), ([SEVERAL, RECORDS[0]], "differs")):
+        found, _ = prepare(config, records)
+        request = VerifyTemplateConfig((config.input,), config.tokenizer_name_or_path, prompt_type="qwen3")
+        assert verify_template(request).certificate.as_dict() == found and found["verdict"] == verdict
 
 
 def test_long_conversations_end_the_comparison(config: PreprocessConfig, monkeypatch: pytest.MonkeyPatch) -> None:
