@@ -20,6 +20,11 @@ def tiny_architecture(**changes: object) -> Architecture:
     return Architecture(**{**sizes, **changes})  # type: ignore[arg-type]
 
 
+def tiny_experts(**changes: object) -> Architecture:
+    """The same with four experts of width 6 in each layer, two a token."""
+    return tiny_architecture(**{"num_experts": 4, "moe_router_topk": 2, "moe_ffn_hidden_size": 6, **changes})
+
+
 @contextlib.contextmanager
 def world_of_one(seed: int = 1) -> Iterator[Groups]:
     """The groups of a single process."""

@@ -48,11 +48,13 @@ def merge_adapters(
     """A weight with its adapter merged, shard by shard, summed in fp32; as it is if it has none.
 
     Args:
-        name: of the weight, ``....linear_qkv.weight``.
+        name: of the weight, ``....linear_qkv.weight``, or of the experts of a rank, ``....experts.weight1``.
         weights: its shard of each tensor rank, ``[O, I]``.
         shards: the state dict of each tensor rank, with the adapters.
         lora: scale and kind.
     """
+    if name[-1] in "12":
+        return [_merge_experts(name, *pair, lora) for pair in zip(weights, shards, strict=True)]
     prefix = name.removesuffix("weight")
     if f"{prefix}lora_A" not in shards[0]:
         return list(weights)
@@ -65,3 +67,12 @@ def merge_adapters(
         lengths = [shard[f"{prefix}lora_magnitude"].float() for shard in shards]
         merged = [one * (m / s.sqrt())[:, None] for one, m, s in zip(merged, lengths, squares, strict=True)]
     return [one.to(weight.dtype) for one, weight in zip(merged, weights, strict=True)]
+
+
+def _merge_experts(name: str, weight: Tensor, shard: Mapping[str, Tensor], lora: LoraFlags) -> Tensor:
+    """``weight1`` or ``weight2`` of an expert rank: in memory ``[E, I, O]``, as the product of its factors."""
+    a, b = (shard.get(name.replace("weight", f"lora_{factor}")) for factor in "AB")
+    if a is None or b is None:
+        return weight
+    each = weight.reshape(a.shape[0], a.shape[1], -1).float() + lora.scale * (a.float() @ b.float())
+    return each.reshape(weight.shape).to(weight.dtype)

@@ -11,10 +11,13 @@ LORA_TARGETS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 
 MODULES_TO_SAVE = (
     *("word_embeddings", "output_layer", "final_layernorm"),
-    *("input_layernorm", "pre_mlp_layernorm", "q_layernorm", "k_layernorm"),
+    *("input_layernorm", "pre_mlp_layernorm", "q_layernorm", "k_layernorm", "router"),
     *LORA_TARGETS,
 )
 """Megatron's names of the modules that have weights."""
+
+_OF_EXPERTS = {"weight1": "linear_fc1", "weight2": "linear_fc2"}
+"""Names of experts' parameters -> the modules that they are, of all experts together."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class LoraFlags:
         A ``tied`` model has an output layer only where its last pipeline stage holds a copy of the embedding.
         """
         module, _, last = name.rpartition(".")
-        module = module.rpartition(".")[2]
+        module = _OF_EXPERTS.get(last, module.rpartition(".")[2])
         if tied and module == "output_layer":
             module = "word_embeddings"
         return last.startswith("lora_") or module in self.lora_modules_to_save

@@ -96,6 +96,7 @@ def _experts_fit(config: TuneConfig, architecture: Architecture, layout: Layout)
         for flag, given in (
             ("--expert-model-parallel-size over 1", layout.expert > 1),
             ("--moe-aux-loss-coeff", config.optimizer.moe_aux_loss_coeff > 0),
+            ("--lora-modules-to-save router", "router" in config.lora.lora_modules_to_save),
         ):
             if given:
                 raise UserError(f"{flag} is for a mixture of experts, and this model is dense; leave it out")
@@ -110,13 +111,16 @@ def _experts_fit(config: TuneConfig, architecture: Architecture, layout: Layout)
             f"--expert-tensor-parallel-size {layout.tensor_of_experts} does not divide"
             f" {architecture.moe_ffn_hidden_size} columns of an expert; choose a divisor, or 1"
         )
-    for flag, modules in (
-        ("--lora-target-modules", config.lora.lora_target_modules),
-        ("--lora-modules-to-save", config.lora.lora_modules_to_save),
-    ):
-        for module in modules:
-            if module in ("linear_fc1", "linear_fc2"):
-                raise UserError(f"{flag} {module} is not supported yet for experts; give linear_qkv linear_proj")
+    if {"linear_fc1", "linear_fc2"} & set(config.lora.lora_target_modules):
+        if layout.tensor_of_experts > 1:
+            raise UserError(
+                "adapters of experts (linear_fc1, linear_fc2) are not split over devices: give"
+                " --expert-tensor-parallel-size 1, or --lora-target-modules linear_qkv linear_proj"
+            )
+        if config.lora.use_dora:
+            raise UserError(
+                "--use-dora is not supported for experts; give --lora-target-modules linear_qkv linear_proj"
+            )
     if layout.tensor > 1 and not layout.sequence_parallel:
         raise UserError(
             f"a mixture of experts with --tensor-model-parallel-size {layout.tensor} needs --sequence-parallel: each device"

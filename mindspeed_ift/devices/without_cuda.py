@@ -128,7 +128,26 @@ def _stand_in_of_torch() -> types.ModuleType:
         **{name: _always() for name in ("set_device", "synchronize", "empty_cache", "_lazy_init")},
     )
     factories = {name: _on_cpu(getattr(torch, name)) for name in _FACTORIES}
-    return _Shadow(torch, cuda=cuda, compile=_not_compiled, **factories)
+    distributed = _Shadow(torch.distributed, all_gather=_all_gather, reduce_scatter=_reduce_scatter)
+    return _Shadow(torch, cuda=cuda, distributed=distributed, compile=_not_compiled, **factories)
+
+
+def _all_gather(outputs: list[torch.Tensor], tensor: torch.Tensor, group: Any = None) -> None:
+    """``torch.distributed.all_gather`` of unequal lengths (tokens of experts), for which gloo wants the longest."""
+    longest = max(map(len, outputs))
+    padded = tensor.new_zeros(longest, *tensor.shape[1:])
+    padded[: len(tensor)] = tensor
+    gathered = [torch.empty_like(padded) for _ in outputs]
+    torch.distributed.all_gather(gathered, padded, group=group)
+    for output, found in zip(outputs, gathered, strict=True):
+        output.copy_(found[: len(output)])
+
+
+def _reduce_scatter(output: torch.Tensor, tensors: list[torch.Tensor], group: Any = None) -> None:
+    """``torch.distributed.reduce_scatter`` of unequal lengths, which gloo does not have: the sum of all, and its part."""
+    whole = torch.cat(tensors)
+    torch.distributed.all_reduce(whole, group=group)
+    output.copy_(whole.split(list(map(len, tensors)))[torch.distributed.get_rank(group)])
 
 
 def _on_host(tensor: torch.Tensor | None, as_numpy: bool = False, record_stream: bool = False) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor
 from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.checkpoint.convert import hugging_face_shard, hugging_face_tensors
 from mindspeed_ift.checkpoint.huggingface import read_training
-from mindspeed_ift.checkpoint.names import stage_entries
+from mindspeed_ift.checkpoint.names import ExpertPart, stage_entries
 from mindspeed_ift.checkpoint.transforms import to_shard
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.errors import UserError
@@ -86,7 +86,8 @@ def load(folder: Path, layout: Layout | None = None) -> Loaded:
         padded_vocab=padded_vocab_size(architecture.vocab_size, 1, layout.tensor),
     )
     if tensors is None:
-        weights = hugging_face_shard(folder, architecture, **asdict(part))
+        experts = ExpertPart.of(layout, groups.tensor_rank, 0)
+        weights = hugging_face_shard(folder, architecture, **asdict(part), experts=experts)
     else:
         weights = _part_of(tensors, architecture, part)
     dtype = next(iter(weights.values())).dtype
@@ -99,7 +100,8 @@ def load(folder: Path, layout: Layout | None = None) -> Loaded:
 
 
 def _check_layout(architecture: Architecture, layout: Layout) -> None:
-    for count in (architecture.num_attention_heads, architecture.num_query_groups, architecture.ffn_hidden_size):
+    heads = (architecture.num_attention_heads, architecture.num_query_groups)
+    for count in (*heads, architecture.ffn_hidden_size, architecture.moe_ffn_hidden_size):
         if count % layout.tensor:
             raise UserError(
                 f"--tensor-model-parallel-size {layout.tensor} does not divide {count} heads or columns; choose a divisor"
@@ -110,14 +112,18 @@ def _part_of(tensors: Iterator[tuple[str, Tensor]], architecture: Architecture, 
     """A rank's Megatron state dict from a stream of whole Hugging Face tensors, each let go of once it is used."""
     entries = list(stage_entries(architecture, part.layers, first_stage=part.first_stage, last_stage=part.last_stage))
     uses = Counter(name for _, names, _ in entries for name in names)
+    wanting: dict[str, list[Any]] = {}
+    for entry in entries:
+        for each in entry[1]:
+            wanting.setdefault(each, []).append(entry)
     kept: dict[str, Tensor] = {}
     state: dict[str, Tensor] = {}
     for arrived, tensor in tensors:
         if arrived not in uses:
             continue
         kept[arrived] = tensor
-        for name, names, transform in entries:
-            if arrived in names and all(each in kept for each in names):
+        for name, names, transform in wanting[arrived]:
+            if all(each in kept for each in names):
                 state[name] = to_shard(
                     transform,
                     [kept[each] for each in names],

@@ -87,11 +87,18 @@ class GroupedExperts(nn.Module):
             weights_T: of the token's experts, this one's.
         """
         counts = tokens_per_expert.tolist()
-        weight1 = self.weight1.view(self.num_local_experts, self.config.hidden_size, -1)
-        weight2 = self.weight2.view(self.num_local_experts, -1, self.config.hidden_size)
-        inner = self.activate(self.multiply(tokens_TH, weight1, counts))
+        inner = self.activate(self.product(1, tokens_TH, counts))
         inner = (inner * weights_T[:, None]).to(tokens_TH.dtype)
-        return self.multiply(inner, weight2, counts), None
+        return self.product(2, inner, counts), None
+
+    def matrices(self, number: int) -> Tensor:
+        """``weight1`` as ``[E, H, 2F]``, ``weight2`` as ``[E, F, H]``."""
+        hidden, experts = self.config.hidden_size, self.num_local_experts
+        return self.weight1.view(experts, hidden, -1) if number == 1 else self.weight2.view(experts, -1, hidden)
+
+    def product(self, number: int, tokens: Tensor, counts: list[int]) -> Tensor:
+        """Each expert's tokens times its matrix of that number."""
+        return self.multiply(tokens, self.matrices(number), counts)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
@@ -119,8 +126,7 @@ class GroupedExperts(nn.Module):
         config, experts = self.config, self.num_local_experts
         first = experts * self.ep_group.rank()
         size, rank = self.tp_group.size(), self.tp_group.rank()
-        weight1 = self.weight1.view(experts, config.hidden_size, -1)
-        weight2 = self.weight2.view(experts, -1, config.hidden_size)
+        weight1, weight2 = self.matrices(1), self.matrices(2)
         for number in range(experts * self.ep_group.size()):
             gate, up, down = (
                 torch.empty(shape, dtype=torch.float32)

@@ -21,10 +21,12 @@ from mindspeed_ift.mcore import (
     ModuleSpec,
     MoESubmodules,
     RowParallelLinear,
+    ShardedTensor,
     apply_swiglu_sharded_factory,
     make_sharded_tensors_for_checkpoint,
     tensor_parallel,
 )
+from mindspeed_ift.model.experts import GroupedExperts
 
 # Shapes: S positions, B rows, I inputs and O outputs of the layer on this tensor rank, R rank of the adapter.
 
@@ -112,6 +114,68 @@ class LoraRowLinear(RowParallelLinear):
         return self.lora_magnitude / directions(self.weight, self.lora_A, self.lora_B, self.lora.scale, self.tp_group)
 
 
+class LoraGroupedExperts(GroupedExperts):
+    """``W x + scale * B (A x)`` in each expert, whose adapters are its own and stay with it (no expert tensor parallel).
+
+    ``lora_A1`` ``[E, H, R]`` and ``lora_B1`` ``[E, R, 2F]`` belong to ``weight1``, which PEFT calls gate_proj and up_proj
+    of an expert, sharing their A; ``lora_A2`` ``[E, F, R]`` and ``lora_B2`` ``[E, R, H]`` to ``weight2``, its down_proj.
+
+    Args:
+        lora: rank, scale, dropout, modules.
+        arguments, options: of `GroupedExperts`.
+    """
+
+    def __init__(self, *arguments: Any, lora: LoraFlags, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.lora = lora
+        experts = self.num_local_experts
+        for number, _ in self.targets():
+            weight = self.matrices(number)
+            for factor, shape in (("A", (weight.shape[1], lora.lora_r)), ("B", (lora.lora_r, weight.shape[2]))):
+                parameter = nn.Parameter(torch.zeros(experts, *shape, dtype=weight.dtype, device=weight.device))
+                tensor_parallel.set_tensor_model_parallel_attributes(parameter, True, 0, 1)
+                parameter.allreduce = False  # as the weight's
+                setattr(self, f"lora_{factor}{number}", parameter)
+
+    def targets(self) -> list[tuple[int, str]]:
+        """(number of the weight, name of the module) of those with adapters."""
+        return [
+            (n, name) for n, name in ((1, "linear_fc1"), (2, "linear_fc2")) if name in self.lora.lora_target_modules
+        ]
+
+    def product(self, number: int, tokens: Tensor, counts: list[int]) -> Tensor:
+        """As `GroupedExperts.product`, with the adapters."""
+        output = super().product(number, tokens, counts)
+        if not hasattr(self, f"lora_A{number}"):
+            return output
+        inner = self.multiply(_dropped(self, tokens, split=True), getattr(self, f"lora_A{number}"), counts)
+        return output + self.multiply(inner, getattr(self, f"lora_B{number}"), counts) * self.lora.scale
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
+    ) -> dict[str, Any]:
+        """As `GroupedExperts.sharded_state_dict`, with the factors: of all experts one after the other."""
+        content = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        by_expert = (0, self.ep_group.rank(), self.ep_group.size())
+        for name, parameter in self.named_parameters():
+            if name.startswith("lora_"):
+                replica = (0, 0, self.dp_group.rank())
+                content[prefix + name] = ShardedTensor.from_rank_offsets(
+                    prefix + name, parameter, by_expert, replica_id=replica
+                )
+        return content
+
+    @torch.no_grad()
+    def start(self, name: str) -> None:
+        """Fresh adapters; ``name`` and the number of the expert are what is drawn from."""
+        first = self.num_local_experts * self.ep_group.rank()
+        for number, module in self.targets():
+            factor = getattr(self, f"lora_A{number}")
+            for expert, one in enumerate(factor):
+                one.copy_(_drawn(f"{name} {first + expert} {module}", self.lora.lora_r, factor.shape[1]).T)
+            getattr(self, f"lora_B{number}").zero_()
+
+
 def add_adapters(layer: ModuleSpec, lora: LoraFlags) -> None:
     """Replace the targeted linear layers in the spec of a transformer layer."""
     attention, mlp = layer.submodules.self_attention.submodules, layer.submodules.mlp.submodules
@@ -122,7 +186,11 @@ def add_adapters(layer: ModuleSpec, lora: LoraFlags) -> None:
         (mlp, "linear_fc1", LoraColumnLinear),
         (mlp, "linear_fc2", LoraRowLinear),
     ):
-        if name in lora.lora_target_modules and not (experts and owner is mlp):
+        if name not in lora.lora_target_modules:
+            continue
+        if experts and owner is mlp:
+            mlp.experts = ModuleSpec(module=LoraGroupedExperts, params={"lora": lora})
+        else:
             gated = {"gated": True} if name == "linear_fc1" else {}
             setattr(owner, name, ModuleSpec(module=kind, params={"lora": lora, **gated}))
 
@@ -150,13 +218,14 @@ def start_adapters(model: nn.Module, layer_numbers: range, seed: int) -> None:
     Source: Kaiming's uniform distribution with a = sqrt(5), as PEFT's LoraLayer.
     """
     for name, module in model.named_modules():
-        if not isinstance(module, (LoraColumnLinear, LoraRowLinear)):
+        if not isinstance(module, (LoraColumnLinear, LoraRowLinear, LoraGroupedExperts)):
             continue
         parts = name.split(".")
         layer = layer_numbers[int(parts[parts.index("layers") + 1])]
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {layer} {parts[-1]}".encode()))
-        bound = 1 / math.sqrt(module.input_size)
-        whole = torch.empty(module.lora.lora_r, module.input_size).uniform_(-bound, bound, generator=generator)
+        if isinstance(module, LoraGroupedExperts):
+            module.start(f"{seed} {layer}")
+            continue
+        whole = _drawn(f"{seed} {layer} {parts[-1]}", module.lora.lora_r, module.input_size)
         by_column = isinstance(module, LoraRowLinear)
         part = whole.chunk(module.tp_group.size(), 1)[module.tp_group.rank()] if by_column else whole
         with torch.no_grad():
@@ -165,6 +234,12 @@ def start_adapters(model: nn.Module, layer_numbers: range, seed: int) -> None:
             if module.lora.use_dora:
                 group = module.tp_group if by_column else None
                 module.lora_magnitude.copy_(directions(module.weight, module.lora_A, module.lora_B, 0.0, group))
+
+
+def _drawn(name: str, rank: int, inputs: int) -> Tensor:
+    """A fresh A, fp32 ``[R, I]``, the same for the same name."""
+    generator, bound = torch.Generator().manual_seed(zlib.crc32(name.encode())), 1 / math.sqrt(inputs)
+    return torch.empty(rank, inputs).uniform_(-bound, bound, generator=generator)
 
 
 @torch.no_grad()
@@ -208,7 +283,7 @@ def _sharded(
     return make_sharded_tensors_for_checkpoint(content, prefix, split, offsets, **groups)
 
 
-def _dropped(module: LoraColumnLinear | LoraRowLinear, hidden: Tensor, split: bool) -> Tensor:
+def _dropped(module: LoraColumnLinear | LoraRowLinear | LoraGroupedExperts, hidden: Tensor, split: bool) -> Tensor:
     """Dropout of an adapter's input; tensor ranks draw apart where each holds a part of it, alike where all hold it."""
     chance = module.lora.lora_dropout
     if not chance or not module.training:

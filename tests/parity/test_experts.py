@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import Qwen3MoeForCausalLM
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
+from mindspeed_ift.checkpoint.adapters import merge_adapters
 from mindspeed_ift.checkpoint.convert import convert, hugging_face_shard
 from mindspeed_ift.checkpoint.huggingface import Folder
 from mindspeed_ift.checkpoint.names import hugging_face_shapes, stage_entries
@@ -21,17 +22,28 @@ from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.convert import ConvertConfig
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.layout import LayoutFlags
+from mindspeed_ift.config.lora import LORA_TARGETS, LoraFlags
 from mindspeed_ift.config.tuning import OptimizerFlags
 from mindspeed_ift.data.batch import Batch
 from mindspeed_ift.devices.device import current
-from mindspeed_ift.inference.generate import Sampling, generate, model_step
+from mindspeed_ift.inference.decoder import Decoder
+from mindspeed_ift.inference.generate import generate
+from mindspeed_ift.inference.sampling import Sampling
 from mindspeed_ift.model.build import ModelOptions, Qwen3Model, build_model
-from mindspeed_ift.model.weights import fill
+from mindspeed_ift.model.lora import start_adapters
+from mindspeed_ift.model.weights import fill, without_adapters
 from mindspeed_ift.parallel.groups import Groups
 from mindspeed_ift.training.optimizer import build_optimizer, build_schedule, wrap
 from mindspeed_ift.training.step import train_step
 from tests.tiny_model import world_of_one
-from tests.tolerances import GRADIENTS, LOGITS, TWENTY_STEPS_LOSS, TWENTY_STEPS_WEIGHTS
+from tests.tolerances import (
+    GRADIENTS,
+    LOGITS,
+    LORA_STEPS_LOSS,
+    LORA_STEPS_WEIGHTS,
+    TWENTY_STEPS_LOSS,
+    TWENTY_STEPS_WEIGHTS,
+)
 from tests.training_runs import make_hugging_face_model
 
 VOCAB = 250
@@ -203,6 +215,73 @@ def test_balance_of_equal_load_is_one(groups: Groups, tmp_path: Path) -> None:
     assert report.load_balancing_loss == pytest.approx(1.0, rel=1e-6) and math.isfinite(report.gradient_norm)
 
 
+def in_transformers(found: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:
+    """The other way than `as_in_the_folder`, for a model that has these names."""
+    result = {}
+    for name in names:
+        prefix, _, last = name.rpartition("experts.")
+        kinds = {"gate_up_proj": ("gate", "up"), "down_proj": ("down",)}.get(last if prefix else "")
+        if kinds is None:
+            result[name] = found[name]
+            continue
+        each = [
+            torch.cat([found[f"{prefix}experts.{expert}.{kind}_proj.weight"] for kind in kinds]) for expert in range(8)
+        ]
+        result[name] = torch.stack(each)
+    return result
+
+
+def test_ten_steps_of_adapters(folder: Path, groups: Groups) -> None:
+    """Of each expert too, against Hugging Face's model on weights with the same adapters merged; and the merging itself."""
+    lora, scale = LoraFlags(LORA_TARGETS, lora_r=4, lora_alpha=12), 3.0
+    architecture, theirs = Architecture.from_hugging_face(folder), theirs_of(folder)
+    stage = build_model(architecture, ModelOptions(padded_vocab=VOCAB, lora=lora), groups)
+    facts = {"layers": range(architecture.num_layers), "first_stage": True, "last_stage": True}
+    sizes = {"tensor_size": 1, "tensor_rank": 0, "padded_vocab": VOCAB}
+    fill(stage, hugging_face_shard(folder, architecture, **facts, **sizes), str(folder), without_adapters)
+    start_adapters(stage, stage.layer_numbers, seed=3)
+    flags = OptimizerFlags(lr=1e-2, train_iters=10, lr_decay_style="constant", weight_decay=0.1)
+    values = {name: one.detach().clone() for name, one in stage.named_parameters()}
+    adapters = {name: one.requires_grad_() for name, one in values.items() if not without_adapters(name)}
+    assert {name.rpartition(".")[2] for name in adapters if "experts" in name} == {
+        f"lora_{factor}{number}" for factor in "AB" for number in "12"
+    }
+    reference = torch.optim.AdamW(adapters.values(), lr=flags.lr, weight_decay=flags.weight_decay)
+
+    def merged() -> dict[str, Tensor]:
+        weights = {name: one for name, one in values.items() if without_adapters(name)}
+        return as_hugging_face(stage, {k: merge_adapters(k, [one], [values], lora)[0] for k, one in weights.items()})
+
+    model = wrap([stage], LayoutFlags())
+    optimizer = build_optimizer(model, flags, LayoutFlags())
+    schedule = build_schedule(optimizer, flags)
+    losses = []
+    for number in range(10):
+        batch = batch_of(number % 8)
+        report = train_step(model, optimizer, schedule, [batch], groups, current())
+        names = {name for name, _ in theirs.named_parameters()}
+        logits = torch.func.functional_call(theirs, in_transformers(merged(), names), (batch.tokens,)).logits
+        each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch.labels, reduction="none")
+        loss = (each * batch.loss_mask).sum() / batch.learnt_tokens
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(adapters.values(), 1.0)
+        reference.step()
+        reference.zero_grad()
+        losses.append((report.loss, loss.item()))
+    assert [ours for ours, _ in losses] == pytest.approx([one for _, one in losses], **LORA_STEPS_LOSS)
+    for name, one in stage.named_parameters():
+        if name in adapters:
+            close(name, one, adapters[name], LORA_STEPS_WEIGHTS)
+    prefix, final = "decoder.layers.0.mlp.experts.", merged()
+    a, b = (values[f"{prefix}lora_{factor}1"][5] for factor in "AB")
+    change = scale * (a @ b).T
+    before = as_hugging_face(stage, values)
+    for part, rows in (("gate", change[:48]), ("up", change[48:])):
+        name = f"model.layers.0.mlp.experts.5.{part}_proj.weight"
+        close(name, final[name], before[name] + rows, LORA_STEPS_WEIGHTS)
+        assert rows.abs().max() > 1e-3
+
+
 @pytest.mark.parametrize(
     "layout",
     [{}, {"expert": 4}, {"tensor": 2, "expert": 2}, {"tensor": 2, "pipeline": 3, "expert": 4, "own": 1}],
@@ -241,8 +320,9 @@ def test_greedy_answers_are_those_of_generate(folder: Path, groups: Groups) -> N
     ours, theirs = ours_of(folder, groups).eval(), theirs_of(folder).eval()
     tokens, _ = tokens_of()
     prompts = [tokens[0, :9].tolist(), tokens[1, :20].tolist()]
-    answers = generate(model_step(ours, current().torch_device), prompts, [], Sampling(max_new_tokens=8))
+    asked = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    answers = generate(Decoder(ours, groups), prompts, [], Sampling(max_new_tokens=8))
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = torch.tensor([prompt])
-        expected = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
+        expected = theirs.generate(ids, attention_mask=torch.ones_like(ids), **asked)
         assert answer == expected[0, len(prompt) :].tolist()

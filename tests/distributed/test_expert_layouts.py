@@ -1,0 +1,131 @@
+"""A mixture of experts in any layout = one rank, its balance too; and stopped and resumed = never stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mindspeed_ift.checkpoint.convert import convert, whole_model
+from mindspeed_ift.checkpoint.huggingface import Folder
+from mindspeed_ift.config.convert import ConvertConfig
+from tests.tolerances import LAYOUT_LOSS, LORA_STEPS_WEIGHTS, TWENTY_STEPS_WEIGHTS
+from tests.training_runs import MODES, make_datasets, make_hugging_face_model, records, run
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+STEPS = 4
+EP, TP, PP, CP = (f"--{name}-parallel-size 2" for name in ("expert-model", "tensor-model", "pipeline-model", "context"))
+SP, ETP1, SHARDED = "--sequence-parallel", "--expert-tensor-parallel-size 1", "--use-distributed-optimizer"
+RECOMPUTE = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
+ALL = tuple(MODES)
+# (ranks, name) -> sequence modes, flags. Experts are laid over the ranks of all other axes.
+LAYOUTS = {
+    (2, "ep2 do overlap"): (ALL, f"{EP} {SHARDED} --overlap-grad-reduce --overlap-param-gather"),
+    (2, "tp2 sp etp1 do"): (("packed",), f"{TP} {SP} {ETP1} {SHARDED}"),
+    (2, "tp2 sp ep2 etp1"): (("dynamic",), f"{TP} {SP} {EP} {ETP1}"),
+    (4, "tp2 sp ep2 etp2"): (ALL, f"{TP} {SP} {EP}"),
+    (4, "pp2 ep2 recompute"): (("dynamic", "packed"), f"{PP} {EP} {RECOMPUTE}"),
+    (4, "pp2 vpp2 tp2 sp ep2 etp1 do"): (
+        ("packed",),
+        f"{PP} --num-layers-per-virtual-pipeline-stage 1 {TP} {SP} {EP} {ETP1} {SHARDED}",
+    ),
+    (4, "cp2 ep2 do"): (("fixed", "packed"), f"{CP} {EP} {SHARDED}"),
+    (4, "ep4 do"): (("dynamic",), f"--expert-model-parallel-size 4 {SHARDED}"),
+}
+ADAPTERS = "--lora-target-modules linear_qkv linear_proj linear_fc1 linear_fc2 --lora-r 4 --lr 1e-2"
+ADAPTER_LAYOUTS = {
+    (2, "lora ep2 do"): f"{EP} {SHARDED}",
+    (4, "lora tp2 sp ep2 etp1 pp2 recompute"): f"{TP} {SP} {EP} {ETP1} {PP} {RECOMPUTE}",
+}
+# Saved by these, and gone on with.
+RESUMED = {"tp2 sp ep2 etp1": "dynamic", "ep4 do": "dynamic"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process first, then each layout in a torchrun of its size. The second of four layers is dense."""
+    folder = tmp_path_factory.mktemp("experts")
+    data = make_datasets(folder)
+    weights = make_hugging_face_model(
+        folder / "hf", tied=False, vocab_size=400, layers=4, experts={"mlp_only_layers": [1]}
+    )
+
+    def line(mode: str, name: str, flags: str, *more: str) -> list[str]:
+        start = more if "--load" in more else ["--load", str(weights), "--enable-hf2mg-convert", *more]
+        words = ["--data-path", str(data[mode]), *MODES[mode], "--train-iters", str(STEPS), "--lr", "1e-3"]
+        words += ["--micro-batch-size", "2", "--global-batch-size", "8", "--moe-aux-loss-coeff", "0.1"]
+        return [*words, "--save", str(folder / mode / name), "--save-interval", "2", *flags.split(), *start]
+
+    ones = [line(mode, "one", "") for mode in MODES]
+    run([*ones, line("dynamic", "lora one", ADAPTERS)], 1, folder / "1")
+    for size in (2, 4):
+        lines = [
+            line("dynamic", name, f"{ADAPTERS} {flags}")
+            for (ranks, name), flags in ADAPTER_LAYOUTS.items()
+            if ranks == size
+        ]
+        for (ranks, name), (modes, flags) in LAYOUTS.items():
+            if ranks == size:
+                lines += [line(mode, name, flags) for mode in modes]
+            if ranks == size and name in RESUMED:
+                mode, cut = RESUMED[name], f"{name} cut"
+                lines.append(line(mode, cut, flags, "--exit-interval", "3"))
+                lines.append(line(mode, cut, flags, "--load", str(folder / mode / cut)))
+        run(lines, size, folder / str(size))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"), [(mode, name) for (_, name), (modes, _) in LAYOUTS.items() for mode in modes]
+)
+def test_losses_gradient_norms_and_balance_are_those_of_one_rank(runs: Path, mode: str, name: str) -> None:
+    one, other = records(runs / mode / "one"), records(runs / mode / name)
+    assert len(one) == len(other) == STEPS and one[-1]["loss"] < one[0]["loss"]
+    for key in ("loss", "gradient_norm", "load_balancing_loss"):
+        assert [record[key] for record in other] == pytest.approx([record[key] for record in one], **LAYOUT_LOSS)
+    assert all(record["load_balancing_loss"] > 1.0 for record in one)
+
+
+@pytest.mark.parametrize("name", [name for _, name in ADAPTER_LAYOUTS])
+def test_adapters_of_experts_are_those_of_one_rank(runs: Path, name: str, tmp_path: Path) -> None:
+    """While they train, and merged."""
+    one, other = (records(runs / "dynamic" / kind) for kind in ("lora one", name))
+    assert one[-1]["loss"] < one[0]["loss"]
+    for key in ("loss", "gradient_norm", "load_balancing_loss"):
+        assert [record[key] for record in other] == pytest.approx([record[key] for record in one], **LAYOUT_LOSS)
+    folders = []
+    for kind in ("lora one", name):
+        convert(ConvertConfig("mg", "hf", runs / "dynamic" / kind, tmp_path / kind))
+        folders.append(Folder(tmp_path / kind))
+    for tensor in sorted(folders[0].names):
+        theirs, mine = (folder._file("model.safetensors").get_tensor(tensor) for folder in folders)
+        assert torch.allclose(mine, theirs, **LORA_STEPS_WEIGHTS), (tensor, (mine - theirs).abs().max())
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_resumed_is_uninterrupted_to_the_bit(runs: Path, name: str) -> None:
+    whole, cut = (runs / RESUMED[name] / one for one in (name, f"{name} cut"))
+    assert records(whole) == records(cut) and len(records(cut)) == STEPS
+    folders = {path.name for path in (cut / "iter_0000004").iterdir() if path.is_dir()}
+    expected = {"tp2 sp ep2 etp1": {"mp_rank_00_000", "mp_rank_01_001"}}
+    assert folders == expected.get(name, {f"mp_rank_00_{expert:03d}" for expert in range(4)})
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"), [(modes[-1], name) for (_, name), (modes, _) in LAYOUTS.items() if "overlap" not in name]
+)
+def test_the_checkpoint_is_that_of_one_rank(runs: Path, mode: str, name: str, tmp_path: Path) -> None:
+    """Exported from its layout: the same names, and weights that differ by the order of summation."""
+    folders = {}
+    for one in ("one", name):
+        folders[one] = tmp_path / one
+        convert(ConvertConfig("mg", "hf", runs / mode / one, folders[one]))
+    expected, found = Folder(folders["one"]), Folder(folders[name])
+    assert found.names == expected.names
+    architecture, _, state = whole_model(runs / mode / name / "iter_0000004")
+    assert architecture.dense_layers == (1,) and "decoder.layers.1.mlp.linear_fc1.weight" in state
+    for tensor in sorted(expected.names):
+        theirs, mine = (one._file("model.safetensors").get_tensor(tensor) for one in (expected, found))
+        assert torch.allclose(mine, theirs, **TWENTY_STEPS_WEIGHTS), (tensor, (mine - theirs).abs().max())
