@@ -101,8 +101,10 @@ run_training() {  # run_training LOG FLAGS...: tools/posttrain_gpt.py on DEVICES
     fi
 }
 
-tune() {  # tune SIZE TP PP CP FLAGS...: Qwen3-SIZE from HF_MODEL on DATA_PATH into SAVE; goes on where SAVE stopped
-    local name size="$1" tp="$2" pp="$3" cp="$4" model
+# tune SIZE TP PP CP FLAGS...: Qwen3-SIZE from HF_MODEL on DATA_PATH into SAVE; goes on where SAVE stopped.
+# A mixture of experts sets DEFAULT_EP, over how many devices of a pipeline stage its experts are spread, each whole.
+tune() {
+    local name size="$1" tp="$2" pp="$3" cp="$4" ep="${DEFAULT_EP:-}" model stage
     shift 4
     name="$(basename "$0" .sh)"
     DATA_PATH="${DATA_PATH:-$ROOT/output/dataset/$DATASET}"
@@ -112,16 +114,20 @@ tune() {  # tune SIZE TP PP CP FLAGS...: Qwen3-SIZE from HF_MODEL on DATA_PATH i
     if [ "${SMOKE:-0}" = 1 ]; then  # a tiny model of the same shape in fp32, on this machine
         model=(--num-layers 2 --hidden-size 64 --ffn-hidden-size 128 --num-attention-heads 4 --num-query-groups 2
             --kv-channels 16)
+        [ -z "$ep" ] || model+=(--num-experts 8 --moe-router-topk 2 --moe-ffn-hidden-size 48) ep=1
         tp=1 pp=1 cp="$((cp > 1 ? 2 : 1))" NNODES=1 DEFAULT_GBS=2
     else
         model=(--preset "qwen3-$size" --bf16)
     fi
-    TP="${TP:-$tp}" PP="${PP:-$pp}" CP="${CP:-$cp}"
+    TP="${TP:-$tp}" PP="${PP:-$pp}" CP="${CP:-$cp}" EP="${EP:-$ep}"
     # Without accelerators: as many processes as the layout asks for.
-    [ "$DEVICES" -gt 0 ] || DEVICES="$((TP * PP * CP / ${NNODES:-1}))"
+    stage="$((TP * CP > ${EP:-1} ? TP * CP : EP))"
+    [ "$DEVICES" -gt 0 ] || DEVICES="$((stage * PP / ${NNODES:-1}))"
     model+=(--tensor-model-parallel-size "$TP" --pipeline-model-parallel-size "$PP" --use-distributed-optimizer)
     [ "$TP" -eq 1 ] || model+=(--sequence-parallel)
     [ "$CP" -eq 1 ] || model+=(--context-parallel-size "$CP" --context-parallel-algo "${CP_ALGO:-megatron_cp_algo}")
+    [ -z "$EP" ] || model+=(--expert-model-parallel-size "$EP" --expert-tensor-parallel-size 1
+        --moe-aux-loss-coeff "${AUX_LOSS:-0.001}")
     if [ -z "${ADAPTERS:-}" ] && [ -e "$SAVE/latest_checkpointed_iteration.txt" ]; then
         model+=(--load "$SAVE")
     elif [ -n "${HF_MODEL:-}" ]; then

@@ -11,7 +11,7 @@ def step_operations(
     """Operations of forward and backward pass: no pads, no recomputation, no logits of what is not learnt.
 
     A matrix product counts two a weight and token forward and four backward; with frozen weights two backward. Causal
-    attention counts half of each sample's square.
+    attention counts half of each sample's square. Of a mixture of experts count those that a token meets.
 
     Args:
         architecture: of the model.
@@ -24,7 +24,13 @@ def step_operations(
         getattr(architecture, name) for name in ("num_attention_heads", "num_query_groups", "kv_channels")
     )
     hidden = architecture.hidden_size
-    layer = hidden * size * (heads + 2 * groups) + heads * size * hidden + 3 * hidden * architecture.ffn_hidden_size
-    products = architecture.num_layers * layer * real_tokens + hidden * architecture.vocab_size * learnt_tokens
+    layers = architecture.num_layers * (hidden * size * (heads + 2 * groups) + heads * size * hidden)
+    for layer in range(architecture.num_layers):
+        if architecture.has_experts(layer):
+            layers += 3 * hidden * architecture.moe_ffn_hidden_size * architecture.moe_router_topk
+            layers += hidden * architecture.num_experts  # the router
+        else:
+            layers += 3 * hidden * architecture.ffn_hidden_size
+    products = layers * real_tokens + hidden * architecture.vocab_size * learnt_tokens
     attention = architecture.num_layers * heads * size * squared_lengths  # two products, half of the square each
     return 2.0 * products * (2 if adapters else 3) + 2.0 * attention * 3

@@ -373,6 +373,8 @@ def _notices_of_packing(data: TrainingDataFlags, dataset: Samples) -> list[str]:
 
 def _describe_layout(layout: Layout, micro_batches: int) -> str:
     split = ", sequence parallel" if layout.sequence_parallel else ""
+    if layout.expert > 1:
+        split += f", experts {layout.expert} x tensor {layout.tensor_of_experts}"
     return (
         f"layout: {layout.world} devices = tensor {layout.tensor} x pipeline {layout.pipeline} x context {layout.context}"
         f" x data {layout.data}"

@@ -35,19 +35,31 @@ MODELS = {
     "14b": ((40, 5120), 8, 1, 1),
     "32b": ((64, 5120), 8, 2, 1),
     "32b_256k": ((64, 5120), 8, 1, 4),
+    "30b": ((48, 2048), 4, 2, 1),
+    "30b_lora": ((48, 2048), 4, 1, 1),
+    "235b": ((94, 4096), 4, 8, 1),
 }
+# Of those with experts: devices that share them. A pipeline stage has at least as many.
+EXPERTS = {"30b": 8, "30b_lora": 8, "235b": 16, "235b_lora": 8}
 # What a script trains -> length of its rows.
 LENGTHS = {"full": 4096, "lora": 4096, "pack": 32768, "256k_pack": 262144}
 TUNE = [path for path in SCRIPTS if path.name.startswith("tune")]
 
 
 def _kind(script: Path) -> str:
-    return script.stem.split("_", 3)[3] if script.stem.count("_") > 2 else "full"
+    name = script.stem.replace("_a3b", "").replace("_a22b", "")  # the active parameters
+    return name.split("_", 3)[3] if name.count("_") > 2 else "full"
 
 
 def _model(script: Path) -> tuple[tuple[int, int], int, int, int]:
     size = script.stem.split("_")[2]
-    return MODELS[f"{size}_256k" if "256k" in _kind(script) else size]
+    own = f"{size}_{_kind(script)}"
+    return MODELS[f"{size}_256k" if "256k" in _kind(script) else own if own in MODELS else size]
+
+
+def _experts(script: Path) -> int | None:
+    size = script.stem.split("_")[2]
+    return EXPERTS.get(f"{size}_{_kind(script)}", EXPERTS.get(size))
 
 
 def _run(script: Path, tmp_path: Path, *flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -90,12 +102,15 @@ def test_dry_run_prints_the_command_and_the_configuration(script: Path, tmp_path
     assert title.startswith("configuration") and f"  {flag} = {value}   (flag)" in configuration
     if script.name.startswith("tune"):
         (layers, width), tensor, pipeline, context = _model(script)
-        devices = tensor * pipeline * context
+        experts = _experts(script)
+        devices = max(tensor * context, experts or 1) * pipeline
         assert f"-m mindspeed_ift.cli.torchrun --nproc_per_node {min(devices, 8)} " in command
         assert (f"--nnodes {devices // 8} " if devices > 8 else "--standalone ") in command
         assert any(f"num_layers {layers}, hidden_size {width}" in line for line in configuration)
-        layout = f"layout: {devices} devices = tensor {tensor} x pipeline {pipeline} x context {context} x data 1"
-        assert any(line.startswith(layout) for line in configuration)
+        layout = f"layout: {devices} devices = tensor {tensor} x pipeline {pipeline} x context {context} x data "
+        (told,) = (line for line in configuration if line.startswith(layout))
+        assert told.startswith(f"{layout}{devices // tensor // pipeline // context}")
+        assert (f", experts {experts} x tensor 1;" in told) if experts else "experts" not in told
         assert f"  --seq-length = {LENGTHS[_kind(script)]}   (flag)" in configuration
     assert not list(tmp_path.iterdir())
 
@@ -103,20 +118,22 @@ def test_dry_run_prints_the_command_and_the_configuration(script: Path, tmp_path
 def test_every_size_has_every_kind() -> None:
     """And a trial of each is that of the 8B, which is run for real below."""
     kinds = {(script.stem.split("_")[2], _kind(script)) for script in TUNE}
-    dense = [name for name in MODELS if "256k" not in name]
-    assert kinds >= {(size, kind) for size in dense for kind in ("full", "lora", "pack")} | {("32b", "256k_pack")}
+    sizes = [name for name in MODELS if "_" not in name]
+    assert kinds >= {(size, kind) for size in sizes for kind in ("full", "lora", "pack")} | {("32b", "256k_pack")}
 
 
 @pytest.mark.parametrize("script", [path for path in TUNE if "256k" not in path.name], ids=lambda path: path.name)
 def test_a_trial_of_any_size_is_that_of_the_8b(script: Path, tmp_path: Path) -> None:
-    """SMOKE=1 gives the same command for every size, and those of the 8B are run for real below."""
+    """SMOKE=1 gives the same command for every size, and those of the 8B (30B-A3B) are run for real below."""
     kind = _kind(script)
-    same = FOLDER / ("tune_qwen3_8b.sh" if kind == "full" else f"tune_qwen3_8b_{kind}.sh")
+    size = "30b_a3b" if _experts(script) else "8b"
+    same = FOLDER / (f"tune_qwen3_{size}.sh" if kind == "full" else f"tune_qwen3_{size}_{kind}.sh")
     python = tmp_path / "python"
     python.write_text("#!/bin/bash\nprintf '%s\\n' \"$@\"\n")
     python.chmod(0o755)
     variables = {"SMOKE": "1", "DRY_RUN": "1", "PYTHON": str(python), "DEVICES": "1", "SAVE": str(tmp_path / "run")}
-    asked, expected = (_run(path, tmp_path, **variables).stdout for path in (script, same))
+    learning_rates = {"LR": "1e-5", "MIN_LR": "1e-6", "GBS": "2"}
+    asked, expected = (_run(path, tmp_path, **variables, **learning_rates).stdout for path in (script, same))
     assert asked == expected and "--num-layers\n2\n" in asked
 
 
@@ -237,5 +254,37 @@ def test_adapters_from_tuning_to_a_folder(tmp_path: Path) -> None:
     done = _run(FOLDER / "ckpt_convert_qwen3_mcore2hf_lora.sh", tmp_path, **variables)
     assert done.returncode == 0, done.stdout + done.stderr
     generate = {"LOAD": variables["HF_OUTPUT"], "TOKENIZER": str(tmp_path / "tokenizer"), "MAX_NEW_TOKENS": "4"}
+    done = _run(FOLDER / "generate_qwen3_8b.sh", tmp_path, "--prompt", "add 3 and 6", **generate)
+    assert done.returncode == 0 and "> add 3 and 6" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_experts_from_tuning_to_answers(tmp_path: Path) -> None:
+    """Whole weights on two devices that share the experts, exported; adapters of those weights, merged; an answer."""
+    data = make_datasets(tmp_path)
+    variables = {"SMOKE": "1", "SEQ_LENGTH": "128", "TRAIN_ITERS": "2", "EP": "2", "DEVICES": "2"}
+    tokenizer = ["--tokenizer-name-or-path", str(tmp_path / "tokenizer")]
+    whole = variables | {
+        "SAVE": str(tmp_path / "run"),
+        "LOAD": str(tmp_path / "run"),
+        "HF_OUTPUT": str(tmp_path / "hf"),
+    }
+    whole |= {"DATA_PATH": str(data["packed"])}
+    adapted = variables | {
+        "SAVE": str(tmp_path / "lora"),
+        "LOAD": str(tmp_path / "lora"),
+        "HF_MODEL": str(tmp_path / "hf"),
+    }
+    adapted |= {"DATA_PATH": str(data["dynamic"]), "HF_OUTPUT": str(tmp_path / "merged")}
+    for script, flags, own in (
+        ("tune_qwen3_30b_a3b_pack.sh", tokenizer, whole),
+        ("ckpt_convert_qwen3_mcore2hf.sh", [], whole),
+        ("tune_qwen3_30b_a3b_lora.sh", tokenizer, adapted),
+        ("ckpt_convert_qwen3_mcore2hf_lora.sh", [], adapted),
+    ):
+        done = _run(FOLDER / script, tmp_path, *flags, **own)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "run/iter_0000002/mp_rank_00_001").is_dir()
+    generate = {"LOAD": adapted["HF_OUTPUT"], "TOKENIZER": str(tmp_path / "tokenizer"), "MAX_NEW_TOKENS": "4"}
     done = _run(FOLDER / "generate_qwen3_8b.sh", tmp_path, "--prompt", "add 3 and 6", **generate)
     assert done.returncode == 0 and "> add 3 and 6" in done.stdout, done.stdout + done.stderr

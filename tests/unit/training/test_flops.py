@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch.utils.flop_counter import FlopCounterMode
 
 from mindspeed_ift.training.flops import step_operations
-from tests.tiny_model import tiny_architecture
+from tests.tiny_model import tiny_architecture, tiny_experts
 
 
 def test_products_are_those_that_torch_counts() -> None:
@@ -25,6 +25,28 @@ def test_products_are_those_that_torch_counts() -> None:
         attn_implementation="eager",
     )
     model = Qwen3ForCausalLM(config)
+    ids = torch.arange(12)[None]
+    with FlopCounterMode(display=False) as counter:
+        model(ids).logits.sum().backward()
+    rotary = sum(
+        count for name, counts in counter.get_flop_counts().items() if "rotary" in name for count in counts.values()
+    )
+    ours = step_operations(shape, real_tokens=12, learnt_tokens=12, squared_lengths=2 * 12 * 12, adapters=False)
+    assert counter.get_total_flops() - rotary == ours
+
+
+def test_of_experts_those_count_that_a_token_meets() -> None:
+    """Against the products of transformers' model, one layer of it dense."""
+    import torch
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    shape = tiny_experts(dense_layers=(1,))
+    config = Qwen3MoeConfig(
+        **{key: value for key, value in shape.to_hugging_face("float32").items() if key != "model_type"},
+        attn_implementation="eager",
+        experts_implementation="eager",
+    )
+    model = Qwen3MoeForCausalLM(config)
     ids = torch.arange(12)[None]
     with FlopCounterMode(display=False) as counter:
         model(ids).logits.sum().backward()
