@@ -111,6 +111,8 @@ class Architecture:
             raise UserError(f"num_experts {self.num_experts} needs moe_router_topk and moe_ffn_hidden_size")
         if self.moe_router_topk > self.num_experts:
             raise UserError(f"moe_router_topk {self.moe_router_topk} is more than num_experts {self.num_experts}")
+        if self.moe_router_topk == 1 and self.norm_topk_prob:
+            raise UserError("moe_router_topk 1 with norm_topk_prob gives every expert the weight 1: nothing to learn")
         if not all(isinstance(one, int) and 0 <= one < self.num_layers for one in self.dense_layers):
             raise UserError(f"dense layers {list(self.dense_layers)} must be numbers of the {self.num_layers} layers")
         if len(set(self.dense_layers)) == self.num_layers:

@@ -170,7 +170,7 @@ def layout_of(flags: LayoutFlags, world_size: int) -> Layout:
             "--nproc_per_node, --tensor-model-parallel-size, --pipeline-model-parallel-size or --context-parallel-size"
         )
     expert, expert_tensor = flags.expert_model_parallel_size, flags.expert_tensor_parallel_size
-    if expert > 1 or expert_tensor is not None:
+    if expert != 1 or expert_tensor is not None:
         _experts_fit(flags, world_size // pipeline)
     return Layout(
         tensor,

@@ -131,10 +131,11 @@ class Metrics:
         sums, timings = self._sums, self._timings(self._sums)
         tokens = max(sums["tokens"], 1)
         wall = (time.perf_counter() - self._since) / self._steps
+        balance = "" if report.load_balancing_loss is None else f"balance {report.load_balancing_loss:.3f}  "
         share = f"MFU {100 * timings['mfu']:.1f} %  " if "mfu" in timings else ""
         print(
             f"step {iteration}/{self.total}  loss {report.loss:.4f}  lr {report.learning_rate:.3e}  "
-            f"grad norm {report.gradient_norm:.3f}  learnt {100 * sums['learnt_tokens'] / tokens:.0f} % and pads "
+            f"grad norm {report.gradient_norm:.3f}  {balance}learnt {100 * sums['learnt_tokens'] / tokens:.0f} % and pads "
             f"{100 * (1 - sums['real_tokens'] / tokens):.0f} % of {sums['tokens']:.0f} tokens  "
             f"{timings['tokens_per_second'] / self.world:,.0f} tokens/s/device  "
             f"{timings['real_tokens_per_second']:,.0f} tokens/s without pads  {share}"

@@ -284,7 +284,6 @@ def test_experts_from_tuning_to_answers(tmp_path: Path) -> None:
     ):
         done = _run(FOLDER / script, tmp_path, *flags, **own)
         assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "run/iter_0000002/mp_rank_00_001").is_dir()
     generate = {"LOAD": adapted["HF_OUTPUT"], "TOKENIZER": str(tmp_path / "tokenizer"), "MAX_NEW_TOKENS": "4"}
     done = _run(FOLDER / "generate_qwen3_8b.sh", tmp_path, "--prompt", "add 3 and 6", **generate)
     assert done.returncode == 0 and "> add 3 and 6" in done.stdout, done.stdout + done.stderr

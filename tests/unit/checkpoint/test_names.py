@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from mindspeed_ift.checkpoint.names import hugging_face_shapes, stage_entries
+from mindspeed_ift.checkpoint.names import ExpertPart, hugging_face_shapes, stage_entries
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.layout import Layout
 
@@ -47,6 +49,33 @@ def test_every_tensor_has_one_place(tied: bool, pipeline: int) -> None:
         found += [part for _, parts in names for part in parts]
     copies = ["model.embed_tokens.weight"] if tied and pipeline > 1 else []
     assert sorted(found) == sorted([*hugging_face_shapes(model), *copies])
+
+
+def test_experts_have_names_and_shapes_of_their_own() -> None:
+    """Each of the model in one place of its rank; layers without experts as they were."""
+    mixed = replace(architecture(False), num_experts=4, moe_router_topk=2, moe_ffn_hidden_size=6, dense_layers=(1,))
+    shapes = hugging_face_shapes(mixed)
+    assert shapes["model.layers.0.mlp.experts.3.up_proj.weight"] == (6, 8)
+    assert shapes["model.layers.0.mlp.experts.3.down_proj.weight"] == (8, 6)
+    assert shapes["model.layers.2.mlp.gate.weight"] == (4, 8) and shapes["model.layers.1.mlp.up_proj.weight"] == (12, 8)
+    assert not any("layers.1.mlp.experts" in name or "layers.1.mlp.gate.weight" in name for name in shapes)
+    found: list[str] = []
+    for rank in range(2):
+        part = ExpertPart(2, rank)
+        entries = list(
+            stage_entries(mixed, range(4), first_stage=True, last_stage=True, experts=part.numbers(mixed.num_experts))
+        )
+        found += [name for _, names, transform in entries for name in names if transform.of_experts or rank == 0]
+        assert ("decoder.layers.0.mlp.experts.weight2", f"experts.{2 * rank}.down_proj") in [
+            (name, names[0].partition("mlp.")[2].removesuffix(".weight")) for name, names, _ in entries
+        ]
+    assert sorted(found) == sorted(shapes)
+
+
+def test_a_rank_knows_its_experts() -> None:
+    layout = Layout(tensor=4, expert=2, expert_tensor=2)
+    assert ExpertPart.of(layout, 3, 1) == ExpertPart(2, 1, 2, 1)
+    assert ExpertPart.of(layout, 2, 1).numbers(6) == range(3, 6)
 
 
 def test_layers_are_counted_inside_the_stage_and_over_the_model() -> None:

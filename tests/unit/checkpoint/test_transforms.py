@@ -94,7 +94,7 @@ def test_there_and_back(transform: Transform, shapes: list[tuple[int, ...]], siz
 def test_whole_experts_of_a_checkpoint_of_any_layout(
     transform: Transform, shape: tuple[int, int], whole: tuple[int, ...]
 ) -> None:
-    model = dataclasses.replace(MODEL, num_experts=2, moe_router_topk=1, moe_ffn_hidden_size=8)
+    model = dataclasses.replace(MODEL, num_experts=2, moe_router_topk=2, moe_ffn_hidden_size=8)
     count = 4 if transform is EXPERTS_IN else 2
     tensors = [torch.randn(shape, generator=torch.Generator().manual_seed(number)) for number in range(count)]
     stored = to_shard(transform, tensors, model, tensor_size=1, tensor_rank=0, padded_vocab=8).view(whole)
@@ -109,3 +109,26 @@ def test_a_shard_has_memory_of_its_own() -> None:
         part = to_shard(transform, [matrix], MODEL, tensor_size=1, tensor_rank=0, padded_vocab=4)
         assert part.data_ptr() != matrix.data_ptr()
         assert part.untyped_storage().nbytes() == part.nbytes
+
+
+def test_experts_lie_in_memory_one_after_the_other() -> None:
+    """As the grouped product wants them: inputs by outputs, gate before up; and there and back for a split expert."""
+    model = dataclasses.replace(MODEL, num_experts=2, moe_router_topk=1, moe_ffn_hidden_size=4, norm_topk_prob=False)
+    gates, ups, downs = ([torch.randn(shape) for _ in range(2)] for shape in ((4, 3), (4, 3), (3, 4)))
+    inputs = [gates[0], ups[0], gates[1], ups[1]]
+    for size in (1, 2):
+        first = [
+            to_shard(EXPERTS_IN, inputs, model, tensor_size=size, tensor_rank=rank, padded_vocab=0)
+            for rank in range(size)
+        ]
+        second = [
+            to_shard(EXPERTS_OUT, downs, model, tensor_size=size, tensor_rank=rank, padded_vocab=0)
+            for rank in range(size)
+        ]
+        assert first[0].shape == (3, 2 * 8 // size) and second[0].shape == (2 * 4 // size, 3)
+        rows = slice(4 // size * (size - 1), None)
+        expected = torch.cat([gates[1][rows], ups[1][rows]]).T
+        assert torch.equal(first[-1].view(2, 3, -1)[1], expected)
+        assert torch.equal(second[-1].view(2, -1, 3)[1], downs[1][:, rows].T)
+        assert all(map(torch.equal, from_shards(EXPERTS_IN, first, model), inputs))
+        assert all(map(torch.equal, from_shards(EXPERTS_OUT, second, model), downs))

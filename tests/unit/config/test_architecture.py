@@ -206,6 +206,15 @@ def test_a_missing_key_is_named(key: str, tmp_path: Path) -> None:
         ({"architectures": ["Qwen3MoeForCausalLM"]}, "the key num_local_experts is missing"),
         ({"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 4}, "moe_router_topk 8 is more than num_experts 4"),
         (
+            {
+                "architectures": ["Qwen3MoeForCausalLM"],
+                "num_experts": 8,
+                "num_experts_per_tok": 1,
+                "norm_topk_prob": True,
+            },
+            "moe_router_topk 1 with norm_topk_prob",
+        ),
+        (
             {"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 8, "decoder_sparse_step": 0},
             "decoder_sparse_step must be a whole number of at least 1",
         ),

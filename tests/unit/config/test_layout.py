@@ -199,3 +199,40 @@ def test_context_parallel_sizes_that_do_not_fit_are_refused(
 )
 def test_rows_divide_into_what_each_rank_holds(layout: Layout, multiple: int) -> None:
     assert layout.row_multiple == multiple
+
+
+@pytest.mark.parametrize(
+    ("tensor", "expert", "own", "world", "expected"),
+    [
+        (1, 1, None, 2, [(0, 0)]),
+        (2, 2, None, 4, [(0, 0), (1, 0), (0, 1), (1, 1)]),
+        (2, 2, 1, 2, [(0, 0), (1, 1)]),
+        (2, 4, 1, 4, [(0, 0), (1, 1), (0, 2), (1, 3)]),
+        (4, 2, 2, 8, [(0, 0), (1, 0), (2, 1), (3, 1)]),
+        (2, 3, 1, 6, [(0, 0), (1, 1), (0, 2), (1, 0), (0, 1), (1, 2)]),
+    ],
+)
+def test_experts_are_laid_over_the_ranks_of_a_stage(
+    tensor: int, expert: int, own: int | None, world: int, expected: list[tuple[int, int]]
+) -> None:
+    """Each pair of tensor and expert rank that some rank has: they hold different weights, and have a file each."""
+    flags = LayoutFlags(tensor, expert_model_parallel_size=expert, expert_tensor_parallel_size=own)
+    assert layout_of(flags, world).shards() == expected
+
+
+@pytest.mark.parametrize(
+    ("tensor", "expert", "own", "expected"),
+    [
+        (1, 3, None, "4 processes of a pipeline stage do not divide by EP 3 x ETP 1 = 3"),
+        (2, 4, None, "do not divide by EP 4 x ETP 2 = 8"),
+        (1, 1, 2, "--expert-tensor-parallel-size 2 does not divide --tensor-model-parallel-size 1"),
+        (2, 0, 1, "must be at least 1"),
+        (2, 1, 0, "must be at least 1"),
+    ],
+)
+def test_experts_that_do_not_fit_the_ranks_are_refused(
+    tensor: int, expert: int, own: int | None, expected: str
+) -> None:
+    flags = LayoutFlags(tensor, expert_model_parallel_size=expert, expert_tensor_parallel_size=own)
+    with pytest.raises(UserError, match=expected):
+        layout_of(flags, 4)

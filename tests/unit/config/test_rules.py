@@ -245,6 +245,47 @@ def test_tensor_parallel_must_divide_every_matrix(architecture: Architecture, ex
         check("--tensor-model-parallel-size 2", 8, architecture)
 
 
+MIXED = replace(SMALL, num_experts=6, moe_router_topk=2, moe_ffn_hidden_size=9)
+TWO = "--tensor-model-parallel-size 2 --sequence-parallel"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--expert-model-parallel-size 4", "--expert-model-parallel-size 4 does not divide 6 experts"),
+        (TWO, "--expert-tensor-parallel-size 2 does not divide 9 columns of an expert"),
+        (
+            "--tensor-model-parallel-size 2 --expert-tensor-parallel-size 1",
+            "a mixture of experts with --tensor-model-parallel-size 2 needs --sequence-parallel",
+        ),
+        (
+            f"{TWO} --lora-target-modules linear_fc1",
+            "adapters of experts (linear_fc1, linear_fc2) are not split over devices",
+        ),
+        ("--lora-target-modules linear_fc2 --use-dora", "--use-dora is not supported for experts"),
+    ],
+)
+def test_what_does_not_fit_experts_is_refused(flags: str, expected: str) -> None:
+    architecture = replace(MIXED, moe_ffn_hidden_size=8) if "lora" in flags else MIXED
+    with pytest.raises(UserError) as caught:
+        check(flags, architecture=architecture)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "flags", ["--expert-model-parallel-size 2", "--moe-aux-loss-coeff 0.1", f"{TWO} --lora-modules-to-save router"]
+)
+def test_experts_of_a_dense_model_are_refused(flags: str) -> None:
+    flags += " --lora-target-modules linear_qkv" if "lora" in flags else ""
+    with pytest.raises(UserError, match="is for a mixture of experts, and this model is dense; leave it out"):
+        check(flags)
+
+
+def test_what_fits_experts_is_taken() -> None:
+    check(f"{TWO} --expert-tensor-parallel-size 1 --expert-model-parallel-size 2", architecture=MIXED)
+    check("--expert-model-parallel-size 2 --lora-target-modules linear_fc1 linear_qkv", architecture=MIXED)
+
+
 def test_the_output_layer_of_a_tied_model_is_its_embedding() -> None:
     flags = "--lora-target-modules linear_qkv --lora-modules-to-save output_layer"
     check(flags)
