@@ -49,6 +49,10 @@ class SwiGLU(nn.Module):
         """``[..., 2F]`` to ``[..., F]``."""
         return self.kernel(gate_and_up)
 
+    def sharded_state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:
+        """Nothing: it has no parameters. Megatron asks every module of a feed-forward block."""
+        return {}
+
 
 def block_spec(
     config: TransformerConfig, experts: Sequence[bool], qk_layernorm: bool, lora: LoraFlags | None = None
