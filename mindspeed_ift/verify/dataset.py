@@ -103,7 +103,9 @@ def _check_certificate(check: Check, prefix: str, manifest: Mapping[str, Any]) -
         check_certificate(certificate, manifest.get("template_sha256"), f"dataset {prefix}")
     except UserError as error:
         check.problems.append(str(error))
-    check.examined = "there is none" if certificate is None else str(certificate.get("verdict"))
+    check.examined = (
+        "there is none" if certificate is None else f"as it was given (verdict: {certificate.get('verdict')})"
+    )
 
 
 def _open(check: Check, names: Mapping[str, str]) -> dict[str, IndexedColumn]:

@@ -19,7 +19,7 @@ def told(origins: list[str], number: int, samples: int) -> str:
         number: Of the sample, from 1.
         samples: How many samples of the document are told apart.
     """
-    if len(origins) == samples:
+    if samples and len(origins) == samples:
         return origins[number - 1]
     return ", ".join(origins[:_MOST_TOLD]) + (", ..." if len(origins) > _MOST_TOLD else "")
 

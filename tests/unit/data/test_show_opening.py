@@ -239,6 +239,15 @@ def test_another_tokenizer_is_refused(config: PreprocessConfig, tmp_path: Path, 
         ShownDataset(prefix)
 
 
+def test_a_row_of_pads_alone(tmp_path: Path, tokenizer: Path) -> None:
+    pad = load_tokenizer(tokenizer).pad_id
+    dataset = ShownDataset(str(write_dataset(tmp_path / "data", [sample([pad] * 3, [-100] * 3)])), str(tokenizer))
+    assert [str(line) for line in lines(dataset, dataset[0], coloured=False)] == [
+        "document 0: 0 samples, 3 tokens, 0 learnt",
+        "[3 pads]",
+    ]
+
+
 def test_ids_that_the_tokenizer_does_not_have_are_shown_as_numbers(tmp_path: Path, tokenizer: Path) -> None:
     """Such as the pads of MindSpeed-LLM's plain text, and all the ids of another tokenizer's data."""
     ids = [*load_tokenizer(tokenizer).encode("one"), 9999, -7, *load_tokenizer(tokenizer).encode(" two")]

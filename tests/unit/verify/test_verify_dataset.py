@@ -195,7 +195,8 @@ def test_command(made: Callable[[str], Path], tmp_path: Path, capsys: pytest.Cap
 
 def test_an_altered_certificate(made: Callable[[str], Path], tmp_path: Path) -> None:
     prefix = copied(made("plain"), tmp_path)
-    assert next(c for c in verify_dataset(str(prefix)).checks if c.name == "template certificate").examined == "differs"
+    (found,) = (check for check in verify_dataset(str(prefix)).checks if check.name == "template certificate")
+    assert found.examined == "as it was given (verdict: differs)"
     manifest = json.loads(manifest_path(prefix).read_text(encoding="utf-8"))
     manifest["template_certificate"]["verdict"] = "equal"
     manifest_path(prefix).write_text(json.dumps(manifest), encoding="utf-8")
