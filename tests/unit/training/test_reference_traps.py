@@ -103,7 +103,7 @@ def prepare(data: Path, prefix: Path, *flags: str, records: str = "records.jsonl
 
 
 def planned(prefix: str, *flags: str, world: int = 1) -> Plan:
-    words = [*MODEL, "--data-path", prefix, "--train-iters", "4", *flags]
+    words = [*MODEL, "--train-iters", "4", "--data-path", prefix, *flags]
     return plan(parse(TuneConfig, words, program="test"), world)
 
 
@@ -333,6 +333,17 @@ def test_trap_14_the_host_does_not_wait_for_the_device_in_any_layer(groups: Grou
             counts[layers, micro_batches] = len(waits)
             assert math.isfinite(loss) and waits, "this does wait"
     assert set(counts.values()) == {0}
+
+
+def test_trap_15_several_datasets_are_trained_on_by_their_weights(data: Path, tmp_path: Path) -> None:
+    """From any position on, which a resume has."""
+    first, second = prepare(data, tmp_path / "first"), prepare(data, tmp_path / "second")
+    samples = planned("1", first, "3", second).training_samples(0, shuffle=True)
+    taken = [number for rows in samples.numbered(0, 40) for number, _ in rows]
+    assert [number for rows in samples.numbered(17, 23) for number, _ in rows] == taken[17:]
+    ours = np.cumsum([samples.dataset.located(number)[0] == first for number in taken])
+    assert ours[-1] == 10 and all(abs(count - place / 4) < 1 for place, count in enumerate(ours, 1))
+    assert {samples.dataset.located(number)[1] for number in taken} == set(range(12))
 
 
 def test_trap_16_no_target_is_lost_between_the_pieces_of_the_loss(groups: Groups) -> None:
