@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Shared by the scripts of this folder (source it; it runs nothing by itself).
 # Gives: ROOT, PYTHON, DEVICES (accelerators of this machine, 1 on CPU), need_path, run_tool and run_training.
-# Reads: PYTHON, DEVICES, MASTER_ADDR, MASTER_PORT, NNODES, NODE_RANK, LOG_DIR, and DRY_RUN=1 (print, do not run).
+# Reads: PYTHON, DEVICES, MASTER_ADDR, MASTER_PORT, NNODES, NODE_RANK, MAX_RESTARTS, LOG_DIR, and DRY_RUN=1 (print, do not run).
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 if [ -z "${PYTHON:-}" ]; then
     PYTHON=python3
@@ -93,6 +93,8 @@ run_training() {  # run_training LOG FLAGS...: tools/posttrain_gpt.py on DEVICES
         meeting=(--nnodes "${NNODES:-1}" --node_rank "${NODE_RANK:-0}" --master_addr "${MASTER_ADDR:-localhost}"
             --master_port "${MASTER_PORT:-6000}")
     fi
+    # Processes that are killed start again together, as often, and go on from what they have saved.
+    [ -z "${MAX_RESTARTS:-}" ] || meeting+=(--max_restarts "$MAX_RESTARTS")
     local command=("$PYTHON" -m mindspeed_ift.cli.torchrun --nproc_per_node "$DEVICES" "${meeting[@]}" "$tool" "$@")
     if [ "${DRY_RUN:-0}" = 1 ]; then
         WORLD_SIZE="$((DEVICES * ${NNODES:-1}))" dry_run "$tool" "${command[@]}"

@@ -23,7 +23,8 @@ _BROKEN_PIPE = 128 + signal.SIGPIPE
 """What a shell says of a tool that the signal has ended."""
 
 REPORT = "MINDSPEED_IFT_REPORT"
-"""Environment variable with the path of a file that the first process to fail makes, with its exit code."""
+"""Environment variable with the path of a file that the first process to fail makes, with its exit code; at each attempt
+of ``torchrun --max-restarts`` another, whose number is added."""
 
 
 def run(main: Main, argv: list[str] | None = None, *, hands_on: bool = False) -> None:
@@ -49,6 +50,13 @@ def run(main: Main, argv: list[str] | None = None, *, hands_on: bool = False) ->
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def fail(error: RunError) -> None:
+    """End this process with one line and 1, from whatever thread."""
+    code = _report(error, str(error), 1, debug=False)
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _guarded(main: Main, argv: list[str], debug: bool) -> int:
@@ -129,6 +137,6 @@ def _report_of_start() -> Path | None:
     torchrun gives each process a file for its error; the folder above those of all processes is that of this start.
     """
     if REPORT in os.environ:
-        return Path(os.environ[REPORT])
+        return Path(f"{os.environ[REPORT]}.{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}")
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     return Path(file).parents[1] / "reported" if file else None

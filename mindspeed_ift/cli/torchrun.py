@@ -43,8 +43,10 @@ def main(argv: list[str]) -> int:
         return 128 + stop.sigval
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        if report.is_file():
-            return int(report.read_text(encoding="utf-8"))
+        # A process of the last attempt; those of the attempts before have said why they ended.
+        reported = Path(f"{report}.{words.max_restarts}")
+        if reported.is_file():
+            return int(reported.read_text(encoding="utf-8"))
         if asked:
             return 128 + asked[0]
         if failure.exitcode > 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from mindspeed_ift.cli.command import fail
 from mindspeed_ift.config.accepted import ACCEPTED
 from mindspeed_ift.config.describe import describe
 from mindspeed_ift.config.flags import parse_with_origins
@@ -34,5 +35,5 @@ def main(argv: list[str]) -> int:
     # Imports Megatron-core, so only once the plan stands.
     from mindspeed_ift.training.tune import tune
 
-    tune(planned)
+    tune(planned, fail)
     return 0

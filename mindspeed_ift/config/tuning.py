@@ -235,7 +235,8 @@ class RunFlags:
     distributed_backend: Literal["gloo", "nccl", "hccl"] | None = None
     """Collective backend; default, and nccl: the device's own."""
     distributed_timeout_minutes: int = 30
-    """How long a collective may wait for its peers."""
+    """How long a step, or an evaluation and save, may take: then each rank writes its stack to --save/hang_*, and the run
+    ends. A collective may wait a minute longer for its peers."""
     dry_run: bool = False
     """Print the resolved configuration and stop."""
 

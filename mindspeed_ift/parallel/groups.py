@@ -95,7 +95,10 @@ def start(
     if owns_world:
         timeout = timedelta(minutes=timeout_minutes)
         if "RANK" in os.environ:
-            dist.init_process_group(backend or device.backend, timeout=timeout)
+            found, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+            # torchrun keeps its store over restarts, with the addresses of processes that are gone.
+            store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", found)
+            dist.init_process_group(backend or device.backend, store=store, rank=rank, world_size=size, timeout=timeout)
         else:  # started without torchrun: a world of one needs no port
             dist.init_process_group(
                 backend or device.backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout

@@ -11,9 +11,11 @@ import torch
 
 from mindspeed_ift.checkpoint import index, megatron, sharded
 from mindspeed_ift.checkpoint.adapters import describe_adapters
+from mindspeed_ift.checkpoint.disk import free_bytes, in_gigabytes, require_space
 from mindspeed_ift.checkpoint.sharded import Reader, Rectangle
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.tuning import RunFlags
 from mindspeed_ift.devices.device import Device
 from mindspeed_ift.mcore import OptimizerParamScheduler, tensor_parallel
 from mindspeed_ift.model.build import Qwen3Model
@@ -142,6 +144,35 @@ def bytes_of_save(trained: Trained, ckpt_format: str) -> int:
         # In fp32: the main weight and two moments, which are there only after the first step.
         own += sum(12 * one.main.numel() for one in sharding.moved(trained.optimizer))
     return sum(groups.gather(own))
+
+
+def check_space(run: RunFlags, total: int, done: int, trained: Trained) -> str | None:
+    """Refuse a run whose first checkpoint would find no room, before hours are spent on it.
+
+    Args:
+        run: where checkpoints go, and when.
+        total: steps.
+        done: of these.
+        trained: what they are made of.
+
+    Returns:
+        A notice where all of them will not, or None.
+
+    Raises:
+        RunError: on every rank.
+    """
+    if run.save is None or done >= total:
+        return None
+    each = bytes_of_save(trained, run.ckpt_format)
+    free = trained.groups.gather(free_bytes(run.save))[0]
+    require_space(run.save, each, "--save", free)
+    count = -(-total // (run.save_interval or total)) - done // (run.save_interval or total)
+    if run.keep_last is not None:
+        count = min(count, run.keep_last + 1)  # the next is whole before the oldest is deleted
+    if count * each <= free:
+        return None
+    needed = f"{count} checkpoints of {in_gigabytes(each)}"
+    return f"notice: {needed} will not fit into the {in_gigabytes(free)} that are free at --save {run.save}"
 
 
 def _is_saved(model: Qwen3Model, name: str) -> bool:

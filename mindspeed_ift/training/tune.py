@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,6 @@ from torch.profiler import record_function as named
 
 from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.checkpoint.convert import TRAINING_FACTS, hugging_face_shard
-from mindspeed_ift.checkpoint.disk import free_bytes, in_gigabytes, require_space
 from mindspeed_ift.checkpoint.names import ExpertPart
 from mindspeed_ift.config.describe import settings
 from mindspeed_ift.config.errors import RunError
@@ -24,7 +24,7 @@ from mindspeed_ift.model.lora import start_adapters
 from mindspeed_ift.model.weights import fill, without_adapters
 from mindspeed_ift.parallel import groups as process_groups
 from mindspeed_ift.parallel.groups import Groups
-from mindspeed_ift.training import state
+from mindspeed_ift.training import restarts, state
 from mindspeed_ift.training.continuing import KEY as TRAINED_ON
 from mindspeed_ift.training.evaluation import evaluate
 from mindspeed_ift.training.flops import step_operations
@@ -40,6 +40,7 @@ from mindspeed_ift.training.state import Trained
 from mindspeed_ift.training.step import StepReport, train_step
 from mindspeed_ift.training.stopping import StopRequest, listening
 from mindspeed_ift.training.trackers import Trackers, starts_of
+from mindspeed_ift.training.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,15 @@ class _Run:
     device: Device
     progress: Progress
     saver: Saver | None
+    watchdog: Watchdog
 
 
-def tune(plan: Plan) -> None:
+def tune(plan: Plan, fail: Callable[[RunError], None]) -> None:
     """Run the training that ``plan`` describes.
+
+    Args:
+        plan: what to do.
+        fail: ends the process with an error from another thread than this one: of a step that does not end.
 
     Raises:
         RunError: more steps than allowed had a loss or a gradient norm that is not finite.
@@ -70,10 +76,10 @@ def tune(plan: Plan) -> None:
             seed=config.optimizer.seed,
             chunks=plan.layout.chunks(plan.architecture.num_layers),
             backend=config.run.collective_backend,
-            timeout_minutes=config.run.distributed_timeout_minutes,
+            timeout_minutes=config.run.distributed_timeout_minutes + 1,  # the watchdog speaks first
         )
         _say(groups, f"device: {device.kind} ({device.reason}); kernels: {device.kernel_notice}")
-        plan = _with_whole_sources(plan, groups)
+        plan = _with_whole_sources(restarts.after_restart(plan, groups), groups)
         stages = build_stages(plan.architecture, _model_options(plan), groups)
         _load_weights(plan, stages, groups)
         if config.optimizer.optimizer_cpu_offload and not device.asynchronous:
@@ -83,9 +89,14 @@ def tune(plan: Plan) -> None:
         schedule = build_schedule(optimizer, config.optimizer)
         trained = Trained(stages, optimizer, schedule, groups, device, config.layout.use_distributed_optimizer)
         progress = _resume(plan, trained)
-        _check_space(plan, progress.done, trained)
+        notice = state.check_space(config.run, config.optimizer.train_iters or 0, progress.done, trained)
+        if notice is not None:
+            _say(groups, notice)
         saver = Saver(config.run.save, groups, config.run.async_save) if config.run.save is not None else None
-        _loop(_Run(plan, trained, model, groups, device, progress, saver), stop_request)
+        with Watchdog.of_run(config.run, groups.rank, plan.layout.world, fail) as watchdog:
+            _loop(_Run(plan, trained, model, groups, device, progress, saver, watchdog), stop_request)
+        if groups.rank == 0:
+            restarts.forget(config)
         process_groups.stop(groups)
 
 
@@ -112,6 +123,7 @@ def _loop(run: _Run, stop_request: StopRequest) -> None:
     profile = Profile(flags, profile_folder(flags, config.run.save), run.device, groups.rank)
     for iteration in _steps_to_do(run, total):
         metrics.begin()
+        run.watchdog.heard(f"step {iteration}")
         profile.begin(iteration)
         with named("batch"):
             batches = training.take(progress.consumed, plan.micro_batches)
@@ -123,6 +135,7 @@ def _loop(run: _Run, stop_request: StopRequest) -> None:
         metrics.step(iteration, report, progress.skipped)
         progress.done, progress.consumed = iteration, progress.consumed + plan.rows_of_a_step
         progress.dealing = training.order.dealing(progress.consumed)
+        run.watchdog.heard(f"what follows step {iteration}")
         reason = _after_step(run, report, metrics, stop_request)
         if reason is not None:
             _say(groups, f"stopping after step {iteration} {reason}")
@@ -351,22 +364,6 @@ def _resume(plan: Plan, trained: Trained) -> Progress:
         trained.schedule.step(increment=progress.done - progress.skipped)
     _say(trained.groups, f"resuming after step {progress.done}")
     return progress
-
-
-def _check_space(plan: Plan, done: int, trained: Trained) -> None:
-    """Refuse a run whose first checkpoint would find no room, before hours are spent on it."""
-    run, total, groups = plan.config.run, plan.config.optimizer.train_iters or 0, trained.groups
-    if run.save is None or done >= total:
-        return
-    each = state.bytes_of_save(trained, run.ckpt_format)
-    free = groups.gather(free_bytes(run.save))[0]
-    require_space(run.save, each, "--save", free)
-    count = -(-total // (run.save_interval or total)) - done // (run.save_interval or total)
-    if run.keep_last is not None:
-        count = min(count, run.keep_last + 1)  # the next is whole before the oldest is deleted
-    if count * each > free:
-        needed = f"{count} checkpoints of {in_gigabytes(each)}"
-        _say(groups, f"notice: {needed} will not fit into the {in_gigabytes(free)} that are free at --save {run.save}")
 
 
 def _facts(plan: Plan, progress: Progress) -> dict[str, Any]:

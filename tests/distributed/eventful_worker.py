@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import mindspeed_ift.cli.tune
 from mindspeed_ift.data.batch import Batch
 from mindspeed_ift.data.micro_batches import MicroBatches
+from mindspeed_ift.training import watchdog
 from tests.distributed import worker
 
 CONSUMED = 8
@@ -36,7 +38,12 @@ def damage(folder: Path) -> None:
     path.write_bytes(content)
 
 
-EVENTS: dict[str, Callable[[list[Batch]], None]] = {"poison": poison, "stop": stop}
+def hang(batches: list[Batch]) -> None:
+    """What a lost device does."""
+    time.sleep(600)
+
+
+EVENTS: dict[str, Callable[[list[Batch]], None]] = {"poison": poison, "stop": stop, "hang": hang}
 
 
 def tune(argv: list[str]) -> int:
@@ -45,6 +52,8 @@ def tune(argv: list[str]) -> int:
         if last_rank():
             damage(Path(argv[argv.index("--load") + 1]))
     elif argv[0] in EVENTS:
+        if argv[0] == "hang":
+            watchdog.MINUTE = 1.0
         happen(EVENTS[argv[0]])
     else:
         return _tune(argv)

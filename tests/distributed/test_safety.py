@@ -39,6 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["stop", *line("stopped stage", *pipeline)],
         line("early", *early),
         line("early", *early, "--load", str(folder / "early")),
+        ["hang", *line("hung", "--distributed-timeout-minutes", "12")],
         ["damage", *line("gone on", *split, *of_damaged)],
     ]
     run(lines, 2, folder / "jobs", worker="eventful_worker.py")
@@ -90,3 +91,13 @@ def test_without_improvement_the_run_stops_and_the_best_is_kept(runs: Path) -> N
     assert found == [(step, training) for step in (1, 2, 3) for training in (True, False)]
     assert sorted(path.name for path in (runs / "early").glob("iter_*")) == ["iter_0000001", "iter_0000003"]
     assert (runs / "early/best.txt").read_text() == "1\n"
+
+
+def test_a_hang_ends_with_the_stack_of_each_rank(runs: Path) -> None:
+    """The last rank sleeps where it should take its third step (of minutes of a second); the other waits for it."""
+    stacks = sorted((runs / "hung/hang_step_3").iterdir())
+    assert [path.name for path in stacks] == ["rank_00000.txt", "rank_00001.txt"]
+    waits, sleeps = (path.read_text("utf-8") for path in stacks)
+    assert sleeps.startswith("hang (distributed/eventful_worker.py:") and "in hang" in sleeps and "tune.py" in sleeps
+    assert "in train_step" in waits and "in hang" not in waits
+    assert len(records(runs / "hung")) == 2

@@ -167,8 +167,8 @@ def test_two_machines_must_know_each_other_and_a_trial_needs_one(tmp_path: Path)
     assert done.returncode == 2 and done.stderr.startswith("error: NNODES=2: set MASTER_ADDR"), done.stderr
     command = _run(script, tmp_path, DRY_RUN="1", **variables, MASTER_ADDR="first", NODE_RANK="1").stdout
     assert " --nnodes 2 --node_rank 1 --master_addr first " in command
-    trial = _run(script, tmp_path, DRY_RUN="1", SMOKE="1").stdout
-    assert " --nproc_per_node 1 --standalone " in trial and "layout: 1 devices" in trial
+    trial = _run(script, tmp_path, DRY_RUN="1", SMOKE="1", MAX_RESTARTS="3").stdout
+    assert " --nproc_per_node 1 --standalone --max_restarts 3 " in trial and "layout: 1 devices" in trial
 
 
 @pytest.mark.parametrize(

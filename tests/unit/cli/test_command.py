@@ -110,21 +110,21 @@ def test_of_several_processes_the_first_to_fail_speaks(
     assert "of rank 1" in printed and "of rank 0" not in printed and printed.count("Traceback") == 1
 
 
-def start(tmp_path: Path, program: str, *flags: str) -> subprocess.Popen[str]:
+def start(tmp_path: Path, program: str, *flags: str, restarts: int = 0) -> subprocess.Popen[str]:
     """Two processes of a small program under our torchrun."""
     script = tmp_path / "program.py"
     head = "import os, signal, sys, time\nfrom mindspeed_ift.cli.command import run\n"
     head += "from mindspeed_ift.config.errors import *\nrank = int(os.environ['RANK'])\n"
     script.write_text(head + program)
-    words = ["--standalone", "--nproc_per_node", "2", str(script), *flags]
+    words = ["--standalone", "--nproc_per_node", "2", "--max_restarts", str(restarts), str(script), *flags]
     environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
     command = [sys.executable, "-m", "mindspeed_ift.cli.torchrun", *words]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def launched(tmp_path: Path, program: str, *flags: str) -> subprocess.CompletedProcess[str]:
+def launched(tmp_path: Path, program: str, *flags: str, restarts: int = 0) -> subprocess.CompletedProcess[str]:
     """The same, and wait for their end."""
-    process = start(tmp_path, program, *flags)
+    process = start(tmp_path, program, *flags, restarts=restarts)
     out, error = process.communicate(timeout=120)
     return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
@@ -165,6 +165,17 @@ def test_our_torchrun_ends_as_its_processes_end(
         and sum(line.startswith("error: ") for line in lines) == 1
     ), done.stderr
     assert ("Traceback" in done.stderr) == bool(flags) and "FAILED" not in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+def test_at_each_attempt_the_first_to_fail_speaks(tmp_path: Path) -> None:
+    """And the exit code is the last one's."""
+    program = (
+        "def main(words):\n    attempt = os.environ['TORCHELASTIC_RESTART_COUNT']\n"
+        "    raise (RunError if attempt == '0' else UserError)('attempt ' + attempt)\nrun(main)\n"
+    )
+    done = launched(tmp_path, program, restarts=1)
+    assert done.returncode == 2 and done.stderr.splitlines() == ["error: attempt 0", "error: attempt 1"], done.stderr
 
 
 @pytest.mark.slow

@@ -12,7 +12,9 @@ from mindspeed_ift.config.convert import ConvertConfig
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.inference.load import load
 from mindspeed_ift.parallel import groups as process_groups
+from tests.tiny_model import world_of_one
 from tests.training_runs import make_hugging_face_model
+from tests.unit.training.test_state import Run
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +40,20 @@ def test_every_kind_of_folder_gives_the_same_model(tmp_path: Path, tied: bool) -
             logits.append(loaded.model(tokens, tokens, None))
         _end()
     assert logits[0].shape == (1, 20, 51) and torch.equal(logits[0], logits[1]) and torch.equal(logits[0], logits[2])
+
+
+def test_a_checkpoint_of_any_layout_gives_the_model_that_was_saved(tmp_path: Path) -> None:
+    with world_of_one() as groups:
+        run = Run(groups)
+        run.step(1)
+        run.save(tmp_path, tokenizer=None)
+        tokens = torch.arange(20)[None]
+        with torch.no_grad():
+            expected = run.stage.eval()(tokens, tokens, None)
+    loaded = load(tmp_path)
+    with torch.no_grad():
+        found = loaded.model(tokens, tokens, None)
+    assert torch.equal(found, expected[..., : found.shape[-1]]) and found.shape[-1] == 30
 
 
 def _end() -> None:
