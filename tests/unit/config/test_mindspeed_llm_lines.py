@@ -276,6 +276,12 @@ def test_what_the_line_leaves_out_has_megatrons_default() -> None:
         ("--rampup-batch-size 8 8 100", "--rampup-batch-size is not supported"),
         ("--use-torch-fsdp2", "--use-torch-fsdp2 is not supported: give --use-distributed-optimizer"),
         ("--no-save-optim", "--no-save-optim is not supported"),
+        ("--use-swanlab", "--use-swanlab is not supported: give --swanlab-project"),
+        ("--report-to wandb", "name a tracker by --wandb-project, --swanlab-project or --tensorboard-dir"),
+        ("--swap-optimizer", "give --optimizer-cpu-offload to keep the optimizer's state on the host"),
+        ("--cpu-offloading", "activations can be kept on the host only by TransformerEngine"),
+        ("--fine-grained-activation-offloading", "only by TransformerEngine"),
+        ("--use-precision-aware-optimizer", "it needs TransformerEngine's Adam"),
         ("--lr-decay-style inverse-square-root", "invalid choice"),
     ],
 )
