@@ -16,6 +16,7 @@ from mindspeed_ift.checkpoint.adapters import flags_of, merge_adapters
 from mindspeed_ift.checkpoint.disk import require_folder, require_space
 from mindspeed_ift.checkpoint.huggingface import Folder, read_training, refuse_occupied, write_folder
 from mindspeed_ift.checkpoint.names import ALL_EXPERTS, ExpertPart, hugging_face_shapes, stage_entries
+from mindspeed_ift.checkpoint.peft_folder import write_peft_folder
 from mindspeed_ift.checkpoint.stages import layout_of_files, placement, read_stage, stages_of
 from mindspeed_ift.checkpoint.transforms import Transform, from_shards, to_shard
 from mindspeed_ift.config.architecture import Architecture
@@ -222,6 +223,10 @@ def convert(config: ConvertConfig) -> str:
         raise UserError("--load-dir and --save-dir are both needed")
     refuse_occupied(config.save_dir)
     require_folder(config.save_dir, "--save-dir")
+    if config.save_lora_to_hf:
+        flag, source = ("--lora-load", config.lora_load) if config.lora_load else ("--load-dir", config.load_dir)
+        base = config.hf_cfg_dir or (config.load_dir if config.load_model_type == "hf" else None)
+        return write_peft_folder(_newest(flag, source), config.save_dir, str(base) if base else None)
     kinds = (config.load_model_type, config.save_model_type)
     if kinds == ("mg", "hf") or config.lora_load is not None:
         return _to_hugging_face(config, config.load_dir, config.save_dir)

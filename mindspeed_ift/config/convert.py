@@ -34,6 +34,8 @@ class ConvertConfig:
     """Their alpha; their checkpoint says it anyway."""
     lora_target_modules: tuple[str, ...] = ()
     """Modules that have them; their checkpoint says it anyway."""
+    save_lora_to_hf: bool = False
+    """Write the adapters of --lora-load, or of --load-dir, alone: a folder that PEFT loads."""
     target_tensor_parallel_size: int = 1
     """Tensor parallel size to write."""
     target_pipeline_parallel_size: int = 1
@@ -78,6 +80,13 @@ class ConvertConfig:
             raise UserError(f"--save-dir {self.save_dir} is also --load-dir; give another folder")
         if self.lora_load is not None and self.save_model_type != "hf":
             raise UserError("--lora-load merges adapters into a Hugging Face folder: give --save-model-type hf")
+        if self.save_lora_to_hf and (
+            self.save_model_type != "hf" or (self.load_model_type, self.lora_load) == ("hf", None)
+        ):
+            raise UserError(
+                "--save-lora-to-hf makes a PEFT folder of adapters: give --save-model-type hf, and --lora-load or"
+                " --load-model-type mg"
+            )
         if self.load_model_type == self.save_model_type and self.lora_load is None:
             kinds = f"--load-model-type {self.load_model_type} --save-model-type {self.save_model_type}"
             raise UserError(f"{kinds} is not supported yet; give hf and mg")

@@ -24,7 +24,7 @@ from mindspeed_ift.model.build import ModelOptions, build_model
 from mindspeed_ift.model.lora import start_adapters
 from mindspeed_ift.model.weights import fill, without_adapters
 from mindspeed_ift.parallel import groups as process_groups
-from tests.tolerances import LORA_STEPS_LOSS, LORA_STEPS_WEIGHTS
+from tests.tolerances import LORA_STEPS_LOSS, LORA_STEPS_WEIGHTS, MERGED_WEIGHTS
 from tests.training_runs import MODES, losses, make_datasets, make_hugging_face_model, run
 
 pytestmark = pytest.mark.slow
@@ -105,6 +105,8 @@ def _peft_model(weights: Path, lora: LoraFlags) -> nn.Module:
 @pytest.mark.parametrize("kind", [[], ["--use-rslora"], ["--use-dora"]], ids=["lora", "rslora", "dora"])
 def test_ten_steps_equal_peft(made: tuple[Path, dict[str, Path], Path], kind: list[str]) -> None:
     """Losses of every step, and the merged weights, on packed rows against the samples alone."""
+    from peft import PeftModel
+
     folder, data, weights = made
     name = "peft_" + "".join(kind)
     run([_line(made, name, *kind)], 1, folder / f"jobs_{name}")
@@ -139,9 +141,18 @@ def test_ten_steps_equal_peft(made: tuple[Path, dict[str, Path], Path], kind: li
     assert found == pytest.approx(expected, **LORA_STEPS_LOSS)
 
     convert(ConvertConfig(load_dir=folder / name, save_dir=folder / f"{name}_merged"))
-    merged, theirs = Folder(folder / f"{name}_merged"), dict(model.merge_and_unload().named_parameters())
-    for key, value in theirs.items():
-        assert torch.allclose(merged.tensor(key, tuple(value.shape)), value, **LORA_STEPS_WEIGHTS), key
+    convert(ConvertConfig(load_dir=folder / name, save_dir=folder / f"{name}_peft", save_lora_to_hf=True))
+    base = Qwen3ForCausalLM.from_pretrained(weights, dtype=torch.float32, attn_implementation="sdpa")
+    exported = PeftModel.from_pretrained(base, folder / f"{name}_peft")
+    _merged_alike(folder / f"{name}_merged", exported, MERGED_WEIGHTS)
+    _merged_alike(folder / f"{name}_merged", model, LORA_STEPS_WEIGHTS)
+
+
+def _merged_alike(folder: Path, model: nn.Module, tolerance: dict[str, float]) -> None:
+    """A folder of merged weights against PEFT's model when it has merged its own."""
+    merged = Folder(folder)
+    for key, value in model.merge_and_unload().named_parameters():
+        assert torch.allclose(merged.tensor(key, tuple(value.shape)), value, **tolerance), key
 
 
 def test_adapters_alone_are_merged_and_resumed(made: tuple[Path, dict[str, Path], Path]) -> None:

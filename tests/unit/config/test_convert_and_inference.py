@@ -22,6 +22,7 @@ FOLDERS = "--load-dir a --save-dir b"
         (f"{FOLDERS} --load-model-type hf", "--load-model-type hf --save-model-type hf"),
         (f"{FOLDERS} --target-tensor-parallel-size 0", "--target-tensor-parallel-size 0 must be at least 1"),
         (f"{FOLDERS} --target-pipeline-parallel-size -2", "--target-pipeline-parallel-size -2 must be at least 1"),
+        (f"{FOLDERS} --save-lora-to-hf --load-model-type hf", "--save-lora-to-hf makes a PEFT folder of adapters"),
         (f"{FOLDERS} --make-vocab-size-divisible-by 0", "--make-vocab-size-divisible-by 0 must be at least 1"),
     ],
 )
