@@ -74,9 +74,26 @@ class Device:
         else:
             torch.set_rng_state(state)
 
+    def be_deterministic(self) -> None:
+        """Give the same bits for the same input from now on, in this process, or raise where an operation cannot.
+
+        Call before the first collective and the first matrix product: libraries read their settings then. A setting that
+        the environment has already is left as it is.
+        """
+        for name, value in SETTINGS_OF_DETERMINISM[self.kind].items():
+            os.environ.setdefault(name, value)
+        torch.use_deterministic_algorithms(True)
+
     def _module(self) -> Any:
         return torch.get_device_module(self.kind)
 
+
+SETTINGS_OF_DETERMINISM: dict[str, dict[str, str]] = {
+    "npu": {"HCCL_DETERMINISTIC": "true", "LCCL_DETERMINISTIC": "1", "CLOSE_MATMUL_K_SHIFT": "1"},
+    "cuda": {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NCCL_ALGO": "Ring"},
+    "cpu": {},
+}
+"""Kind of device -> what its libraries need in the environment to sum in one order always."""
 
 KERNELS: dict[str, Callable[[], tuple[Kernels, str]]] = {"npu": npu.kernels, "cuda": table.plain, "cpu": table.plain}
 """Kind of device -> its kernels, and how the log says it."""

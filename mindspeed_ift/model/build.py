@@ -196,6 +196,7 @@ def transformer_config(architecture: Architecture, options: ModelOptions, groups
         # gloo sends from the tensor's own storage; freeing it while a send is in flight corrupts data without a word.
         deallocate_pipeline_outputs=False,
         calculate_per_token_loss=True,
+        deterministic_mode=torch.are_deterministic_algorithms_enabled(),
         # Megatron asks for this of every model with variable lengths, experts or not.
         moe_token_dispatcher_type="alltoall",
         **_experts_config(architecture, options, groups),

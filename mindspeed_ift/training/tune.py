@@ -70,6 +70,8 @@ def tune(plan: Plan, fail: Callable[[RunError], None]) -> None:
     """
     with listening(wanted=plan.config.run.save is not None) as stop_request:
         config, device = plan.config, current()
+        if config.run.deterministic_mode:
+            device.be_deterministic()
         groups = process_groups.start(
             plan.layout,
             device,

@@ -73,9 +73,9 @@ TWENTY_STEPS = {
         _cosine,
         0.05,
     ),
-    "linear, no clip, chunks": (
+    "linear, no clip, chunks, deterministic": (
         "hf",
-        f"--lr-decay-style linear --clip-grad 0 {CHUNK}",
+        f"--lr-decay-style linear --clip-grad 0 --deterministic-mode {CHUNK}",
         lambda step: 1e-3 * (20 - step) / 20,
         1e9,
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -23,6 +25,31 @@ def without_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MINDSPEED_IFT_DEVICE", raising=False)
     monkeypatch.setattr(npu, "available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting"), [("cpu", None), ("cuda", "CUBLAS_WORKSPACE_CONFIG"), ("npu", "HCCL_DETERMINISTIC")]
+)
+def test_an_operation_without_one_order_is_refused(
+    monkeypatch: pytest.MonkeyPatch, kind: str, setting: str | None
+) -> None:
+    """The libraries are told too, unless the user has told them."""
+    monkeypatch.setenv("NCCL_ALGO", "Tree")
+    for name in (name for settings in device.SETTINGS_OF_DETERMINISM.values() for name in settings):
+        if name != "NCCL_ALGO":
+            monkeypatch.setenv(name, "")  # so that it is as it was afterwards
+            monkeypatch.delenv(name)
+    found = dataclasses.replace(device.Device("cpu", 0, "gloo", "", *device.KERNELS["cpu"]()), kind=kind)
+    try:
+        found.be_deterministic()
+        with pytest.raises(RuntimeError, match="does not have a deterministic implementation"):
+            torch.zeros(2).put_(torch.tensor([0]), torch.ones(1))
+        assert os.environ["NCCL_ALGO"] == "Tree" and (setting is None or os.environ[setting])
+        others = {"CUBLAS_WORKSPACE_CONFIG", "HCCL_DETERMINISTIC"} - {setting}
+        assert not others & os.environ.keys()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.zeros(2).put_(torch.tensor([0]), torch.ones(1))
 
 
 def test_the_cpu_where_there_is_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
