@@ -295,11 +295,15 @@ def _tiny_layout(planned: Plan, world_size: int) -> Layout:
 
 def _tiny(architecture: Architecture, layout: Layout, layers: int, vocabulary: int) -> Architecture:
     """The same kind of model, narrow; weights so large that what attention mixes weighs as much as what it passes by."""
+    width = math.lcm(2 * _WIDTH, layout.tensor)
+    dense = tuple(layer for layer in architecture.dense_layers if layer < layers)
     return replace(
         architecture,
         num_layers=layers,
         hidden_size=_WIDTH,
-        ffn_hidden_size=math.lcm(2 * _WIDTH, layout.tensor),
+        ffn_hidden_size=width,
+        moe_ffn_hidden_size=width if architecture.num_experts else 0,
+        dense_layers=dense if len(dense) < layers else (),
         kv_channels=min(_HEAD, architecture.kv_channels),
         vocab_size=vocabulary,
         init_method_std=_WIDTH**-0.5,

@@ -11,7 +11,7 @@ from mindspeed_ift.checkpoint.convert import convert, whole_model
 from mindspeed_ift.checkpoint.huggingface import Folder
 from mindspeed_ift.config.convert import ConvertConfig
 from tests.tolerances import LAYOUT_LOSS, LORA_STEPS_WEIGHTS, TWENTY_STEPS_WEIGHTS
-from tests.training_runs import MODES, make_datasets, make_hugging_face_model, records, run
+from tests.training_runs import MODES, losses, make_datasets, make_hugging_face_model, records, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -24,7 +24,7 @@ ALL = tuple(MODES)
 LAYOUTS = {
     (2, "ep2 do overlap"): (ALL, f"{EP} {SHARDED} --overlap-grad-reduce --overlap-param-gather"),
     (2, "tp2 sp etp1 do"): (("packed",), f"{TP} {SP} {ETP1} {SHARDED}"),
-    (2, "tp2 sp ep2 etp1"): (("dynamic",), f"{TP} {SP} {EP} {ETP1} --ckpt-format torch"),
+    (2, "tp2 sp ep2 etp1"): (("dynamic",), f"{TP} {SP} {EP} {ETP1}"),
     (4, "tp2 sp ep2 etp2"): (ALL, f"{TP} {SP} {EP}"),
     (4, "pp2 ep2 recompute"): (("dynamic", "packed"), f"{PP} {EP} {RECOMPUTE}"),
     (4, "pp2 vpp2 tp2 sp ep2 etp1 do"): (
@@ -39,8 +39,17 @@ ADAPTER_LAYOUTS = {
     (2, "lora ep2 do"): f"{EP} {SHARDED}",
     (4, "lora tp2 sp ep2 etp1 pp2 recompute"): f"{TP} {SP} {EP} {ETP1} {PP} {RECOMPUTE}",
 }
-# Saved by these, and gone on with; the first in files of its layout, as Megatron names them.
-RESUMED = {"tp2 sp ep2 etp1": "dynamic", "ep4 do": "dynamic"}
+# Fresh weights, of which each rank draws its own.
+FRESH = (
+    "--num-layers 2 --hidden-size 64 --ffn-hidden-size 128 --num-attention-heads 4 --num-query-groups 2 --kv-channels 16 "
+    "--vocab-size 400 --num-experts 8 --moe-router-topk 2 --moe-ffn-hidden-size 48"
+)
+FRESH_LAYOUTS = {1: "", 2: f"{TP} {SP} {EP} {ETP1}", 4: f"{TP} {SP} {EP}"}
+# Saved and gone on with: ranks, flags; the first in files of its layout, as Megatron names them.
+RESUMED = {
+    "files": (2, f"{TP} {SP} {EP} {ETP1} --ckpt-format torch"),
+    "bf16": (4, f"--expert-model-parallel-size 4 {SHARDED} --bf16"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -53,26 +62,32 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
     def line(mode: str, name: str, flags: str, *more: str) -> list[str]:
-        start = more if "--load" in more else ["--load", str(weights), "--enable-hf2mg-convert", *more]
+        load = [] if "--load" in more or FRESH in flags else ["--load", str(weights), "--enable-hf2mg-convert"]
         words = ["--data-path", str(data[mode]), *MODES[mode], "--train-iters", str(STEPS), "--lr", "1e-3"]
         words += ["--micro-batch-size", "2", "--global-batch-size", "8", "--moe-aux-loss-coeff", "0.1"]
-        return [*words, "--save", str(folder / mode / name), "--save-interval", "2", *flags.split(), *start]
+        return [*words, "--save", str(folder / mode / name), "--save-interval", "2", *flags.split(), *load, *more]
+
+    def fresh(size: int) -> list[str]:
+        return line("dynamic", f"fresh {size}", f"{FRESH} {FRESH_LAYOUTS[size]}")
 
     ones = [line(mode, "one", "") for mode in MODES]
-    run([*ones, line("dynamic", "lora one", ADAPTERS)], 1, folder / "1")
+    run([*ones, line("dynamic", "lora one", ADAPTERS), fresh(1)], 1, folder / "1")
     for size in (2, 4):
         lines = [
             line("dynamic", name, f"{ADAPTERS} {flags}")
             for (ranks, name), flags in ADAPTER_LAYOUTS.items()
             if ranks == size
         ]
-        for (ranks, name), (modes, flags) in LAYOUTS.items():
+        lines += [
+            line(mode, name, flags) for (n, name), (modes, flags) in LAYOUTS.items() if n == size for mode in modes
+        ]
+        lines.append(fresh(size))
+        for name, (ranks, flags) in RESUMED.items():
             if ranks == size:
-                lines += [line(mode, name, flags) for mode in modes]
-            if ranks == size and name in RESUMED:
-                mode, cut = RESUMED[name], f"{name} cut"
-                lines.append(line(mode, cut, flags, "--exit-interval", "3"))
-                lines.append(line(mode, cut, flags, "--load", str(folder / mode / cut)))
+                cut = f"{name} cut"
+                lines.append(line("dynamic", name, flags))
+                lines.append(line("dynamic", cut, flags, "--exit-interval", "3"))
+                lines.append(line("dynamic", cut, flags, "--load", str(folder / "dynamic" / cut)))
         run(lines, size, folder / str(size))
     return folder
 
@@ -106,10 +121,16 @@ def test_adapters_of_experts_are_those_of_one_rank(runs: Path, name: str, tmp_pa
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_resumed_is_uninterrupted_to_the_bit(runs: Path, name: str) -> None:
-    whole, cut = (runs / RESUMED[name] / one for one in (name, f"{name} cut"))
+    whole, cut = (runs / "dynamic" / one for one in (name, f"{name} cut"))
     assert records(whole) == records(cut) and len(records(cut)) == STEPS
     folders = {path.name for path in (cut / "iter_0000004").iterdir() if path.is_dir()}
-    assert folders == ({"mp_rank_00_000", "mp_rank_01_001"} if name == "tp2 sp ep2 etp1" else set())
+    assert folders == ({"mp_rank_00_000", "mp_rank_01_001"} if name == "files" else set())
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_fresh_weights_are_those_of_one_rank(runs: Path, size: int) -> None:
+    one, other = (losses(runs / "dynamic" / f"fresh {ranks}") for ranks in (1, size))
+    assert other == pytest.approx(one, **LAYOUT_LOSS)
 
 
 @pytest.mark.parametrize(

@@ -164,15 +164,15 @@ SCRIPTS = {
         Layout(4, 1, 2, True),
         8,
     ),
-    "tune_qwen3_235b_a22b_64K_full_pack, with layers listed instead of idle ones": Script(
+    "tune_qwen3_235b_a22b_64K_full_pack": Script(
         "qwen3-235b-a22b",
         f"{_parallel(4, 8)} --sequence-parallel {LARGE} {EXPERTS} {PACKED} --moe-ffn-hidden-size 1536 --seq-length 65536 "
-        "--max-position-embeddings 65536 --global-batch-size 32 --expert-model-parallel-size 8 --context-parallel-size 4 "
+        "--max-position-embeddings 65536 --global-batch-size 32 --expert-model-parallel-size 32 --context-parallel-size 4 "
         "--context-parallel-algo ulysses_cp_algo --expert-tensor-parallel-size 1 --moe-layer-freq 1 "
         "--first-k-dense-replace 0 --moe-token-dispatcher-type alltoall --moe-fb-overlap --moe-permute-fusion "
-        "--num-layer-list 11,12,12,12,12,12,12,11",
-        Layout(4, 8, 1, True, 4, 4, expert=8, expert_tensor=1, layer_list=(11, 12, 12, 12, 12, 12, 12, 11)),
-        32,
+        "--num-layers 96 --noop-layers 94,95 --num-layers-per-virtual-pipeline-stage 4",
+        Layout(4, 8, 2, True, 4, 4, expert=32, expert_tensor=1, chunk_layers=4, noop_layers=(94, 95)),
+        16,
     ),
 }
 

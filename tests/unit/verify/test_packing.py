@@ -13,11 +13,13 @@ import torch
 
 from mindspeed_ift.cli.command import run
 from mindspeed_ift.cli.verify_packing import main
+from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.flags import parse
+from mindspeed_ift.config.layout import Layout
 from mindspeed_ift.config.verify_packing import VerifyPackingConfig
 from mindspeed_ift.model.attention import BoundaryAttention
 from mindspeed_ift.model.build import Qwen3Model
-from mindspeed_ift.verify.packing import Report, verify_packing
+from mindspeed_ift.verify.packing import Report, _tiny, verify_packing
 from tests.tiny_dataset import sample, write_dataset
 from tests.training_runs import make_datasets
 
@@ -70,6 +72,24 @@ def test_rows_that_are_made_as_the_run_starts(data: dict[str, Path], flags: list
     assert any("positions go on through a row, up to 128" in one for one in report.notices) == (
         "--use-dora" not in flags and "chunk" in flags
     )
+
+
+def test_experts_of_a_mixture_with_dense_layers(data: dict[str, Path]) -> None:
+    """A trial has two layers, of a model whose first and seventh are dense; and of one whose first two are."""
+    sizes = {"num_layers": 8, "hidden_size": 16, "ffn_hidden_size": 24, "num_attention_heads": 4, "num_query_groups": 2}
+    mixed = Architecture(
+        **sizes,
+        kv_channels=4,
+        vocab_size=30,
+        num_experts=4,
+        moe_router_topk=2,
+        moe_ffn_hidden_size=6,
+        dense_layers=(0, 6),
+    )
+    tiny = _tiny(mixed, Layout(), layers=2, vocabulary=30)
+    assert (tiny.dense_layers, tiny.num_experts, tiny.moe_ffn_hidden_size) == ((0,), 4, 128)
+    assert not _tiny(replace(mixed, dense_layers=(0, 1)), Layout(), layers=2, vocabulary=30).dense_layers
+    assert verify(data["packed"], *PACKED, "--preset", "qwen3-30b-a3b").holds
 
 
 def test_without_the_mask_nothing_holds(data: dict[str, Path]) -> None:
