@@ -52,6 +52,7 @@ with warnings.catch_warnings():
     from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
     from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
     from megatron.core.transformer.moe.router import TopKRouter
+    from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
     from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
@@ -70,6 +71,7 @@ __all__ = [
     "DistributedDataParallel",
     "DistributedDataParallelConfig",
     "GPTModel",
+    "MoEAlltoAllTokenDispatcher",
     "MoEAuxLossAutoScaler",
     "MoELayer",
     "MoESubmodules",

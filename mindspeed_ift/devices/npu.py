@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from mindspeed_ift.config.errors import RunError
+from mindspeed_ift.devices import without_cuda
 from mindspeed_ift.devices.kernels import npu
 from mindspeed_ift.devices.kernels.table import Kernels, with_fused
 
@@ -54,16 +55,16 @@ def kernels() -> tuple[Kernels, str]:
 
 
 def prepare() -> None:
-    """Make ``torch.cuda`` mean the NPU. Call before Megatron-core's first import.
+    """Make ``torch.cuda`` mean the NPU, whose torch has no compiler. Call before Megatron-core's first import.
 
     Raises:
         RunError: Megatron-core was imported before; its modules hold names of the unchanged torch.
     """
     if "megatron.core" in sys.modules:
         raise RunError("megatron.core was imported before mindspeed_ift.mcore; import mindspeed_ift.mcore first")
-    with warnings.catch_warnings():  # it warns of what it does, and lets every warning through from then on
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(record=True):  # it warns of what it does, whatever the filters, and changes these
         from torch_npu.contrib import transfer_to_npu  # noqa: F401 - importing it redirects torch.cuda
+    without_cuda.import_uncompiled()
     speak_of_cuda()
 
 

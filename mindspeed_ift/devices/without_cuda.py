@@ -41,6 +41,14 @@ def install() -> None:
     _patch_tensor_methods()
 
 
+def import_uncompiled() -> None:
+    """Let Megatron-core's modules define what they would compile as plain functions, and change nothing else of them.
+
+    For devices whose torch has no compiler: Megatron compiles small functions of its router whatever the configuration.
+    """
+    sys.meta_path.insert(0, _Finder(None))
+
+
 class _Shadow(types.ModuleType):
     """A module with some names replaced; all others are looked up in the real one."""
 
@@ -162,9 +170,9 @@ def _not_compiled(function: Callable | None = None, **_: Any) -> Callable:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds Megatron-core's modules as usual and, once one has run, swaps the torch it holds."""
+    """Finds Megatron-core's modules as usual, runs them without a compiler, then swaps the torch they hold, if asked to."""
 
-    def __init__(self, stand_in: types.ModuleType) -> None:
+    def __init__(self, stand_in: types.ModuleType | None) -> None:
         self.stand_in = stand_in
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None) -> Any:
@@ -182,16 +190,19 @@ class _Finder(importlib.abc.MetaPathFinder):
             execute(module)
         finally:
             torch.compile = real_compile
-        self._adopt(module)
+        if self.stand_in is None:
+            return
+        self._adopt(module, self.stand_in)
         if module.__name__ == _PREFIX + ".transformer.moe.moe_utils":
             module.maybe_move_tensor_to_cpu = _on_host  # type: ignore[attr-defined]
 
-    def _adopt(self, module: types.ModuleType) -> None:
-        cuda = self.stand_in.cuda
+    @staticmethod
+    def _adopt(module: types.ModuleType, stand_in: types.ModuleType) -> None:
+        cuda = stand_in.cuda
         replaced = {name: value for name, value in vars(cuda).items() if not name.startswith("__")}
         for name, value in list(vars(module).items()):
             if value is torch:
-                setattr(module, name, self.stand_in)
+                setattr(module, name, stand_in)
             elif value is torch.cuda:
                 setattr(module, name, cuda)
             elif name in replaced and value is getattr(torch.cuda, name, None):  # from torch.cuda import ...

@@ -1,1 +1,4 @@
-"""Megatron-core's GPT as Qwen3. Read `build.py`, then `backend.py`, `attention.py`, `rotary.py`, `head.py`."""
+"""Megatron-core's GPT as Qwen3.
+
+Read `build.py`, then `backend.py`, `attention.py`, `rotary.py`, `experts.py`, `dispatch.py`, `head.py`.
+"""

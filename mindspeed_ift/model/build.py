@@ -14,6 +14,7 @@ from mindspeed_ift.devices.device import current
 from mindspeed_ift.mcore import GPTModel, TransformerConfig
 from mindspeed_ift.model import head
 from mindspeed_ift.model.backend import block_spec
+from mindspeed_ift.model.dispatch import dispatch_by_kernels
 from mindspeed_ift.model.lora import freeze
 from mindspeed_ift.model.rotary import PositionRotary
 from mindspeed_ift.parallel.context.attention import communication_type
@@ -71,6 +72,7 @@ class Qwen3Model(GPTModel):
             vp_stage=chunk if groups.chunks > 1 else None,
         )
         self.architecture, self.options, self.layer_numbers = architecture, options, layers
+        dispatch_by_kernels(self.decoder.layers, groups.collection)
         self.rotary_pos_emb = PositionRotary(architecture.kv_channels, architecture.rotary_base, options.dtype)
 
     def forward(

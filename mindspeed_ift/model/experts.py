@@ -1,6 +1,6 @@
 """A mixture of experts on Megatron's MoELayer: Qwen3's router, and the experts of a rank as one module.
 
-Which token goes where, and the exchange of tokens between ranks, is Megatron's (all to all).
+Which token goes where is Megatron's; how tokens get there, see `dispatch`.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from torch import Tensor
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 LAYOUTS = ("BSH", "SBH", "BSND", "BNSD", "TND")
 MOST_SEGMENTS, MOST_TOKENS, MOST_HEADS, LARGEST_HEAD = 1024, 2**20, 256, 768
+MOST_EXPERTS = 512
 COMPRESSED = (2, 3, 4, 6, 7, 8)
 """sparse_modes that take the triangle of 2048 x 2048 whatever the lengths."""
 
@@ -134,6 +135,34 @@ def grouped_matmul(
     else:
         require(x[0].dim() == weight[0].dim() == 2, "two matrices")
         require(ends[-1] == x[0].shape[1] == len(weight[0]), "group_list does not end where the columns do")
+
+
+def permute(tokens: Tensor, indices: Tensor, num_out_tokens: int | None, padded_mode: bool) -> None:
+    """``npu_moe_token_permute``."""
+    require(
+        tokens.dim() == 2 and tokens.dtype in FLOATS and len(tokens) > 0, "tokens must be two-dimensional, not empty"
+    )
+    require(indices.dtype in (torch.int32, torch.int64), "indices must be int32 or int64")
+    require(indices.dim() == 2 and len(indices) == len(tokens), "indices must be [tokens, experts of a token]")
+    require(indices.shape[1] <= MOST_EXPERTS, f"at most {MOST_EXPERTS} experts a token are taken")
+    require(num_out_tokens is None and not padded_mode, "no token is dropped, none padded")
+
+
+def unpermute(
+    copies: Tensor, places: Tensor, probs: Tensor | None, padded_mode: bool, restore_shape: Sequence[int] | None
+) -> None:
+    """``npu_moe_token_unpermute``."""
+    require(
+        copies.dim() == 2 and copies.dtype in FLOATS and len(copies) > 0, "tokens must be two-dimensional, not empty"
+    )
+    require(
+        places.dtype == torch.int32 and places.shape == copies.shape[:1], "sorted_indices must be as permute gave them"
+    )
+    require(probs is not None and probs.dim() == 2 and probs.numel() == len(copies), "probs must be [tokens, experts]")
+    assert probs is not None
+    require(probs.shape[1] <= MOST_EXPERTS, f"at most {MOST_EXPERTS} experts a token are taken")
+    require(probs.dtype in FLOATS, f"dtype {probs.dtype} is none of {FLOATS}")
+    require(not padded_mode and restore_shape is None, "no token is dropped, none padded")
 
 
 def _heads(query: Tensor, key: Tensor, layout: str, heads: int) -> tuple[int, int, int]:

@@ -27,6 +27,10 @@ LIMITS = {
     "npu_rotary_mul": "head size even and below 896; less than 1000 rows and heads; all of one dtype",
     "npu_rotary_mul_backward": "as npu_rotary_mul",
     "npu_grouped_matmul": "not empty; ends as an int64 tensor that does not fall; last dimensions below 65536",
+    "npu_moe_token_permute": f"not empty; at most {contract.MOST_EXPERTS} experts a token",
+    "npu_moe_token_permute_grad": "as npu_moe_token_permute",
+    "npu_moe_token_unpermute": "as npu_moe_token_permute; a weight for each copy, else copies are not added",
+    "npu_moe_token_unpermute_grad": "as npu_moe_token_unpermute",
 }
 
 

@@ -136,6 +136,85 @@ def _grouped_matmul(
     return [out.to(x[0].dtype)]
 
 
+def _permute(
+    tokens: Tensor, indices: Tensor, num_out_tokens: int | None = None, padded_mode: bool = False
+) -> tuple[Tensor, Tensor]:
+    contract.permute(tokens, indices, num_out_tokens, padded_mode)
+    record("npu_moe_token_permute", "[tokens, experts of a token]", tokens, indices)
+    order = indices.flatten().argsort(stable=True)
+    return tokens[order // indices.shape[1]], order.argsort().int()
+
+
+def _permute_grad(
+    tokens: Tensor, grad: Tensor, indices: Tensor, sorted_indices: Tensor, padded_mode: bool = False
+) -> Tensor:
+    contract.permute(tokens, indices, None, padded_mode)
+    record("npu_moe_token_permute_grad", "[tokens, experts of a token]", tokens, indices)
+    copies = grad.double()[sorted_indices.long()].unflatten(0, (len(tokens), -1))
+    return copies.sum(1).to(tokens.dtype)
+
+
+class _DifferentiablePermute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, indices: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            ordered, places = torch.ops.npu.npu_moe_token_permute(tokens, indices)
+        ctx.save_for_backward(tokens, indices, places)
+        ctx.mark_non_differentiable(places)
+        return ordered, places
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        tokens, indices, places = ctx.saved_tensors
+        back = torch.ops.npu.npu_moe_token_permute_grad(tokens, grad.contiguous(), indices, places)
+        return back, None, None, None, None
+
+
+def _unpermute(
+    permuted_tokens: Tensor,
+    sorted_indices: Tensor,
+    probs: Tensor | None = None,
+    padded_mode: bool = False,
+    restore_shape: Sequence[int] | None = None,
+) -> Tensor:
+    contract.unpermute(permuted_tokens, sorted_indices, probs, padded_mode, restore_shape)
+    record("npu_moe_token_unpermute", "[tokens, experts of a token]", permuted_tokens, sorted_indices)
+    assert probs is not None
+    copies = permuted_tokens.double()[sorted_indices.long()].unflatten(0, tuple(probs.shape))
+    return (copies * probs.double()[..., None]).sum(1).to(permuted_tokens.dtype)
+
+
+def _unpermute_grad(
+    permuted_tokens: Tensor,
+    grad: Tensor,
+    sorted_indices: Tensor,
+    probs: Tensor | None = None,
+    padded_mode: bool = False,
+    restore_shape: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    contract.unpermute(permuted_tokens, sorted_indices, probs, padded_mode, restore_shape)
+    record("npu_moe_token_unpermute_grad", "[tokens, experts of a token]", permuted_tokens, sorted_indices)
+    assert probs is not None
+    copies = (grad.double()[:, None] * probs.double()[..., None]).flatten(0, 1)
+    back = torch.empty_like(copies).index_copy_(0, sorted_indices.long(), copies)
+    of_probs = (grad.double()[:, None] * permuted_tokens.double()[sorted_indices.long()].view(*probs.shape, -1)).sum(-1)
+    return back.to(permuted_tokens.dtype), of_probs.to(probs.dtype)
+
+
+class _DifferentiableUnpermute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, copies: Tensor, places: Tensor, probs: Tensor, *_: Any) -> Tensor:
+        ctx.save_for_backward(copies, places, probs)
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.npu.npu_moe_token_unpermute(copies, places, probs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        copies, places, probs = ctx.saved_tensors
+        back, of_probs = torch.ops.npu.npu_moe_token_unpermute_grad(copies, grad.contiguous(), places, probs)
+        return back, None, of_probs, None, None, None
+
+
 OPERATORS: dict[str, Callable[..., Any]] = {
     "npu_rms_norm": _rms_norm,
     "npu_rms_norm_backward": _rms_norm_backward,
@@ -144,9 +223,15 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "npu_rotary_mul": _rotary_mul,
     "npu_rotary_mul_backward": _rotary_mul_backward,
     "npu_grouped_matmul": _grouped_matmul,
+    "npu_moe_token_permute": _permute,
+    "npu_moe_token_permute_grad": _permute_grad,
+    "npu_moe_token_unpermute": _unpermute,
+    "npu_moe_token_unpermute_grad": _unpermute_grad,
 }
 DIFFERENTIABLE = {
     "npu_rms_norm": (_rms_norm, _DifferentiableNorm),
     "npu_swiglu": (_swiglu, _DifferentiableSwiGLU),
     "npu_rotary_mul": (_rotary_mul, _DifferentiableRotary),
+    "npu_moe_token_permute": (_permute, _DifferentiablePermute),
+    "npu_moe_token_unpermute": (_unpermute, _DifferentiableUnpermute),
 }

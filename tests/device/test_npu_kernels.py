@@ -52,3 +52,11 @@ def test_checks_on_torch_npu(report: str, checks: Path) -> None:
     lines = [line for line in report.splitlines() if f"{checks.name}::" in line]
     passed = [line for line in lines if line.startswith("PASSED")]
     assert passed and not [line for line in lines if line.startswith(("FAILED", "ERROR"))], report[-8000:]
+
+
+def test_megatron_takes_the_npu_for_cuda(stand_ins: Path) -> None:
+    """With torch_npu's own redirection, in a process of its own, which it changes for good."""
+    command = [sys.executable, str(HERE / "prepared.py")]
+    environment = torch_npu_wheel.environment(stand_ins)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -25,7 +25,7 @@ RUNS = {
     "packed ring": ("packed", RING),
     "packed ring bf16 recomputed": ("packed", f"{RING} --bf16 {RECOMPUTE}"),
     "packed gathered": ("packed", f"{RING} --context-parallel-algo kvallgather_cp_algo"),
-    "packed experts": ("packed", ""),
+    "packed experts": ("packed", "--expert-model-parallel-size 2"),
     "packed experts bf16": ("packed", "--bf16"),
 }
 """Name -> sequence mode and flags, on two ranks."""

@@ -146,6 +146,21 @@ def _grouped(left: Tensor, right: Tensor, ends: Tensor, group_type: int) -> Tens
     return product
 
 
+def permute(tokens_TH: Tensor, experts_TK: Tensor) -> tuple[Tensor, Tensor]:
+    """As `reference.permute`."""
+    if not len(tokens_TH):
+        return reference.permute(tokens_TH, experts_TK)
+    return _npu().npu_moe_token_permute(tokens_TH, experts_TK)
+
+
+def unpermute(copies_CH: Tensor, places_C: Tensor, experts: int) -> Tensor:
+    """As `reference.unpermute`; without weights the operator would put copies in order and not add them."""
+    if not len(copies_CH):
+        return reference.unpermute(copies_CH, places_C, experts)
+    ones = copies_CH.new_ones(len(copies_CH) // experts, experts)
+    return _npu().npu_moe_token_unpermute(copies_CH, places_C, probs=ones)
+
+
 @dataclass(frozen=True)
 class _Call:
     """One call of attention on some neighbouring segments.
@@ -250,6 +265,7 @@ NEEDED: dict[str, dict[str, list[str]]] = {
     "swiglu": {"npu_swiglu": ["dim"]},
     "rotary": {"npu_rotary_mul": []},
     "grouped_matmul": {"npu_grouped_matmul": ["group_list", "split_item", "group_type", "group_list_type"]},
+    "permute": {"npu_moe_token_permute": [], "npu_moe_token_unpermute": ["probs"]},
 }
 """Group of `table.GROUPS` -> operators, and the arguments that they get by keyword."""
 
@@ -259,6 +275,7 @@ _FUNCTIONS: dict[str, list[Kernel]] = {
     "swiglu": [swiglu],
     "rotary": [rotary],
     "grouped_matmul": [grouped_matmul],
+    "permute": [permute, unpermute],
 }
 
 

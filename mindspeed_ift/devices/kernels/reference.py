@@ -11,7 +11,17 @@ from torch import Tensor
 
 from mindspeed_ift.devices.kernels.blocks import attention_backward, attention_forward
 
-__all__ = ["attention", "attention_backward", "attention_forward", "grouped_matmul", "rms_norm", "rotary", "swiglu"]
+__all__ = [
+    "attention",
+    "attention_backward",
+    "attention_forward",
+    "grouped_matmul",
+    "permute",
+    "rms_norm",
+    "rotary",
+    "swiglu",
+    "unpermute",
+]
 
 # Shapes: B rows of a micro-batch, S positions of a row, T = B * S flattened, N query heads, G key/value heads, D head size.
 
@@ -128,3 +138,33 @@ def grouped_matmul(tokens_TI: Tensor, weights_EIO: Tensor, counts: Sequence[int]
     """
     parts = zip(tokens_TI.split(list(counts)), weights_EIO.unbind(0), strict=True)
     return torch.cat([part @ weight for part, weight in parts])
+
+
+def permute(tokens_TH: Tensor, experts_TK: Tensor) -> tuple[Tensor, Tensor]:
+    """Each token once for each of its experts, ordered by expert, then by token.
+
+    Args:
+        tokens_TH: ``[T, H]``, any float dtype.
+        experts_TK: int64 ``[T, K]``, the experts of each token.
+
+    Returns:
+        ``[T * K, H]``, and at which place the copy for the ``k``-th expert of token ``t`` stands: integers ``[T * K]``, at
+        ``t * K + k``.
+    """
+    order = experts_TK.flatten().argsort(stable=True)
+    places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    return tokens_TH.index_select(0, order // experts_TK.shape[1]), places
+
+
+def unpermute(copies_CH: Tensor, places_C: Tensor, experts: int) -> Tensor:
+    """The sum of each token's copies; the way back of `permute`.
+
+    Args:
+        copies_CH: ``[T * K, H]``, ordered by expert.
+        places_C: as `permute` gave them.
+        experts: of a token, K.
+
+    Returns:
+        ``[T, H]``.
+    """
+    return copies_CH.index_select(0, places_C).unflatten(0, (-1, experts)).sum(1)

@@ -19,6 +19,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "swiglu": ("swiglu",),
     "rotary": ("rotary",),
     "grouped_matmul": ("grouped_matmul",),
+    "permute": ("permute", "unpermute"),
     "adamw": ("fused_adamw",),
 }
 """Name in `SWITCH` -> the functions that it stands for."""
@@ -40,6 +41,8 @@ class Kernels:
     swiglu: Kernel = reference.swiglu
     rotary: Kernel = reference.rotary
     grouped_matmul: Kernel = reference.grouped_matmul
+    permute: Kernel = reference.permute
+    unpermute: Kernel = reference.unpermute
     fused_adamw: bool = False
 
 

@@ -67,6 +67,26 @@ def check_grouped_matmul_without_tokens() -> None:
     assert not torch.autograd.grad(out.sum(), weights)[0].any()
 
 
+@pytest.mark.parametrize("experts", [[[0], [2], [1], [2]], [[1, 2], [0, 3], [0, 2], [2, 3]]])
+def check_permutation(experts: list[list[int]]) -> None:
+    """There, where the places must be the same, and back."""
+    indices, size = torch.tensor(experts), len(experts[0])
+    tokens, copies = draw((4, 6), (4 * size, 6))
+    compare(lambda tokens: npu.permute(tokens, indices)[0], lambda one: reference.permute(one, indices)[0], [tokens])
+    places, expected = npu.permute(tokens, indices)[1], reference.permute(tokens, indices)[1]
+    assert places.tolist() == expected.tolist()
+    compare(
+        lambda copies: npu.unpermute(copies, places, size),
+        lambda copies: reference.unpermute(copies, expected, size),
+        [copies],
+    )
+
+
+def check_permutation_of_nothing() -> None:
+    ordered, places = npu.permute(torch.empty(0, 6), torch.empty(0, 2, dtype=torch.int64))
+    assert ordered.shape == (0, 6) and npu.unpermute(ordered, places, 2).shape == (0, 6)
+
+
 def check_that_wrong_calls_are_refused() -> None:
     import torch_npu
 
@@ -87,3 +107,10 @@ def check_that_wrong_calls_are_refused() -> None:
     for ends, sentence in (([1, 3], "ends at 3, but there are 4"), ([3, 1, 4], "must not fall"), ([4], "a matrix for")):
         with pytest.raises(ContractError, match=sentence):
             torch_npu.npu_grouped_matmul([tokens], [weights], group_list=torch.tensor(ends), **options)
+    with pytest.raises(ContractError, match="indices must be int32 or int64"):
+        torch_npu.npu_moe_token_permute(tokens, torch.zeros(4, 2))
+    places = torch.arange(4, dtype=torch.int32)
+    with pytest.raises(ContractError, match="probs must be"):
+        torch_npu.npu_moe_token_unpermute(tokens, places)
+    with pytest.raises(ContractError, match="as permute gave them"):
+        torch_npu.npu_moe_token_unpermute(tokens, places.long(), probs=torch.ones(2, 2))

@@ -30,3 +30,17 @@ def test_swiglu_gates_by_the_first_half() -> None:
     gate_and_up = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
     gate, up = gate_and_up.double()[:, :3], gate_and_up.double()[:, 3:]
     torch.testing.assert_close(reference.swiglu(gate_and_up), (gate / (1 + (-gate).exp()) * up).float(), **KERNEL)
+
+
+def test_tokens_ordered_by_expert_and_back() -> None:
+    tokens = torch.randn(4, 5, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    experts = torch.tensor([[1, 2], [0, 2], [0, 1], [2, 3]])
+    copies, places = reference.permute(tokens, experts)
+    assert torch.equal(copies, tokens[[1, 2, 0, 2, 0, 1, 3, 3]])  # two of expert 0, two of 1, three of 2, one of 3
+    assert places.tolist() == [2, 4, 0, 5, 1, 3, 6, 7]
+    scaled = copies * torch.arange(1, 9)[:, None]
+    back = reference.unpermute(scaled, places, 2)
+    factors = torch.tensor([3 + 5, 1 + 6, 2 + 4, 7 + 8])[:, None]
+    torch.testing.assert_close(back, tokens * factors, **KERNEL)
+    (grad,) = torch.autograd.grad(back.sum(), tokens)
+    torch.testing.assert_close(grad, factors.expand(4, 5).float(), **KERNEL)
