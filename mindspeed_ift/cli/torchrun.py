@@ -30,10 +30,13 @@ def main(argv: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from mindspeed_ift.devices.device import set_environment
+
     # Processes say themselves why they end (see cli/command.py).
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     report = Path(tempfile.mkdtemp(prefix="mindspeed_ift_")) / "reported"
     os.environ[REPORT] = str(report)
+    set_environment()
     words = torchrun.parse_args(argv)
     words.signals_to_handle = "SIGHUP,SIGQUIT"  # SIGTERM and SIGINT are for the processes to answer
     asked = _pass_on(SignalException)

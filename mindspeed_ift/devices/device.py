@@ -130,6 +130,14 @@ def count() -> int:
     return 1 if kind == "cpu" else torch.get_device_module(kind).device_count()
 
 
+def set_environment() -> None:
+    """Set the defaults of environment variables that a device's runtime reads, for processes started from here.
+
+    Where torch imports the device's module by itself, it does so before such a process comes to say anything.
+    """
+    npu.set_environment()
+
+
 def prepare(device: Device) -> None:
     """Make ``torch.cuda`` mean ``device`` for Megatron-core. Call before its first import (`mcore` does)."""
     if device.kind == "cpu":

@@ -28,16 +28,23 @@ ENVIRONMENT = {
 """Read by torch_npu and CANN when their runtime starts; what the user has set stays."""
 
 
+def set_environment() -> bool:
+    """Set what is unset of `ENVIRONMENT`, here and for processes started from here; False without torch_npu: nothing is."""
+    if importlib.util.find_spec("torch_npu") is None:
+        return False
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    return True
+
+
 def available() -> bool:
     """Whether torch_npu is installed and finds a device; sets `ENVIRONMENT` before it starts.
 
     Raises:
         RunError: it is installed, but cannot be imported.
     """
-    if importlib.util.find_spec("torch_npu") is None:
+    if not set_environment():
         return False
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     try:
         import torch_npu  # noqa: F401 - registers the device type
     except Exception as error:  # a library that is not found, a version that does not fit, or what CANN's check raises

@@ -42,8 +42,9 @@ class KernelDispatcher(MoEAlltoAllTokenDispatcher):
         self.hidden_shape_before_permute = tokens.shape
         counts = self.preprocess(routing_map)
         self.tokens_per_expert = self._maybe_dtoh_and_synchronize("before_permutation_1", counts)
-        # As many of each token, so that nothing is read from the device.
-        experts = routing_map.float().topk(self.config.moe_router_topk, -1).indices.sort(-1).values
+        # As many of each token, so that nothing is read from the device; the weights put them in ascending order.
+        descending = torch.arange(routing_map.shape[1], 0, -1, dtype=torch.float32, device=routing_map.device)
+        experts = (routing_map * descending).topk(self.config.moe_router_topk, -1).indices
         ordered, self.places = self.order(tokens, experts)
         weights = probs.gather(1, experts).flatten()
         return ordered, torch.zeros_like(weights).scatter(0, self.places.long(), weights)

@@ -117,7 +117,7 @@ def start(tmp_path: Path, program: str, *flags: str, restarts: int = 0) -> subpr
     head += "from mindspeed_ift.config.errors import *\nrank = int(os.environ['RANK'])\n"
     script.write_text(head + program)
     words = ["--standalone", "--nproc_per_node", "2", "--max_restarts", str(restarts), str(script), *flags]
-    environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    environment = dict(os.environ, PYTHONPATH=f"{ROOT}:{tmp_path}", OMP_NUM_THREADS="1")
     command = [sys.executable, "-m", "mindspeed_ift.cli.torchrun", *words]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -179,10 +179,15 @@ def test_at_each_attempt_the_first_to_fail_speaks(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_our_torchrun_ends_well(tmp_path: Path) -> None:
+def test_our_torchrun_ends_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its processes find the environment of a device's runtime set before they import anything."""
+    (tmp_path / "torch_npu.py").touch()
+    monkeypatch.delenv("CPU_AFFINITY_CONF", raising=False)
     # One write a line: torchrun starts Python unbuffered, and two processes share the pipe.
-    done = launched(tmp_path, "sys.stdout.write(f'here {rank}\\n')")
-    assert done.returncode == 0 and done.stderr == "" and {"here 0", "here 1"} == set(done.stdout.split("\n")) - {""}
+    program = "sys.stdout.write(f'here {rank} ' + os.environ.get('CPU_AFFINITY_CONF', 'unset') + '\\n')"
+    done = launched(tmp_path, program)
+    assert done.returncode == 0 and done.stderr == ""
+    assert set(done.stdout.split("\n")) - {""} == {"here 0 1", "here 1 1"}
 
 
 STOPS = """
