@@ -191,8 +191,10 @@ class Reader:
     def _known(self, key: str) -> metadata.TensorStorageMetadata:
         known = self._tensors.get(key)
         if not isinstance(known, metadata.TensorStorageMetadata):
+            remedy = " --no-load-optim goes on without it" if key.startswith("optimizer.") else ""
             raise UserError(
                 f"{self.folder}: the tensor {key} is missing; is it of this architecture, and of these --lora-* flags?"
+                + remedy
             )
         return known
 

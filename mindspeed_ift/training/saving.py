@@ -84,7 +84,7 @@ class Saver:
         written: Future[Written] = Future()
         try:
             written.set_result(job(staging))
-        except RunError as error:
+        except Exception as error:  # noqa: BLE001 - told to all ranks by `finish`
             written.set_exception(error)
         self._pending = _Pending(written, manifest, after)
         self.finish()
@@ -113,6 +113,8 @@ class Saver:
             own = pending.written.result()
         except RunError as error:
             failure = str(error)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the others must not wait for it
+            failure = f"the checkpoint of step {iteration} could not be written ({type(error).__name__}: {error})"
         # All have written, or all stop: a peer that waits for one that failed would wait for the time-out.
         told = self.groups.gather((failure, own))
         if self.groups.rank == 0 and not any(one for one, _ in told):

@@ -139,11 +139,11 @@ def _loop(run: _Run, stop_request: StopRequest) -> None:
         progress.dealing = training.order.dealing(progress.consumed)
         run.watchdog.heard(f"what follows step {iteration}")
         reason = _after_step(run, report, metrics, stop_request)
+        if run.saver is not None:
+            (run.saver.poll if reason is None else run.saver.finish)()
         if reason is not None:
             _say(groups, f"stopping after step {iteration} {reason}")
             break
-        if run.saver is not None:
-            run.saver.poll()
     if run.saver is not None:
         run.saver.finish()
     profile.close()
@@ -358,13 +358,15 @@ def _resume(plan: Plan, trained: Trained) -> Progress:
     run = plan.config.run
     if plan.sources.resume is None:
         return Progress()
-    progress = Progress.of_manifest(megatron.read_manifest(plan.sources.resume) or {}, plan.rows_of_a_step)
+    manifest = megatron.read_manifest(plan.sources.resume) or {}
+    progress = Progress.of_manifest(manifest, plan.rows_of_a_step)
     if run.load_optim:
         state.load_training(plan.sources.resume, trained, load_random=run.load_rng)
         restored(trained.optimizer)
     else:
         trained.schedule.step(increment=progress.done - progress.skipped)
-    _say(trained.groups, f"resuming after step {progress.done}")
+    elsewhere = manifest.get("layout") not in (None, megatron.describe_layout(plan.layout))
+    _say(trained.groups, f"resuming after step {progress.done}{', in another layout' if elsewhere else ''}")
     return progress
 
 

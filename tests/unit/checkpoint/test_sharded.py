@@ -92,8 +92,10 @@ def test_what_does_not_fit_is_named(folder: Path) -> None:
         reader.fill(Rectangle("w", (5, 5), (0, 0), torch.zeros(5, 5)))
     with pytest.raises(UserError, match=r"w has shape \(6, 5\), the model \(6, 4\)"):
         reader.fill(Rectangle("w", (6, 4), (0, 0), torch.zeros(6, 4), padded=True))
-    with pytest.raises(UserError, match="the tensor x is missing"):
+    with pytest.raises(UserError, match="the tensor x is missing; .* flags.$"):
         reader.tensor("x")
+    with pytest.raises(UserError, match="exp_avg.w is missing; .* --no-load-optim goes on without it"):
+        reader.tensor("optimizer.state.exp_avg.w")
 
 
 def test_who_has_nothing_writes_no_file(tmp_path: Path) -> None:

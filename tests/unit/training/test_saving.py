@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,17 +83,21 @@ def test_the_next_one_waits_for_it(tmp_path: Path, groups: Groups) -> None:
     assert megatron.staging_folder(tmp_path, 2).is_dir()
 
 
-def test_one_that_fails_leaves_the_one_before(tmp_path: Path, groups: Groups) -> None:
-    saver = Saver(tmp_path, groups, background=True)
-    for iteration, error in ((1, None), (2, RunError("no room"))):
-        job = Slow(error)
+@pytest.mark.parametrize("background", [True, False])
+@pytest.mark.parametrize(
+    ("error", "message"), [(RunError("no room"), "^no room$"), (ValueError("odd"), "of step 2 .*ValueError: odd")]
+)
+def test_one_that_fails_leaves_the_one_before(
+    tmp_path: Path, groups: Groups, error: Exception, message: str, background: bool
+) -> None:
+    saver = Saver(tmp_path, groups, background)
+    for iteration, its_error in ((1, None), (2, error)):
+        job = Slow(its_error)
         job.may_end.set()
         saver.begin(iteration, 0)
-        saver.start(job, {**MANIFEST, "iteration": iteration}, lambda: None)
-        if error is None:
+        with pytest.raises(RunError, match=message) if its_error else contextlib.nullcontext():
+            saver.start(job, {**MANIFEST, "iteration": iteration}, lambda: None)
             saver.finish()
-    with pytest.raises(RunError, match="no room"):
-        saver.finish()
     assert megatron.latest_folder(tmp_path) == tmp_path / "iter_0000001"
     assert {path.name for path in tmp_path.iterdir()} == {"iter_0000001", megatron.TRACKER}
 
