@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mindspeed_ift.config.tuning import LossReduction
 from mindspeed_ift.data.batch import Batch, DynamicLength, FixedLength, Packed, SequenceMode
 from mindspeed_ift.data.boundaries import PAD_SEGMENT, BoundarySource
 from mindspeed_ift.data.sample import IGNORED_LABEL, Sample
@@ -53,6 +54,7 @@ class Trial:
         pad_id: fills rows up.
         multiple: rows are a multiple of this long, for the sake of the layout.
         positions_restart: whether positions begin from 0 at each sample.
+        loss_reduction: what counts alike in the loss.
     """
 
     batch: Batch
@@ -61,6 +63,7 @@ class Trial:
     pad_id: int
     multiple: int
     positions_restart: bool
+    loss_reduction: LossReduction
 
     def learning(self, parts: Sequence[Part]) -> Batch:
         """The micro-batch with the labels of some samples only."""
@@ -82,7 +85,8 @@ class Trial:
 
     def alone(self, part: Part) -> Batch:
         """A sample in a row of its own, which needs no boundaries; with the positions that the run gives it."""
-        batch = DynamicLength(len(part.sample), self.multiple, self.pad_id).collate([part.sample])
+        mode = DynamicLength(len(part.sample), self.multiple, self.pad_id, self.loss_reduction)
+        batch = mode.collate([part.sample])
         shift = 0 if self.positions_restart else part.start
         return _renumbered(replace(batch, position_ids=batch.position_ids + shift), self.vocabulary)
 
@@ -108,10 +112,9 @@ def make_trials(
     vocabulary = np.unique(np.concatenate([*ids, *(row.labels[row.labels != IGNORED_LABEL] for _, row in rows)]))
     length = max(len(row) for _, row in rows) + PADS
     if isinstance(mode, Packed):
-        plain = replace(mode, loss_reduction="token")  # what packing may change is the same in every reduction
-        short: SequenceMode = replace(plain, seq_length=length, multiple=multiple, to_longest=False)
+        short: SequenceMode = replace(mode, seq_length=length, multiple=multiple, to_longest=False)
     else:
-        short = FixedLength(length, mode.pad_id, multiple)
+        short = FixedLength(length, mode.pad_id, multiple, mode.loss_reduction)
     trials = []
     for first in range(0, len(rows), micro_batch_size):
         chosen = rows[first : first + micro_batch_size]
@@ -122,7 +125,7 @@ def make_trials(
         ]
         batch = _renumbered(short.collate([row for _, row in chosen]), vocabulary)
         restart = isinstance(mode, Packed) and mode.reset_position_ids
-        trials.append(Trial(batch, parts, vocabulary, mode.pad_id, multiple, restart))
+        trials.append(Trial(batch, parts, vocabulary, mode.pad_id, multiple, restart, mode.loss_reduction))
     return trials
 
 

@@ -39,7 +39,7 @@ _LAYERS = 2
 """Of each stage: with two, what a first layer mixes is seen by a second."""
 
 _WIDTH, _HEAD = 64, 8
-"""Hidden size and size of a head of the tiny model; numbers of heads and groups are those of the user's."""
+"""Hidden size and size of a head of the tiny model; numbers of heads, groups and experts are those of the user's."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,14 @@ def verify_packing(config: VerifyPackingConfig, world_size: int) -> Report:
     report = Report()
     rows = _rows(planned, boundaries, config, report)
     size = min(config.optimizer.micro_batch_size, len(rows))
-    trials = make_trials(rows, boundaries, planned.mode, micro_batch_size=size, multiple=layout.row_multiple)
+    mode = planned.mode
+    if mode.loss_reduction == "micro-batch":
+        mode = replace(mode, loss_reduction="token")
+        report.notices.append(
+            "--loss-reduction micro-batch weighs a sample by what else is in its micro-batch, so packed it never teaches what"
+            " it teaches alone; checked is the mean over tokens"
+        )
+    trials = make_trials(rows, boundaries, mode, micro_batch_size=size, multiple=layout.row_multiple)
     _notice_data(planned, boundaries, rows, report)
     stages = planned.layout.pipeline * planned.layout.chunks(planned.architecture.num_layers)
     if world_size == 1 and needed > 1:

@@ -50,7 +50,8 @@ class TrialModel:
         )
         self.groups, self.device = groups, current()
         self._model = wrap(stages, layout)
-        build_optimizer(self._model, config.optimizer, layout)  # gives the schedule its hooks
+        # It gives the schedule its hooks, and is not asked for more.
+        build_optimizer(self._model, replace(config.optimizer, optimizer_cpu_offload=False), layout)
         # The interleaved schedule takes micro-batches by the pipeline's size, replicas their own: all get the same.
         self._copies = groups.layout.pipeline if groups.chunks > 1 else 1
         self._trained = {
@@ -81,8 +82,8 @@ class TrialModel:
         batches = [batch] * self._copies
         totals = forward_backward(self._model, batches, self.groups, self.device, lambda: False, forward_only=False)
         times = self._copies * self.groups.layout.data
-        # What the step leaves is divided by the learnt tokens.
-        gradients = {name: one.main_grad * (totals.learnt / times) for name, one in self._trained.items()}
+        # What the step leaves is divided by the units of the loss.
+        gradients = {name: one.main_grad * (totals.units / times) for name, one in self._trained.items()}
         embedded = self._embedded[0].grad if self._embedded else None
         return Result(totals.loss / times, gradients, embedded)
 

@@ -57,6 +57,14 @@ def test_what_training_does_holds(data: dict[str, Path]) -> None:
     assert "start it with torchrun --nproc_per_node 8" in report.notices[1] and len(report.notices) == 2
 
 
+@pytest.mark.parametrize("reduction", ["sample", "micro-batch"])
+def test_a_mixture_of_experts_and_another_loss(data: dict[str, Path], reduction: str) -> None:
+    flags = ["--preset", "qwen3-30b-a3b", "--pipeline-model-parallel-size", "2", "--loss-reduction", reduction]
+    report = verify(data["packed"], *PACKED, *flags)
+    assert report.holds and len(report.checks) == CLAIMS + 2 and report.checks[0].worst < 1e-6
+    assert any("weighs a sample by what else" in one for one in report.notices) == (reduction == "micro-batch")
+
+
 @pytest.mark.parametrize(
     "flags",
     [
