@@ -49,3 +49,9 @@ KERNEL_BF16 = 2e-2
 
 MERGED_WEIGHTS = {"atol": 1e-6, "rtol": 1e-5}
 """fp32 weights of order 0.1 with one adapter merged by us and by PEFT: a product of rank 4 and a sum, in another order."""
+
+PLANNED_ACTIVATIONS = 0.01
+"""Of what autograd keeps: every tensor is counted by its shape, but for boundaries and other small integers."""
+
+PLANNED_PEAK = 0.10
+"""Of what lives at once in forward and backward passes: of gradients that come and go only the largest are counted."""

@@ -15,6 +15,7 @@ COMMANDS = {
     "merge-datasets": "several indexed datasets -> one (tools/merge_datasets.py)",
     "verify-dataset": "whether a dataset is whole and what its manifest says (tools/verify_dataset.py)",
     "verify-packing": "do packed rows teach what their samples do: a training line on a tiny model (tools/verify_packing.py)",
+    "plan": "memory and time of a training line, and the best layouts for N devices (tools/plan.py)",
     "tune": "indexed dataset -> trained checkpoint (tools/posttrain_gpt.py)",
     "convert": "Hugging Face <-> Megatron checkpoints (tools/convert_ckpt.py)",
     "show-checkpoint": "what a checkpoint or a Hugging Face folder holds (tools/show_checkpoint.py)",

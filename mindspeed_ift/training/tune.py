@@ -24,10 +24,10 @@ from mindspeed_ift.model.lora import start_adapters
 from mindspeed_ift.model.weights import fill, without_adapters
 from mindspeed_ift.parallel import groups as process_groups
 from mindspeed_ift.parallel.groups import Groups
+from mindspeed_ift.planning.operations import step_operations
 from mindspeed_ift.training import restarts, state
 from mindspeed_ift.training.continuing import KEY as TRAINED_ON
 from mindspeed_ift.training.evaluation import evaluate
-from mindspeed_ift.training.flops import step_operations
 from mindspeed_ift.training.metrics import Metrics
 from mindspeed_ift.training.optimizer import build_optimizer, build_schedule, restored, wrap
 from mindspeed_ift.training.plan import Plan

@@ -18,6 +18,7 @@ from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.flags import options, parse_with_origins, values
 from mindspeed_ift.config.inference import GenerateConfig
 from mindspeed_ift.config.merge import MergeConfig
+from mindspeed_ift.config.plan import PlanConfig
 from mindspeed_ift.config.repack import RepackConfig
 from mindspeed_ift.config.show import ShowConfig
 from mindspeed_ift.config.tuning import TuneConfig
@@ -34,6 +35,7 @@ COMMANDS = (
     ShowConfig,
     VerifyTemplateConfig,
     VerifyPackingConfig,
+    PlanConfig,
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.utils.flop_counter import FlopCounterMode
 
-from mindspeed_ift.training.flops import step_operations
+from mindspeed_ift.planning.operations import step_operations
 from tests.tiny_model import tiny_architecture, tiny_experts
 
 

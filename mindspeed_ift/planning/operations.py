@@ -6,7 +6,7 @@ from mindspeed_ift.config.architecture import Architecture
 
 
 def step_operations(
-    architecture: Architecture, *, real_tokens: int, learnt_tokens: int, squared_lengths: int, adapters: bool
+    architecture: Architecture, *, real_tokens: float, learnt_tokens: float, squared_lengths: float, adapters: bool
 ) -> float:
     """Operations of forward and backward pass: no pads, no recomputation, no logits of what is not learnt.
 
