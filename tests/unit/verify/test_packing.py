@@ -44,7 +44,7 @@ def verify(data: Path, *flags: str) -> Report:
 def test_what_training_does_holds(data: dict[str, Path]) -> None:
     """Two rows a micro-batch, two stages, recompute, both precisions, pads behind each row."""
     layout = ["--pipeline-model-parallel-size", "2", "--tensor-model-parallel-size", "4", "--micro-batch-size", "2"]
-    recompute = ["--recompute-granularity", "full", "--recompute-method", "uniform", "--recompute-num-layers", "4"]
+    recompute = ["--recompute-granularity", "full", "--recompute-method", "uniform", "--recompute-num-layers", "6"]
     report = verify(data["packed"], *PACKED, *layout, *recompute, "--bf16")
     assert len(report.checks) == 2 * (CLAIMS + 2) and report.holds
     assert [check.dtype for check in report.checks] == [torch.float32] * 6 + [torch.bfloat16] * 6
