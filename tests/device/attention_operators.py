@@ -182,20 +182,22 @@ class _DifferentiableAttention(torch.autograd.Function):
         ctx.options = dict(zip(names, given))
         with torch._C._AutoDispatchBelowAutograd():
             results = torch.ops.npu.npu_fusion_attention(query, key, value, **ctx.options)
-        ctx.save_for_backward(query, key, value, *results[:3])
+        # The mask too, as torch_npu does: one that was made in inference mode cannot be.
+        ctx.save_for_backward(query, key, value, *results[:3], ctx.options["atten_mask"])
         ctx.mark_non_differentiable(*results[1:4])
         return results
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        query, key, value, out, largest, total = ctx.saved_tensors
-        same = ("head_num", "input_layout", "atten_mask", "actual_seq_qlen", "actual_seq_kvlen", "sparse_mode")
+        query, key, value, out, largest, total, mask = ctx.saved_tensors
+        same = ("head_num", "input_layout", "actual_seq_qlen", "actual_seq_kvlen", "sparse_mode")
         grads = torch.ops.npu.npu_fusion_attention_grad(
             query,
             key,
             value,
             grad.contiguous(),
             **{name: ctx.options[name] for name in same},
+            atten_mask=mask,
             softmax_max=largest,
             softmax_sum=total,
             attention_in=out,

@@ -108,6 +108,15 @@ def check_that_the_operators_were_called() -> None:
     assert layouts == {"SBH, sparse_mode 3", "TND, sparse_mode 3", "TND, no mask"}
 
 
+def check_that_training_follows_answers() -> None:
+    """The mask is made at the first call, which may be one that keeps nothing for a backward pass."""
+    npu._triangle.cache_clear()
+    with torch.inference_mode():
+        npu.attention(*rows(4, 1, 2), None)
+    tensors = rows(4, 1, 2)
+    assert torch.autograd.grad(npu.attention(*tensors, None).sum(), tensors)[0].shape == (4, 1, 4, 8)
+
+
 def check_that_the_triangle_is_made_once() -> None:
     assert npu._triangle(torch.device("cpu")) is npu._triangle(torch.device("cpu"))
 
