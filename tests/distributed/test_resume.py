@@ -30,6 +30,16 @@ CASES = {
     "pp2 dp2 do": (4, "packed", f"{PIPELINE} {DISTRIBUTED} --bf16"),
 }
 
+# Each replica draws as many numbers as its samples have positions: their random states part.
+DROPPING = {
+    f"dropout {ckpt_format}": (
+        2,
+        "dynamic",
+        f"--lora-target-modules linear_qkv linear_fc2 --lora-dropout 0.3 --ckpt-format {ckpt_format}",
+    )
+    for ckpt_format in ("torch", "torch_dist")
+}
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -55,10 +65,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return [*words, "--save-interval", "2", "--save", str(folder / name), *flags.format(**data).split(), *start]
 
     jobs: list[list[str]] = []
-    for name, (ranks, mode, flags) in CASES.items():
+    for name, (ranks, mode, flags) in (CASES | DROPPING).items():
         jobs.append([str(ranks), *line(mode, f"{name} whole", flags)])
         jobs.append([str(ranks), *line(mode, f"{name} cut", flags, "--exit-interval", "3")])
         jobs.append([str(ranks), *line(mode, f"{name} cut", flags, "--load", str(folder / f"{name} cut"))])
+        if name in DROPPING:
+            continue
         alone = "--bf16" if "--bf16" in flags else flags if "--data-path" in flags else ""
         jobs.append(["1", *line(mode, f"{name} one", alone)])
     jobs.append(["2", *line("packed", "balanced whole", BALANCED)])
@@ -68,7 +80,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *DROPPING])
 def test_resumed_is_uninterrupted_to_the_bit(runs: Path, name: str) -> None:
     """Losses, gradient norms, learning rates, validation losses, and the weights at the end."""
     whole, cut = (runs / f"{name} {kind}" for kind in KINDS)
