@@ -235,8 +235,8 @@ class RunFlags:
     distributed_backend: Literal["gloo", "nccl", "hccl"] | None = None
     """Collective backend; default, and nccl: the device's own."""
     distributed_timeout_minutes: int = 30
-    """How long a step, or an evaluation and save, may take: then each rank writes its stack to --save/hang_*, and the run
-    ends. A collective may wait a minute longer for its peers."""
+    """How long a step, a save, or a global batch of an evaluation may take: then each rank writes its stack to
+    --save/hang_*, and the run ends. A collective may wait a minute longer for its peers."""
     deterministic_mode: bool = False
     """Run only operations that give the same bits each time they are given the same, and stop at one that has no such form;
     slower. The same flags on the same devices then end in the same weights."""

@@ -137,7 +137,6 @@ def _loop(run: _Run, stop_request: StopRequest) -> None:
         metrics.step(iteration, report, progress.skipped)
         progress.done, progress.consumed = iteration, progress.consumed + plan.rows_of_a_step
         progress.dealing = training.order.dealing(progress.consumed)
-        run.watchdog.heard(f"what follows step {iteration}")
         reason = _after_step(run, report, metrics, stop_request)
         if run.saver is not None:
             (run.saver.poll if reason is None else run.saver.finish)()
@@ -184,9 +183,11 @@ def _after_step(run: _Run, report: StepReport, metrics: Metrics, stop_request: S
     last = iteration == run.plan.config.optimizer.train_iters
     best = False
     if not report.stop and (last or iteration % flags.eval_interval == 0):
+        run.watchdog.heard(f"the evaluation after step {iteration}", flags.eval_iters)
         best = _evaluate(run, metrics)
     due = last or (flags.save_interval and iteration % flags.save_interval == 0) or (best and flags.save_best)
     if due or report.stop or _stopped_early(run):
+        run.watchdog.heard(f"the save after step {iteration}")
         _save(run, best)
     return _reason_to_stop(run, report, stop_request)
 

@@ -39,7 +39,7 @@ class Watchdog:
     ) -> None:
         self.seconds, self.folder, self.rank, self.world = seconds, folder, rank, world
         self.fail, self.remedy = fail, remedy
-        self._what, self._until = "the start", time.monotonic() + seconds
+        self._what, self._allowed, self._until = "the start", seconds, time.monotonic() + seconds
         self._ended = threading.Event()
         self._watched = threading.get_ident()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -61,14 +61,16 @@ class Watchdog:
         self._ended.set()
         faulthandler.cancel_dump_traceback_later()
 
-    def heard(self, what: str) -> None:
+    def heard(self, what: str, times: int = 1) -> None:
         """Start the time anew.
 
         Args:
             what: is beginning now; ``step 12``.
+            times: how often the time that a step may take it may take.
         """
-        self._what, self._until = what, time.monotonic() + self.seconds
-        faulthandler.dump_traceback_later(self.seconds + _LAST_RESORT, exit=True, file=sys.__stderr__ or sys.stderr)
+        allowed = self.seconds * max(times, 1)
+        self._what, self._allowed, self._until = what, allowed, time.monotonic() + allowed
+        faulthandler.dump_traceback_later(allowed + _LAST_RESORT, exit=True, file=sys.__stderr__ or sys.stderr)
 
     def _watch(self) -> None:
         while not self._ended.wait(max(self._until - time.monotonic(), 0.001)):
@@ -88,7 +90,9 @@ class Watchdog:
             except OSError as error:
                 print(f"{folder}: {error}", file=sys.stderr, flush=True)
         if not self._ended.is_set():
-            self.fail(RunError(f"{what} has not ended within {self.seconds / 60:g} minutes: {told}; {self.remedy}"))
+            self.fail(
+                RunError(f"{what} has not ended within {self._allowed / MINUTE:g} minutes: {told}; {self.remedy}")
+            )
 
     def _write(self, folder: Path, place: str) -> str:
         """Write this rank's stacks, wait a little for the others', and say where everybody is."""

@@ -64,6 +64,14 @@ def test_words_in_time_keep_it_quiet(tmp_path: Path) -> None:
     assert not told and not list(tmp_path.iterdir())
 
 
+def test_what_takes_longer_is_given_longer(tmp_path: Path) -> None:
+    told: list[RunError] = []
+    with Watchdog(0.3, tmp_path, 0, 1, told.append, "") as dog:
+        dog.heard("the evaluation after step 3", 10)
+        time.sleep(0.9)
+    assert not told
+
+
 def test_without_a_folder_the_stack_is_on_the_screen(capfd: pytest.CaptureFixture[str]) -> None:
     told, go_on = list[RunError](), threading.Event()
 
