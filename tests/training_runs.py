@@ -23,9 +23,15 @@ MODES = {
 
 
 def make_hugging_face_model(
-    folder: Path, *, tied: bool, vocab_size: int, layers: int = 2, experts: dict[str, Any] | None = None
+    folder: Path,
+    *,
+    tied: bool,
+    vocab_size: int,
+    layers: int = 2,
+    experts: dict[str, Any] | None = None,
+    dtype: Any = None,
 ) -> Path:
-    """A tiny random Qwen3ForCausalLM with norms that are not all one, saved in fp32.
+    """A tiny random Qwen3ForCausalLM with norms that are not all one, saved in fp32 if ``dtype`` says no other.
 
     With ``experts`` a Qwen3MoeForCausalLM: eight experts, two a token; what else its config.json shall say.
     """
@@ -56,7 +62,7 @@ def make_hugging_face_model(
                 parameter.uniform_(0.5, 1.5)
             elif "mlp.gate." in name:  # transformers 5 leaves it at zero: every expert alike
                 parameter.normal_(0, 0.5)
-    model.save_pretrained(folder)
+    model.to(dtype or torch.float32).save_pretrained(folder)
     return folder
 
 

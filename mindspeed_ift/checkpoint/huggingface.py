@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from mindspeed_ift.checkpoint.torch_file import write_bytes
 from mindspeed_ift.config.errors import RunError, UserError
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _TRAINING = "mindspeed_ift.json"
 """How the model was trained to be asked; others overlook the file."""
+_EMBEDDING, _HEAD = _OF_THE_VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64, "I64": torch.int64}
+"""What safetensors files call the types of tensors."""
+_KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
+T = TypeVar("T")
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -43,7 +50,7 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self._files = self._read_index()
-        self._open: dict[str, Any] = {}
+        self._dtypes: dict[str, torch.dtype | None] = {}
 
     @property
     def names(self) -> set[str]:
@@ -74,14 +81,68 @@ class Folder:
         Raises:
             UserError: missing, or of another shape.
         """
-        if name not in self._files:
-            raise UserError(f"{self.path}: the tensor {name} is missing; is the folder complete?")
-        tensor = self._file(self._files[name]).get_tensor(name)
+        file = self._file_of(name)
+        tensor = self._opened(file, lambda content: content.get_tensor(name))  # its memory map goes with it
         if tuple(tensor.shape) != shape:
+            rows = tensor.shape[0] if tensor.dim() == 2 else 0
+            remedy = (
+                f"; if its vocabulary was resized, write vocab_size {rows} into config.json"
+                if name in _OF_THE_VOCABULARY and tuple(tensor.shape[1:]) == shape[1:]
+                else ""
+            )
             raise UserError(
-                f"{self.path / self._files[name]}: {name} has shape {tuple(tensor.shape)}, config.json says {shape}"
+                f"{self.path / file}: {name} has shape {tuple(tensor.shape)}, config.json says {shape}{remedy}"
             )
         return tensor
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Of a tensor, without reading it.
+
+        Raises:
+            UserError: missing, of a type that is no weight's, or its file is damaged.
+        """
+        if name not in self._dtypes:
+            file = self._file_of(name)
+            told = self._opened(
+                file, lambda content: {one: content.get_slice(one).get_dtype() for one in content.keys()}
+            )
+            self._dtypes |= {one: DTYPES.get(kind) for one, kind in told.items()}
+        dtype = self._dtypes.get(name)
+        if dtype is None or not dtype.is_floating_point:
+            raise UserError(
+                f"{self.path / self._file_of(name)}: {name} is missing, or no tensor of F32, F16 or BF16; give the"
+                " weights as they were published, not quantized"
+            )
+        return dtype
+
+    def refuse_others(self, shapes: Mapping[str, tuple[int, ...]], tied: bool) -> None:
+        """Do nothing if the names are those of ``shapes``; of a tied model a head that is the embedding may be there.
+
+        Raises:
+            UserError: naming the first that is missing or for nothing.
+        """
+        for name in sorted(shapes.keys() - self.names):
+            self._file_of(name)
+        others = self.names - shapes.keys()
+        if tied and _HEAD in others:
+            shape = shapes[_EMBEDDING]
+            if torch.equal(self.tensor(_HEAD, shape), self.tensor(_EMBEDDING, shape)):
+                others -= {_HEAD}
+        for name in sorted(others):
+            told = (
+                " and is not the embedding, though config.json says tie_word_embeddings"
+                if tied and name == _HEAD
+                else ""
+            )
+            raise UserError(
+                f"{self.path / self._files[name]}: the tensor {name} is unexpected{told}; is config.json that of these"
+                " weights?"
+            )
+
+    def _file_of(self, name: str) -> str:
+        if name not in self._files:
+            raise UserError(f"{self.path}: the tensor {name} is missing; is the folder complete?")
+        return self._files[name]
 
     def _read_index(self) -> dict[str, str]:
         if (self.path / _INDEX).is_file():
@@ -93,22 +154,29 @@ class Folder:
             raise UserError(
                 f"{self.path} holds no {_SINGLE} and no {_INDEX}; give a Hugging Face folder in safetensors"
             )
-        self._open = {}
-        return {name: _SINGLE for name in self._file(_SINGLE).keys()}
+        return dict.fromkeys(self._opened(_SINGLE, lambda file: list(file.keys())), _SINGLE)
 
-    def _file(self, name: str) -> Any:
-        if name not in self._open:
-            try:
-                self._open[name] = safe_open(str(self.path / name), framework="pt")
-            except (SafetensorError, OSError) as error:
-                reason = " ".join(str(error).split())
-                raise UserError(f"{self.path / name} cannot be read ({reason}); copy it again") from None
-        return self._open[name]
+    def _opened(self, name: str, read: Callable[[Any], T]) -> T:
+        try:
+            with safe_open(str(self.path / name), framework="pt") as file:
+                return read(file)
+        except (SafetensorError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self.path / name} cannot be read ({reason}); copy it again") from None
+
+
+class Lazy(NamedTuple):
+    """A tensor that is read when its turn comes."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
 
 
 def write_folder(
     path: Path,
-    tensors: Iterable[tuple[str, Tensor]],
+    tensors: Sequence[Lazy],
     config: dict[str, Any],
     tokenizer_folder: Path | None,
     training: dict[str, Any] | None = None,
@@ -118,7 +186,7 @@ def write_folder(
 
     Args:
         path: must not exist, or be empty.
-        tensors: name and value, taken one by one.
+        tensors: read one by one, in this order; of files with several dtypes the longer first.
         config: content of ``config.json``.
         tokenizer_folder: its tokenizer files are copied.
         training: what `read_training` shall find.
@@ -134,8 +202,7 @@ def write_folder(
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
-        shards = _write_shards(staging, tensors, max_shard_bytes)
-        _name_shards(staging, shards)
+        _write_shards(staging, tensors, max_shard_bytes)
         _write_json(staging / "config.json", config)
         generation = {"do_sample": False, "eos_token_id": config.get("eos_token_id")}
         _write_json(staging / "generation_config.json", {k: v for k, v in generation.items() if v is not None})
@@ -179,35 +246,47 @@ def refuse_occupied(path: Path) -> None:
         raise UserError(f"--save-dir {path} exists and is not empty; give another folder or remove it")
 
 
-def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], limit: int) -> list[dict[str, int]]:
-    shards: list[dict[str, int]] = []
-    pending: dict[str, Tensor] = {}
-
-    def flush() -> None:
-        if pending:
-            save_file(pending, str(folder / f"part-{len(shards)}"), metadata={"format": "pt"})
-            shards.append({name: tensor.nbytes for name, tensor in pending.items()})
-            pending.clear()
-
-    for name, tensor in tensors:
-        if sum(held.nbytes for held in pending.values()) + tensor.nbytes > limit:
-            flush()
-        pending[name] = tensor.contiguous()
-    flush()
-    return shards
-
-
-def _name_shards(folder: Path, shards: list[dict[str, int]]) -> None:
+def _write_shards(folder: Path, tensors: Sequence[Lazy], limit: int) -> None:
+    shards: list[list[Lazy]] = [[]]
+    for one in tensors:
+        if shards[-1] and sum(map(_bytes, shards[-1])) + _bytes(one) > limit:
+            shards.append([])
+        shards[-1].append(one)
     if len(shards) == 1:
-        os.replace(folder / "part-0", folder / _SINGLE)
+        _write_safetensors(folder / _SINGLE, shards[0])
         return
     weight_map = {}
     for number, shard in enumerate(shards):
         name = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        os.replace(folder / f"part-{number}", folder / name)
-        weight_map |= {tensor: name for tensor in shard}
-    total = sum(sum(shard.values()) for shard in shards)
-    _write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        _write_safetensors(folder / name, shard)
+        weight_map |= {one.name: name for one in shard}
+    _write_json(folder / _INDEX, {"metadata": {"total_size": sum(map(_bytes, tensors))}, "weight_map": weight_map})
+
+
+def _bytes(one: Lazy) -> int:
+    return math.prod(one.shape) * one.dtype.itemsize
+
+
+def _write_safetensors(path: Path, tensors: Sequence[Lazy]) -> None:
+    """What ``safetensors.torch.save_file`` writes, which wants all tensors at once.
+
+    A file is the length of a header, the header (JSON), and the tensors' bytes one after the other.
+    """
+    ordered = sorted(tensors, key=lambda one: -one.dtype.itemsize)  # each begins at a multiple of its size
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for one in ordered:
+        start, end = end, end + _bytes(one)
+        header[one.name] = {"dtype": _KINDS[one.dtype], "shape": list(one.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb", buffering=0) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for one in ordered:
+            tensor = one.read()
+            assert tuple(tensor.shape) == one.shape and tensor.dtype is one.dtype, one
+            write_bytes(file, tensor)
+        os.fsync(file.fileno())
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mindspeed_ift.checkpoint import index, megatron
-from mindspeed_ift.checkpoint.huggingface import Folder, read_training
+from mindspeed_ift.checkpoint.huggingface import DTYPES, Folder, read_training
 from mindspeed_ift.checkpoint.names import hugging_face_shapes
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.errors import UserError
@@ -113,13 +113,12 @@ def _of_safetensors(folder: Path) -> Iterator[Tensor]:
             with safe_open(str(folder / name), framework="pt") as file:
                 for key in file.keys():
                     part = file.get_slice(key)
-                    yield Tensor(key, tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), part.get_dtype()), name)
+                    kind = part.get_dtype()
+                    dtype = str(DTYPES.get(kind, kind)).removeprefix("torch.")
+                    yield Tensor(key, tuple(part.get_shape()), dtype, name)
         except (SafetensorError, OSError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{folder / name} cannot be read ({reason}); copy it again") from None
-
-
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "I64": "int64"}
 
 
 def _of_index(folder: Path) -> Iterator[Tensor]:

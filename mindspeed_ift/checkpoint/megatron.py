@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -114,15 +114,39 @@ def write_file(staging: Path, relative: str, write: Callable[[BinaryIO], Any]) -
         RunError: it cannot be written.
     """
     path = staging / relative
-    try:
+    with told_failure(path):
         path.parent.mkdir(exist_ok=True)
         with open(path, "wb") as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
+    return finish_file(staging, relative)
+
+
+@contextlib.contextmanager
+def told_failure(path: Path) -> Iterator[None]:
+    """Say of a failed write which file it was of, and why.
+
+    Raises:
+        RunError: so.
+    """
+    try:
+        yield
     except (OSError, RuntimeError) as error:  # torch hides a full disk behind an error of its own
         reason = _reason_of_failed_write(error)
         raise RunError(f"cannot write {path} ({reason}); free some space, or give another folder") from error
+
+
+def finish_file(staging: Path, relative: str) -> Files:
+    """Bring a file that was written down to the disk.
+
+    Returns:
+        What the manifest says of it.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    path = staging / relative
+    with told_failure(path), open(path, "rb") as file:
+        os.fsync(file.fileno())
     return {relative: {"bytes": path.stat().st_size, "sha256": _sha256(path)}}
 
 
@@ -289,17 +313,27 @@ def read_file(folder: Path, relative: str) -> Any:
     Raises:
         UserError: missing, cut short or changed since it was written.
     """
+    path = checked_file(folder, relative)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch raises many kinds for a damaged file
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{path} cannot be read ({reason}); take an older checkpoint") from None
+
+
+def checked_file(folder: Path, relative: str) -> Path:
+    """A file of a checkpoint, its checksum compared with the manifest's.
+
+    Raises:
+        UserError: missing, cut short or changed since it was written.
+    """
     path = Path(folder) / relative
     if not path.is_file():
         raise UserError(f"{path} is missing: the checkpoint is not complete, or of another layout; take an older one")
     facts = (read_manifest(folder) or {}).get("files", {}).get(relative)
     if facts is not None and (path.stat().st_size != facts["bytes"] or _sha256(path) != facts["sha256"]):
         raise UserError(f"{path} is not what was written (size or checksum differ); take an older checkpoint")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch raises many kinds for a damaged file
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{path} cannot be read ({reason}); take an older checkpoint") from None
+    return path
 
 
 def shard_path(
@@ -329,7 +363,7 @@ def _sha256(path: Path) -> str:
     return _sha256_of(path, facts.st_size, facts.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=4096)
 def _sha256_of(path: Path, size: int, changed_at: int) -> str:
     """Once for a file as it is: a resume asks before it decides, and again as it reads."""
     digest = hashlib.sha256()

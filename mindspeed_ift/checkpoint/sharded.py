@@ -22,6 +22,7 @@ from torch.distributed.checkpoint import metadata
 
 from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.checkpoint.index import Stored, read_index
+from mindspeed_ift.checkpoint.torch_file import LazyTensors
 from mindspeed_ift.config.errors import UserError
 
 _RENAMED = {
@@ -29,6 +30,7 @@ _RENAMED = {
     ".mlp.linear_fc1.layer_norm_weight": ".pre_mlp_layernorm.weight",
 }
 """Names that Megatron gives its norms in these files, after layers that fuse them -> those in the model."""
+_NAMES_THERE = {ours: theirs for theirs, ours in _RENAMED.items()}
 _LAYER = re.compile(r"(decoder\.layers\.)(\d+)(\..+)")
 
 
@@ -49,6 +51,14 @@ class Rectangle:
     offset: tuple[int, ...]
     data: Tensor
     padded: bool = False
+
+
+def key_of(name: str, first_layer: int) -> str:
+    """Name, in these files, of a tensor of a stage that begins at a layer of the model."""
+    layer = _LAYER.fullmatch(name)
+    if layer is None:
+        return name
+    return f"{layer[1]}{int(layer[2]) + first_layer}{_NAMES_THERE.get(layer[3], layer[3])}"
 
 
 def cut(shape: Sequence[int], start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -129,14 +139,12 @@ class Reader:
     def __contains__(self, key: str) -> bool:
         return key in self._tensors
 
-    def stage(self, layers: range, *, first: bool, last: bool) -> dict[str, Tensor]:
+    def stage(self, layers: range, *, first: bool, last: bool) -> LazyTensors:
         """The weights of some layers, of the embedding if ``first``, and of what follows the layers if ``last``.
 
         Returns:
-            As the state dict of a pipeline stage: layers are counted inside it.
-
-        Raises:
-            UserError: as `tensor`.
+            As the state dict of a pipeline stage: layers are counted inside it. Each tensor is read when it is asked for
+            (`tensor`).
         """
         names = {}
         for key in self._tensors:
@@ -146,7 +154,8 @@ class Reader:
                 names[f"{layer[1]}{int(layer[2]) - layers.start}{rest}"] = key
             elif layer is None and not key.startswith("optimizer.") and (first if key.startswith("embed") else last):
                 names[key] = key
-        return {name: self.tensor(key) for name, key in names.items()}
+        dtypes = {name: self._tensors[key].properties.dtype for name, key in names.items()}
+        return LazyTensors(dtypes, lambda name: self.tensor(names[name]))
 
     def tensor(self, key: str) -> Tensor:
         """The whole tensor, in the dtype in which it was written.

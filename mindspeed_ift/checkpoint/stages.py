@@ -5,25 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from mindspeed_ift.checkpoint import index, megatron, sharded
+from mindspeed_ift.checkpoint.torch_file import LazyTensors, places, read_tensors
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.layout import Layout
-
-
-def placement(manifest: dict[str, Any]) -> tuple[Any, ...]:
-    """What must be alike for the files of two checkpoints to hold the same parts of their weights."""
-    if manifest.get("format") == index.FORMAT:
-        return (index.FORMAT,)
-    layout = layout_of_files(manifest)
-    return (
-        layout.shards(),
-        layout.tensor_of_experts,
-        layout.pipeline,
-        manifest["stage_layers"],
-        manifest["padded_vocab_size"],
-    )
 
 
 def stages_of(manifest: dict[str, Any]) -> list[list[int]]:
@@ -38,7 +23,7 @@ def layout_of_files(manifest: dict[str, Any]) -> Layout:
     return Layout() if manifest.get("format") == index.FORMAT else megatron.layout_of_manifest(manifest)
 
 
-def read_stage(folder: Path, manifest: dict[str, Any], ranks: tuple[int, int], number: int) -> dict[str, Tensor]:
+def read_stage(folder: Path, manifest: dict[str, Any], ranks: tuple[int, int], number: int) -> LazyTensors:
     """The state dict of a stage, which may be one of several of its pipeline rank, of a tensor and an expert rank.
 
     Raises:
@@ -48,10 +33,11 @@ def read_stage(folder: Path, manifest: dict[str, Any], ranks: tuple[int, int], n
     if manifest.get("format") == index.FORMAT:
         reader = sharded.Reader(folder, check=True)
         return reader.stage(range(*stages[number]), first=number == 0, last=number == len(stages) - 1)
-    shard = megatron.read_shard(
-        folder, ranks[0], number % layout.pipeline, layout.pipeline, expert_rank=megatron.expert_rank(layout, ranks[1])
-    )
+    expert = megatron.expert_rank(layout, ranks[1])
+    place = megatron.shard_path(ranks[0], number % layout.pipeline, layout.pipeline, expert_rank=expert)
+    path = megatron.checked_file(folder, place)
+    shard = places(path)
     key = megatron.model_keys(len(stages) // layout.pipeline)[number // layout.pipeline]
     if key not in shard:
         raise UserError(f"{folder} has no {key} in the file of tensor rank {ranks[0]}; it is not as its manifest says")
-    return shard[key]
+    return read_tensors(path, shard[key])

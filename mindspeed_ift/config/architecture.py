@@ -122,6 +122,14 @@ class Architecture:
         """Whether the layer of that zero-based number has experts instead of one feed-forward block."""
         return self.num_experts > 0 and layer not in self.dense_layers
 
+    def difference(self, other: Architecture) -> str:
+        """The first number that is another one, as ``hidden_size 64, not 128``; empty if none is."""
+        for field in fields(self):
+            mine, theirs = getattr(self, field.name), getattr(other, field.name)
+            if mine != theirs:
+                return f"{field.name} {mine}, not {theirs}"
+        return ""
+
     @classmethod
     def from_hugging_face(cls, folder: Path) -> Architecture:
         """Read ``config.json`` of a Hugging Face folder.

@@ -27,7 +27,8 @@ class ConvertConfig:
     model_type_hf: Literal["qwen3", "qwen3-moe"] = "qwen3"
     """Family of the model; config.json says which it is."""
     lora_load: Path | None = None
-    """--save folder of a run with adapters only (--lora-ckpt-filter), to merge into the weights of --load-dir."""
+    """--save folder of a run with adapters only (--lora-ckpt-filter), to merge into the weights of --load-dir,
+    whatever their layout."""
     lora_r: int | None = None
     """Rank of these adapters; their checkpoint says it anyway."""
     lora_alpha: int | None = None
@@ -36,6 +37,9 @@ class ConvertConfig:
     """Modules that have them; their checkpoint says it anyway."""
     save_lora_to_hf: bool = False
     """Write the adapters of --lora-load, or of --load-dir, alone: a folder that PEFT loads."""
+    ckpt_format: Literal["torch", "torch_dist"] = "torch"
+    """Of a Megatron checkpoint that is written. torch: a file a rank (iter_*/mp_rank_*), as MindSpeed-LLM reads it, for the
+    layout that is given. torch_dist: tensors whole, for any layout."""
     target_tensor_parallel_size: int = 1
     """Tensor parallel size to write."""
     target_pipeline_parallel_size: int = 1
@@ -78,8 +82,6 @@ class ConvertConfig:
             raise UserError("--load-dir and --save-dir are both needed: the folder to read and the folder to write")
         if self.load_dir == self.save_dir:
             raise UserError(f"--save-dir {self.save_dir} is also --load-dir; give another folder")
-        if self.lora_load is not None and self.save_model_type != "hf":
-            raise UserError("--lora-load merges adapters into a Hugging Face folder: give --save-model-type hf")
         if self.save_lora_to_hf and (
             self.save_model_type != "hf" or (self.load_model_type, self.lora_load) == ("hf", None)
         ):
@@ -87,9 +89,10 @@ class ConvertConfig:
                 "--save-lora-to-hf makes a PEFT folder of adapters: give --save-model-type hf, and --lora-load or"
                 " --load-model-type mg"
             )
-        if self.load_model_type == self.save_model_type and self.lora_load is None:
-            kinds = f"--load-model-type {self.load_model_type} --save-model-type {self.save_model_type}"
-            raise UserError(f"{kinds} is not supported yet; give hf and mg")
+        if self.load_model_type == self.save_model_type == "hf" and self.lora_load is None:
+            raise UserError(
+                "--load-model-type hf --save-model-type hf would only copy; give mg on one side, or --lora-load to merge"
+            )
         for flag, value in (
             ("--target-tensor-parallel-size", self.target_tensor_parallel_size),
             ("--target-pipeline-parallel-size", self.target_pipeline_parallel_size),

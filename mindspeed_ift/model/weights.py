@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ def without_adapters(name: str) -> bool:
 
 def fill(
     model: nn.Module,
-    weights: dict[str, torch.Tensor],
+    weights: Mapping[str, torch.Tensor],
     origin: str,
     wanted: Callable[[str], bool] = lambda name: True,
 ) -> None:
@@ -33,15 +33,16 @@ def fill(
         UserError: naming the first tensor that is missing, unexpected or of another shape.
     """
     parameters = {name: parameter for name, parameter in model.named_parameters() if wanted(name)}
-    weights = {name: weight for name, weight in weights.items() if wanted(name)}
-    for name in sorted(parameters.keys() | weights.keys()):
-        if name not in weights:
+    given = {name for name in weights if wanted(name)}
+    for name in sorted(parameters.keys() | given):
+        if name not in given:
             raise UserError(f"{origin}: the tensor {name} is missing; is it a checkpoint of this architecture?")
         if name not in parameters:
             raise UserError(f"{origin}: the tensor {name} is unexpected; is it a checkpoint of this architecture?")
-        if parameters[name].shape != weights[name].shape:
+        weight = weights[name]  # read only now, where they lie in files
+        if parameters[name].shape != weight.shape:
             raise UserError(
-                f"{origin}: {name} has shape {tuple(weights[name].shape)}, the model {tuple(parameters[name].shape)}"
+                f"{origin}: {name} has shape {tuple(weight.shape)}, the model {tuple(parameters[name].shape)}"
             )
         with torch.no_grad():
-            parameters[name].copy_(weights[name])
+            parameters[name].copy_(weight)

@@ -12,8 +12,9 @@ import torch
 from torch.profiler import record_function as named
 
 from mindspeed_ift.checkpoint import megatron
-from mindspeed_ift.checkpoint.convert import TRAINING_FACTS, hugging_face_shard
+from mindspeed_ift.checkpoint.convert import TRAINING_FACTS
 from mindspeed_ift.checkpoint.names import ExpertPart
+from mindspeed_ift.checkpoint.source import model_shard, open_source
 from mindspeed_ift.config.describe import settings
 from mindspeed_ift.config.errors import RunError
 from mindspeed_ift.config.layout import padded_vocab_size
@@ -325,9 +326,10 @@ def _load_weights(plan: Plan, stages: list[Qwen3Model], groups: Groups) -> None:
     sources = plan.sources
     if sources.hugging_face is not None:
         folder = sources.hugging_face
+        source = open_source(folder).source
         for stage in stages:
-            weights = hugging_face_shard(
-                folder,
+            weights = model_shard(
+                source,
                 plan.architecture,
                 layers=stage.layer_numbers,
                 first_stage=stage.pre_process,

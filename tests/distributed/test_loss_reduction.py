@@ -185,10 +185,10 @@ def test_losses_and_gradient_norms_are_those_of_the_plain_computation(
 
 @pytest.mark.parametrize("reduction", ["sample", "turn", "micro-batch"])
 def test_weights_are_those_of_the_plain_computation(runs: Path, plain: dict[str, Plain], reduction: str) -> None:
-    from mindspeed_ift.checkpoint.convert import hugging_face_tensors
+    from mindspeed_ift.checkpoint.source import Checkpoint
 
     name = "four at once" if reduction == "micro-batch" else "packed"
-    _, _, tensors = hugging_face_tensors(runs / reduction / name / f"iter_{STEPS:07d}")
+    tensors = Checkpoint(runs / reduction / name / f"iter_{STEPS:07d}").tensors()
     theirs = dict(plain[reduction].model.named_parameters())
     for key, tensor in tensors:
         assert torch.allclose(tensor, theirs[key], **TWENTY_STEPS_WEIGHTS), key

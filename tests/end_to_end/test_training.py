@@ -125,7 +125,7 @@ def test_twenty_steps_equal_plain_torch_on_the_samples_alone(made: Made, name: s
     """Packed training against transformers and torch's AdamW in fp32, one sample at a time."""
     from transformers import Qwen3ForCausalLM
 
-    from mindspeed_ift.checkpoint.convert import hugging_face_tensors
+    from mindspeed_ift.checkpoint.source import Checkpoint
 
     folder, data, _ = made
     source, flags, rate, clip = TWENTY_STEPS[name]
@@ -156,7 +156,7 @@ def test_twenty_steps_equal_plain_torch_on_the_samples_alone(made: Made, name: s
     assert losses(folder / name) == pytest.approx(expected, **tolerance)
     if "--bf16" in flags:
         return
-    _, _, tensors = hugging_face_tensors(folder / name / "iter_0000020")
+    tensors = Checkpoint(folder / name / "iter_0000020").tensors()
     theirs = dict(model.named_parameters())
     for key, tensor in tensors:
         worst = (tensor - theirs[key]).abs().max()

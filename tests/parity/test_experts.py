@@ -14,9 +14,10 @@ from transformers import Qwen3MoeForCausalLM
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 from mindspeed_ift.checkpoint.adapters import merge_adapters
-from mindspeed_ift.checkpoint.convert import convert, hugging_face_shard
+from mindspeed_ift.checkpoint.convert import convert
 from mindspeed_ift.checkpoint.huggingface import Folder
 from mindspeed_ift.checkpoint.names import hugging_face_shapes, stage_entries
+from mindspeed_ift.checkpoint.source import model_shard
 from mindspeed_ift.checkpoint.transforms import from_shards
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.convert import ConvertConfig
@@ -72,7 +73,7 @@ def ours_of(folder: Path, groups: Groups, aux_loss_coeff: float = 0.0) -> Qwen3M
     model = build_model(architecture, ModelOptions(padded_vocab=VOCAB, aux_loss_coeff=aux_loss_coeff), groups)
     facts = {"layers": range(architecture.num_layers), "first_stage": True, "last_stage": True}
     sizes = {"tensor_size": 1, "tensor_rank": 0, "padded_vocab": VOCAB}
-    fill(model, hugging_face_shard(folder, architecture, **facts, **sizes), str(folder))
+    fill(model, model_shard(Folder(folder), architecture, **facts, **sizes), str(folder))
     return model
 
 
@@ -238,7 +239,7 @@ def test_ten_steps_of_adapters(folder: Path, groups: Groups) -> None:
     stage = build_model(architecture, ModelOptions(padded_vocab=VOCAB, lora=lora), groups)
     facts = {"layers": range(architecture.num_layers), "first_stage": True, "last_stage": True}
     sizes = {"tensor_size": 1, "tensor_rank": 0, "padded_vocab": VOCAB}
-    fill(stage, hugging_face_shard(folder, architecture, **facts, **sizes), str(folder), without_adapters)
+    fill(stage, model_shard(Folder(folder), architecture, **facts, **sizes), str(folder), without_adapters)
     start_adapters(stage, stage.layer_numbers, seed=3)
     flags = OptimizerFlags(lr=1e-2, train_iters=10, lr_decay_style="constant", weight_decay=0.1)
     values = {name: one.detach().clone() for name, one in stage.named_parameters()}

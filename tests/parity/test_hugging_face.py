@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
-from transformers import Qwen3ForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
 
-from mindspeed_ift.checkpoint.convert import convert, hugging_face_shard
+from mindspeed_ift.checkpoint.convert import convert
 from mindspeed_ift.checkpoint.huggingface import Folder
 from mindspeed_ift.checkpoint.names import hugging_face_shapes, stage_entries
+from mindspeed_ift.checkpoint.source import model_shard
 from mindspeed_ift.checkpoint.transforms import from_shards
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.convert import ConvertConfig
@@ -23,6 +26,8 @@ from mindspeed_ift.inference.sampling import Sampling, choose
 from mindspeed_ift.model.build import ModelOptions, Qwen3Model, build_model
 from mindspeed_ift.model.weights import fill
 from mindspeed_ift.parallel import groups as process_groups
+from mindspeed_ift.parallel.groups import Groups
+from mindspeed_ift.training.state import load_model
 from tests.tolerances import GRADIENTS, LOGITS
 from tests.training_runs import make_hugging_face_model
 
@@ -43,8 +48,8 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = make_hugging_face_model(tmp_path_factory.mktemp("hf") / "model", tied=request.param, vocab_size=VOCAB)
     architecture = Architecture.from_hugging_face(folder)
     ours = build_model(architecture, ModelOptions(padded_vocab=PADDED), groups)
-    weights = hugging_face_shard(
-        folder,
+    weights = model_shard(
+        Folder(folder),
         architecture,
         layers=range(architecture.num_layers),
         first_stage=True,
@@ -157,22 +162,78 @@ def test_no_learnt_token_gives_no_loss_and_no_nan(pair) -> None:  # noqa: ANN001
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in ours.parameters())
 
 
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("tensor", [1, 2])
-@pytest.mark.parametrize("pipeline", [1, 2])
-def test_round_trip_is_equal_to_the_byte(tmp_path: Path, tied: bool, tensor: int, pipeline: int) -> None:
-    """Hugging Face -> Megatron -> Hugging Face in any layout."""
-    source = make_hugging_face_model(tmp_path / "hf", tied=tied, vocab_size=251)
-    layout = {"target_tensor_parallel_size": tensor, "target_pipeline_parallel_size": pipeline}
-    convert(ConvertConfig("hf", "mg", source, tmp_path / "mg", **layout))
-    convert(ConvertConfig("mg", "hf", tmp_path / "mg", tmp_path / "back"))
-    before, after = Folder(source), Folder(tmp_path / "back")
+DENSE = {
+    "one": {},
+    "tp2": {"target_tensor_parallel_size": 2, "make_vocab_size_divisible_by": 64},
+    "pp2": {"target_pipeline_parallel_size": 2},
+    "tp2 pp2 vpp2": {
+        "target_tensor_parallel_size": 2,
+        "target_pipeline_parallel_size": 2,
+        "num_layers_per_virtual_pipeline_stage": 1,
+    },
+    "list": {"target_pipeline_parallel_size": 2, "num_layer_list": "1,3"},
+}
+EXPERTS = {
+    "one": {},
+    "ep2 etp1 tp2": {
+        "target_expert_parallel_size": 2,
+        "expert_tensor_parallel_size": 1,
+        "target_tensor_parallel_size": 2,
+    },
+    "ep2 tp2 pp2": {
+        "target_expert_parallel_size": 2,
+        "target_tensor_parallel_size": 2,
+        "target_pipeline_parallel_size": 2,
+    },
+    "ep4 pp2 vpp2": {
+        "target_expert_parallel_size": 4,
+        "target_pipeline_parallel_size": 2,
+        "num_layers_per_virtual_pipeline_stage": 1,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ["tied", "untied", "experts"])
+def test_any_layout_to_any_layout_is_equal_to_the_byte(tmp_path: Path, kind: str) -> None:
+    """Hugging Face -> Megatron -> another layout and format -> Hugging Face, through a ring of all layouts and formats."""
+    experts = {"mlp_only_layers": [1]} if kind == "experts" else None
+    source = make_hugging_face_model(
+        tmp_path / "hf", tied=kind == "tied", vocab_size=251, layers=4, experts=experts, dtype=torch.bfloat16
+    )
+    expected = load_file(source / "model.safetensors")
+    layouts = EXPERTS if experts else DENSE
+    ring = [(name, ckpt_format) for name in layouts for ckpt_format in ("torch", "torch_dist")]
+    folder, found = source, "hf"
+    for number, (name, ckpt_format) in enumerate(ring):
+        former, folder = folder, tmp_path / f"mg {number}"
+        told = convert(ConvertConfig(found, "mg", former, folder, ckpt_format=ckpt_format, **layouts[name]))  # type: ignore[arg-type]
+        assert f"Megatron {ckpt_format}" in told
+        found = "mg"
+        convert(ConvertConfig("mg", "hf", folder, tmp_path / f"back {number}"))
+        back = load_file(tmp_path / f"back {number}" / "model.safetensors")
+        assert back.keys() == expected.keys()
+        for tensor, value in expected.items():
+            assert back[tensor].dtype is value.dtype and torch.equal(back[tensor], value), (name, ckpt_format, tensor)
+    cut = {path.name for path in (tmp_path / "mg 2/iter_0000000").glob("mp_rank_*")}
+    assert cut == ({"mp_rank_00_000", "mp_rank_01_001"} if experts else {"mp_rank_00", "mp_rank_01"})
+    assert Architecture.from_hugging_face(tmp_path / "back 0") == Architecture.from_hugging_face(source)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "back 0")
+
+
+@pytest.mark.parametrize("experts", [None, {}], ids=["dense", "experts"])
+@pytest.mark.parametrize("ckpt_format", ["torch", "torch_dist"])
+def test_a_converted_checkpoint_is_what_training_loads(
+    tmp_path: Path, groups: Groups, experts: dict[str, Any] | None, ckpt_format: Literal["torch", "torch_dist"]
+) -> None:
+    """Names and shapes are those of the model, in either format."""
+    source = make_hugging_face_model(tmp_path / "hf", tied=False, vocab_size=250, experts=experts)
+    convert(ConvertConfig("hf", "mg", source, tmp_path / "mg", ckpt_format=ckpt_format))
     architecture = Architecture.from_hugging_face(source)
-    assert Architecture.from_hugging_face(tmp_path / "back") == architecture
-    assert after.names == before.names
-    for name, shape in hugging_face_shapes(architecture).items():
-        assert torch.equal(before.tensor(name, shape), after.tensor(name, shape)), name
-    Qwen3ForCausalLM.from_pretrained(tmp_path / "back")
+    ours, expected = (build_model(architecture, ModelOptions(padded_vocab=250), groups) for _ in "ab")
+    load_model(tmp_path / "mg/iter_0000000", [ours], groups)
+    place = {"layers": range(2), "first_stage": True, "last_stage": True, "tensor_size": 1, "tensor_rank": 0}
+    fill(expected, model_shard(Folder(source), architecture, **place, padded_vocab=250), str(source))  # type: ignore[arg-type]
+    assert all(map(torch.equal, ours.parameters(), expected.parameters()))
 
 
 def test_damage_is_named(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from transformers import Qwen3ForCausalLM
 
-from mindspeed_ift.checkpoint.convert import convert, hugging_face_shard
+from mindspeed_ift.checkpoint.convert import convert
 from mindspeed_ift.checkpoint.huggingface import Folder
 from mindspeed_ift.checkpoint.sharded import Reader
+from mindspeed_ift.checkpoint.source import model_shard
 from mindspeed_ift.checkpoint.transforms import GATE_UP, QKV, from_shards
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.convert import ConvertConfig
@@ -60,7 +61,7 @@ def _first_adapters(weights: Path, lora: LoraFlags) -> dict[str, torch.Tensor]:
     architecture = Architecture.from_hugging_face(weights)
     model = build_model(architecture, ModelOptions(padded_vocab=VOCAB, lora=lora), groups)
     facts = dict(layers=range(LAYERS), first_stage=True, last_stage=True, tensor_size=1, tensor_rank=0)
-    state = hugging_face_shard(weights, architecture, **facts, padded_vocab=VOCAB)
+    state = model_shard(Folder(weights), architecture, **facts, padded_vocab=VOCAB)
     fill(model, state, str(weights), without_adapters)
     start_adapters(model, model.layer_numbers, SEED)
     found = {name: value.detach().clone() for name, value in model.named_parameters() if not without_adapters(name)}
@@ -188,6 +189,6 @@ def test_modules_to_save_are_trained_and_the_rest_is_not(made: tuple[Path, dict[
     run([_line(made, "saved", "--lora-modules-to-save", "word_embeddings")], 1, folder / "jobs_saved")
     state = Reader(folder / "saved/iter_0000010").stage(range(LAYERS), first=True, last=True)
     facts = dict(layers=range(LAYERS), first_stage=True, last_stage=True, tensor_size=1, tensor_rank=0)
-    before = hugging_face_shard(weights, Architecture.from_hugging_face(weights), **facts, padded_vocab=VOCAB)
+    before = model_shard(Folder(weights), Architecture.from_hugging_face(weights), **facts, padded_vocab=VOCAB)
     changed = {name for name, value in before.items() if not torch.equal(value, state[name])}
     assert changed == {"embedding.word_embeddings.weight"}

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mindspeed_ift.checkpoint.huggingface import Folder, write_folder
+from mindspeed_ift.checkpoint.huggingface import Folder, Lazy, write_folder
 from mindspeed_ift.config.errors import RunError, UserError
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(5), "c": torch.zeros(4, 4)}
 
 
+def lazy() -> list[Lazy]:
+    return [Lazy(name, value.dtype, tuple(value.shape), lambda one=value: one) for name, value in TENSORS.items()]
+
+
 def test_one_file(tmp_path: Path) -> None:
-    write_folder(tmp_path / "hf", TENSORS.items(), {"model_type": "qwen3", "eos_token_id": 7}, None)
+    write_folder(tmp_path / "hf", lazy(), {"model_type": "qwen3", "eos_token_id": 7}, None)
     assert {path.name for path in (tmp_path / "hf").iterdir()} == {
         "config.json",
         "generation_config.json",
@@ -31,7 +34,7 @@ def test_one_file(tmp_path: Path) -> None:
 
 
 def test_several_files_and_their_index(tmp_path: Path) -> None:
-    write_folder(tmp_path / "hf", TENSORS.items(), {}, None, max_shard_bytes=50)
+    write_folder(tmp_path / "hf", lazy(), {}, None, max_shard_bytes=50)
     index = json.loads((tmp_path / "hf/model.safetensors.index.json").read_text(encoding="utf-8"))
     names = [f"model-{number:05d}-of-00002.safetensors" for number in (1, 2)]
     assert index == {
@@ -43,20 +46,31 @@ def test_several_files_and_their_index(tmp_path: Path) -> None:
     assert all(torch.equal(folder.tensor(name, tuple(value.shape)), value) for name, value in TENSORS.items())
 
 
+def test_tensors_of_several_types_lie_where_the_library_expects_them(tmp_path: Path) -> None:
+    mixed = {"a": torch.ones(3, dtype=torch.bfloat16), "b": torch.arange(5.0), "c": torch.tensor(2.0).half()}
+    tensors = [Lazy(name, value.dtype, tuple(value.shape), lambda one=value: one) for name, value in mixed.items()]
+    write_folder(tmp_path / "hf", tensors, {}, None)
+    found, folder = load_file(tmp_path / "hf/model.safetensors"), Folder(tmp_path / "hf")
+    for name, value in mixed.items():
+        assert torch.equal(found[name], value) and folder.dtype(name) is found[name].dtype is value.dtype
+
+
 def test_tokenizer_files_come_along(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     for name in ("tokenizer.json", "vocab.json", "chat_template.jinja", "model.safetensors", "README.md"):
         (tmp_path / "source" / name).write_text(name)
-    write_folder(tmp_path / "hf", TENSORS.items(), {}, tmp_path / "source")
+    write_folder(tmp_path / "hf", lazy(), {}, tmp_path / "source")
     copied = {path.name for path in (tmp_path / "hf").iterdir()} - {"config.json", "generation_config.json"}
     assert copied == {"tokenizer.json", "vocab.json", "chat_template.jinja", "model.safetensors"}
     assert set(load_file(tmp_path / "hf/model.safetensors")) == set(TENSORS)
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
-    def failing(error: Exception) -> Iterator[tuple[str, torch.Tensor]]:
-        yield "a", TENSORS["a"]
-        raise error
+    def failing(error: Exception) -> list[Lazy]:
+        def read() -> torch.Tensor:
+            raise error
+
+        return [*lazy(), Lazy("d", torch.float32, (1,), read)]
 
     with pytest.raises(UserError, match="of the source"):
         write_folder(tmp_path / "hf", failing(UserError("of the source")), {}, None)
@@ -73,7 +87,7 @@ def test_a_folder_with_content_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for path in (tmp_path / "hf", tmp_path / "file"):
         with pytest.raises(UserError, match=f"--save-dir {path} exists and is not empty"):
-            write_folder(path, TENSORS.items(), {}, None)
+            write_folder(path, lazy(), {}, None)
     assert [path.name for path in (tmp_path / "hf").iterdir()] == ["mine"]
 
 

@@ -1,0 +1,276 @@
+"""One way to read weights: a Hugging Face tensor by its name, whatever folder lies behind, one group of them at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from mindspeed_ift.checkpoint import megatron
+from mindspeed_ift.checkpoint.adapters import flags_of, merge_adapters
+from mindspeed_ift.checkpoint.huggingface import Folder, read_training
+from mindspeed_ift.checkpoint.names import ALL_EXPERTS, ExpertPart, hugging_face_shapes, stage_entries
+from mindspeed_ift.checkpoint.stages import layout_of_files, read_stage, stages_of
+from mindspeed_ift.checkpoint.torch_file import LazyTensors
+from mindspeed_ift.checkpoint.transforms import Transform, from_shards, to_shard
+from mindspeed_ift.config.architecture import Architecture
+from mindspeed_ift.config.errors import UserError
+
+
+class Source(Protocol):
+    """Gives the tensors of a model by their Hugging Face names."""
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """One tensor, whole, checked to have the shape.
+
+        Raises:
+            UserError: missing, of another shape, or its file is damaged.
+        """
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Of a tensor, without reading it.
+
+        Raises:
+            UserError: it is missing.
+        """
+
+
+class Opened(NamedTuple):
+    """A folder of weights.
+
+    Attributes:
+        source: its tensors.
+        architecture: of the model.
+        facts: its tokenizer's folder, and how the model was trained to be asked, where known.
+    """
+
+    source: Source
+    architecture: Architecture
+    facts: dict[str, Any]
+
+
+def open_source(folder: Path, flag: str = "--load") -> Opened:
+    """Find out what a folder holds: an ``iter_`` folder, a ``--save`` folder (the newest), or a Hugging Face folder.
+
+    Raises:
+        UserError: nothing of the kind, it is damaged, or has tensors that its architecture has not.
+    """
+    folder = megatron.latest_folder(folder) or Path(folder)
+    if megatron.read_manifest(folder) is not None:
+        checkpoint = Checkpoint(folder)
+        return Opened(checkpoint, checkpoint.architecture, checkpoint.manifest)
+    if (folder / "config.json").is_file():
+        architecture, source = Architecture.from_hugging_face(folder), Folder(folder)
+        source.refuse_others(hugging_face_shapes(architecture), architecture.tied)
+        return Opened(source, architecture, {**read_training(folder), "tokenizer": str(folder.resolve())})
+    raise UserError(
+        f"{flag} {folder} is neither a Hugging Face folder nor a checkpoint of this toolkit (a --save or iter_ folder"
+        " with manifest.json)"
+    )
+
+
+class _Group(NamedTuple):
+    """Hugging Face tensors that one Megatron tensor is made of, and the files that have it."""
+
+    stage: int
+    name: str
+    parts: tuple[str, ...]
+    transform: Transform
+    holders: tuple[tuple[int, int], ...]
+
+
+class Checkpoint:
+    """A Megatron checkpoint of any layout and format, its adapters merged.
+
+    What is held is one group of tensors: those that one Megatron tensor is made of (of experts, those of one layer and
+    expert rank).
+
+    Args:
+        folder: an ``iter_`` folder with our manifest.
+        base: if it holds adapters only, the weights they were trained on: a Hugging Face folder or a checkpoint.
+
+    Raises:
+        UserError: no manifest, adapters without their weights, or weights that they do not go with.
+    """
+
+    def __init__(self, folder: Path, base: Path | None = None) -> None:
+        self.folder = Path(folder)
+        manifest = megatron.read_manifest(folder)
+        if manifest is None:
+            raise UserError(f"{folder} has no manifest.json; only checkpoints of this toolkit can be converted yet")
+        self.manifest, self.architecture = manifest, Architecture(**manifest["architecture"])
+        self._layout, self._stages = layout_of_files(manifest), stages_of(manifest)
+        self._lora = flags_of(manifest["lora"]) if manifest.get("lora") else None
+        self._base: Source | None = None
+        if base is not None:
+            if self._lora is None:
+                raise UserError(f"--lora-load {folder} has no adapters; give the --save folder of a run with adapters")
+            self._base, architecture, _ = open_source(base, "--load-dir")
+            if architecture != self.architecture:
+                raise UserError(
+                    f"{folder} was trained on another architecture than that of {base}:"
+                    f" {architecture.difference(self.architecture)}"
+                )
+        elif (manifest.get("lora") or {}).get("filtered"):
+            raise UserError(
+                f"{folder} holds adapters only; merge them into the weights they were trained on: tools/convert_ckpt.py"
+                f" --load-dir WEIGHTS --lora-load {folder}"
+            )
+        self._shapes = hugging_face_shapes(self.architecture)
+        self._groups = {part: group for group in self._all_groups() for part in group.parts}
+        self._files: tuple[int, dict[tuple[int, int], LazyTensors]] = (-1, {})
+        self._held: tuple[_Group | None, dict[str, Tensor]] = (None, {})
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and value of all, in the order of the model.
+
+        Raises:
+            UserError: as `tensor`.
+        """
+        for name, shape in self._shapes.items():
+            yield name, self.tensor(name, shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """As `Source.dtype`."""
+        group = self._groups[name]
+        stage = self._stage(group.stage)[group.holders[0]]
+        if group.name not in stage:
+            raise UserError(f"{self.folder}: the tensor {group.name} is missing from stage {group.stage}")
+        return stage.dtypes[group.name]
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """As `Source.tensor`."""
+        group = self._groups[name]
+        if self._held[0] is not group:
+            self._held = (None, {})  # let go of one before the next is read
+            self._held = (group, self._read(group))
+        found = self._held[1][name]
+        if tuple(found.shape) != shape:
+            raise UserError(
+                f"{self.folder}: {group.name} makes a {name} of shape {tuple(found.shape)}, the architecture says {shape};"
+                " is manifest.json that of these files?"
+            )
+        return found
+
+    def check(self) -> None:
+        """Look at the names of all tensors.
+
+        Raises:
+            UserError: one is missing, or there for nothing.
+        """
+        known: dict[int, set[str]] = {}
+        for group in self._all_groups():
+            known.setdefault(group.stage, set()).add(group.name)
+        for number, names in known.items():
+            for stage in self._stage(number).values():
+                adapters = {one for one in stage if self._lora is not None and ".lora_" in one}
+                for name in sorted(names - stage.keys()):
+                    raise UserError(f"{self.folder}: the tensor {name} is missing from stage {number}")
+                for name in sorted(stage.keys() - names - adapters - {"output_layer.weight"}):
+                    raise UserError(
+                        f"{self.folder}: stage {number} has the tensor {name}, which the architecture of manifest.json has"
+                        " not"
+                    )
+
+    def _all_groups(self) -> Iterator[_Group]:
+        layout = self._layout
+        for number, (start, stop) in enumerate(self._stages):
+            first, last = number == 0, number == len(self._stages) - 1
+            for rank in range(layout.expert):
+                numbers = ExpertPart(layout.expert, rank).numbers(self.architecture.num_experts)
+                for name, parts, transform in stage_entries(
+                    self.architecture, range(start, stop), first_stage=first, last_stage=last, experts=numbers
+                ):
+                    if transform.of_experts:
+                        yield _Group(number, name, parts, transform, self._holders_of_experts(rank))
+                    elif rank == 0 and not (self.architecture.tied and name == "output_layer.weight"):
+                        yield _Group(number, name, parts, transform, self._holders())
+
+    def _holders(self) -> tuple[tuple[int, int], ...]:
+        """(tensor rank, expert rank) of the files that have the parts of a tensor, in the order of its parts."""
+        shards = self._layout.shards()
+        return tuple(next(one for one in shards if one[0] == rank) for rank in range(self._layout.tensor))
+
+    def _holders_of_experts(self, expert: int) -> tuple[tuple[int, int], ...]:
+        own, shards = self._layout.tensor_of_experts, self._layout.shards()
+        return tuple(next(one for one in shards if (one[0] % own, one[1]) == (part, expert)) for part in range(own))
+
+    def _stage(self, number: int) -> dict[tuple[int, int], LazyTensors]:
+        """State dicts of a stage by (tensor rank, expert rank), of which only names are held."""
+        if self._files[0] != number:
+            ranks = self._layout.shards()
+            self._files = (number, {one: self._with_base(one, number) for one in ranks})
+        return self._files[1]
+
+    def _with_base(self, ranks: tuple[int, int], number: int) -> LazyTensors:
+        """The weights of the base get the dtype in which the adapters were trained on them."""
+        stage = read_stage(self.folder, self.manifest, ranks, number)
+        if self._base is None:
+            return stage
+        weights = model_shard(
+            self._base,
+            self.architecture,
+            layers=range(*self._stages[number]),
+            first_stage=number == 0,
+            last_stage=number == len(self._stages) - 1,
+            tensor_size=self._layout.tensor,
+            tensor_rank=ranks[0],
+            padded_vocab=self.manifest["padded_vocab_size"],
+            experts=ExpertPart.of(self._layout, *ranks),
+        )
+        dtype = getattr(torch, self.manifest["dtype"])
+        return LazyTensors(
+            dict.fromkeys(weights, dtype) | dict(stage.dtypes),
+            lambda name: stage[name] if name in stage else weights[name].to(dtype),
+        )
+
+    def _read(self, group: _Group) -> dict[str, Tensor]:
+        self.dtype(group.parts[0])  # it is there
+        stage = self._stage(group.stage)
+        shards = [stage[ranks] for ranks in group.holders]
+        weights = [shard[group.name] for shard in shards]
+        if self._lora is not None:
+            weights = merge_adapters(group.name, weights, shards, self._lora)
+        values = from_shards(group.transform, weights, self.architecture)
+        return dict(zip(group.parts, values, strict=True))
+
+
+def model_shard(
+    source: Source,
+    architecture: Architecture,
+    *,
+    layers: range,
+    first_stage: bool,
+    last_stage: bool,
+    tensor_size: int,
+    tensor_rank: int,
+    padded_vocab: int,
+    experts: ExpertPart = ALL_EXPERTS,
+) -> LazyTensors:
+    """One rank's Megatron state dict, each tensor made when it is asked for.
+
+    Raises:
+        UserError: a tensor is missing; and as `Source.tensor` when one is asked for.
+    """
+    shapes, made = hugging_face_shapes(architecture), {}
+    numbers = experts.numbers(architecture.num_experts)
+    for name, parts, transform in stage_entries(
+        architecture, layers, first_stage=first_stage, last_stage=last_stage, experts=numbers
+    ):
+        made[name] = parts, transform
+
+    def read(name: str) -> Tensor:
+        parts, transform = made[name]
+        return to_shard(
+            transform,
+            [source.tensor(part, shapes[part]) for part in parts],
+            architecture,
+            tensor_size=experts.tensor_size if transform.of_experts else tensor_size,
+            tensor_rank=experts.tensor_rank if transform.of_experts else tensor_rank,
+            padded_vocab=padded_vocab,
+        )
+
+    return LazyTensors({name: source.dtype(parts[0]) for name, (parts, _) in made.items()}, read)
