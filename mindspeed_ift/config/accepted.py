@@ -73,7 +73,6 @@ _KERNELS: Accepted = {
     "--recompute-activation-function": (0, _MEMORY),
 }
 _TRAINING: Accepted = {
-    "--initial-loss-scale": (1, "bf16 and fp32 need no loss scale"),
     "--accumulate-allreduce-grads-in-fp32": (0, "gradients are always summed and reduced in fp32"),
     "--lora-fusion": (0, _KERNEL),
     "--lora-register-forward-hook": (1, "inputs of a recomputed layer always keep their gradient"),
@@ -123,7 +122,6 @@ CONVERT_ACCEPTED: Accepted = {
 """Of convert_ckpt.py."""
 
 REFUSED: dict[str, str] = {
-    "--fp16": "there is no loss scaling; give --bf16, or nothing for fp32",
     "--fp8*": "give --bf16, or nothing for fp32",
     "--moe-intermediate-size": "give --moe-ffn-hidden-size, the width of one expert",
     "--moe-tp-extend-ep": "give --expert-tensor-parallel-size 1, and --expert-model-parallel-size times the tensor"

@@ -10,6 +10,7 @@ from mindspeed_ift.config.blending import named_datasets
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.layout import Layout
 from mindspeed_ift.config.lora import LORA_TARGETS, MODULES_TO_SAVE, LoraFlags
+from mindspeed_ift.config.precision import check_precision
 from mindspeed_ift.config.tuning import TuneConfig
 
 
@@ -39,6 +40,7 @@ def check_layout(config: TuneConfig, architecture: Architecture, layout: Layout)
                 f"--tensor-model-parallel-size {layout.tensor} does not divide {count} {name}; choose a divisor"
             )
     _vocabulary_fits(config, architecture, layout)
+    check_precision(config, architecture)
     _experts_fit(config, architecture, layout)
     micro_batches = num_micro_batches(config, layout)
     if layout.chunks(architecture.num_layers) > 1 and micro_batches % layout.pipeline:

@@ -160,6 +160,20 @@ class OptimizerFlags:
     """Share of the parameters, counted in elements, for which --optimizer-cpu-offload does so."""
     bf16: bool = False
     """Weights and activations in bfloat16, gradients and main weights in fp32. Without it everything is fp32."""
+    fp16: bool = False
+    """Weights and activations in fp16, gradients and main weights in fp32; the loss is scaled so that small gradients are
+    not lost."""
+    loss_scale: float | None = None
+    """With --fp16: scale the loss by this always; default: by as much as gradients allow."""
+    initial_loss_scale: float = 4096.0
+    """With --fp16: the loss scale of the first step. The loss of a micro-batch is a sum, so that the scale settles at that
+    of systems which take a mean, divided by the learnt tokens of a micro-batch."""
+    min_loss_scale: float = 2.0**-10
+    """With --fp16: lowest loss scale; a step that overflows there is refused."""
+    loss_scale_window: int = 1000
+    """With --fp16: steps without overflow after which the loss scale doubles."""
+    hysteresis: int = 2
+    """With --fp16: steps that overflow before the loss scale is halved."""
     moe_router_load_balancing_type: Literal["aux_loss", "none"] = "aux_loss"
     """What keeps experts equally busy: a loss for unequal load in each layer and micro-batch, or nothing."""
     moe_aux_loss_coeff: float = 0.0

@@ -191,6 +191,7 @@ def transformer_config(architecture: Architecture, options: ModelOptions, groups
         params_dtype=options.dtype,
         pipeline_dtype=options.dtype,
         bf16=options.dtype is torch.bfloat16,
+        fp16=options.dtype is torch.float16,
         # In one batch, what two ranks that are each other's both neighbours send could not be told apart.
         overlap_p2p_comm=groups.chunks > 1,
         batch_p2p_comm=groups.chunks == 1,

@@ -100,7 +100,8 @@ class _LossOfPieces(torch.autograd.Function):
         context.save_for_backward(hidden_LH, weight_VH)
         wanted = any(context.needs_input_grad[:2])
         context.gradients = None
-        if not wanted or weight_VH.numel() * 4 > _KEPT_BYTES:
+        # In fp16 the gradient has to be scaled before it is rounded.
+        if not wanted or weight_VH.numel() * 4 > _KEPT_BYTES or hidden_LH.dtype is torch.float16:
             return _walk(hidden_LH, weight_VH, *context.rest)
         grad_hidden = torch.empty_like(hidden_LH)
         grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if context.needs_input_grad[1] else None

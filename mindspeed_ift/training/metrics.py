@@ -81,12 +81,15 @@ class Metrics:
             self._sums[name] += value
         self._steps += 1
         record: dict[str, Any] = {"iteration": iteration}
-        if report.refusal is None:
+        if report.overflow:
+            record |= {"loss": report.loss, "overflow": True}
+        elif report.refusal is None:
             record |= {"loss": report.loss, "gradient_norm": report.gradient_norm}
         else:
             record |= {"refused": report.refusal}
         if report.load_balancing_loss is not None:
             record |= {"load_balancing_loss": report.load_balancing_loss}
+        record |= {"loss_scale": report.loss_scale} if report.loss_scale is not None else {}
         record |= {"learning_rate": report.learning_rate}
         record |= {"learnt_tokens": report.learnt_tokens, "tokens": report.tokens, "real_tokens": report.real_tokens}
         record |= {"squared_lengths": report.squared_lengths}
@@ -140,7 +143,8 @@ class Metrics:
             f"{timings['tokens_per_second'] / self.world:,.0f} tokens/s/device  "
             f"{timings['real_tokens_per_second']:,.0f} tokens/s without pads  {share}"
             f"{sums['seconds'] / self._steps:.2f} s/step  memory {timings['memory_bytes'] / 2**30:.1f} GiB  "
-            f"left {_clock(wall * (self.total - iteration))}" + (f"  skipped {skipped}" if skipped else ""),
+            f"left {_clock(wall * (self.total - iteration))}{_scale(report)}"
+            + (f"  skipped {skipped}" if skipped else ""),
             flush=True,
         )
         self._since, self._sums, self._steps = time.perf_counter(), dict.fromkeys(_SUMMED, 0.0), 0
@@ -181,6 +185,13 @@ def _drop_from(path: Path, first: int) -> None:
     staging = path.with_name(f".{path.name}.partial")
     staging.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     os.replace(staging, path)
+
+
+def _scale(report: StepReport) -> str:
+    """What fp16 has to say of a step."""
+    if report.loss_scale is None:
+        return ""
+    return f"  loss scale {report.loss_scale:g}" + (", overflow: no weight was moved" if report.overflow else "")
 
 
 def _clock(seconds: float) -> str:

@@ -40,6 +40,11 @@ def wrap(stages: list[Qwen3Model], layout: LayoutFlags) -> list[DistributedDataP
     ]
 
 
+def weights_dtype(flags: OptimizerFlags) -> torch.dtype:
+    """Of weights and activations."""
+    return torch.bfloat16 if flags.bf16 else torch.float16 if flags.fp16 else torch.float32
+
+
 def build_optimizer(model: list[DistributedDataParallel], flags: OptimizerFlags, layout: LayoutFlags) -> Any:
     """Megatron's AdamW over the stages of a rank, and the hooks its schedule needs in their config.
 
@@ -55,7 +60,13 @@ def build_optimizer(model: list[DistributedDataParallel], flags: OptimizerFlags,
         adam_eps=flags.adam_eps,
         clip_grad=flags.clip_grad,
         bf16=flags.bf16,
-        params_dtype=torch.bfloat16 if flags.bf16 else torch.float32,
+        fp16=flags.fp16,
+        loss_scale=flags.loss_scale if flags.fp16 else None,
+        initial_loss_scale=flags.initial_loss_scale,
+        min_loss_scale=flags.min_loss_scale,
+        loss_scale_window=flags.loss_scale_window,
+        hysteresis=flags.hysteresis,
+        params_dtype=weights_dtype(flags),
         use_distributed_optimizer=layout.use_distributed_optimizer,
         overlap_param_gather=layout.overlap_param_gather,
         # On the CPU there is nowhere to go.
@@ -121,7 +132,8 @@ def update(optimizer: Any) -> float:
 
     Source: Megatron's ``ChainedOptimizer.step``, which moves the weights whatever the norm.
     """
-    optimizer.prepare_grads()
+    if optimizer.prepare_grads():  # which has changed the loss scale
+        return math.inf
     norm = float(optimizer.get_grad_norm())
     if not math.isfinite(norm):
         return norm

@@ -18,6 +18,7 @@ class Progress:
         consumed: samples (or packed rows) taken; from the checkpoint, so that another --global-batch-size goes on where
             the data stopped.
         skipped: steps that were refused and moved no weight.
+        overflowed: steps that moved no weight, and made the loss scale of fp16 fall.
         best_loss: lowest loss of an evaluation, or None before the first.
         best_iteration: its step.
         evaluations_since_best: without improvement.
@@ -27,6 +28,7 @@ class Progress:
     done: int = 0
     consumed: int = 0
     skipped: int = 0
+    overflowed: int = 0
     best_loss: float | None = None
     best_iteration: int | None = None
     evaluations_since_best: int = 0
@@ -49,6 +51,7 @@ class Progress:
             done=done,
             consumed=int(manifest.get("consumed_samples", done * rows_of_a_step)),
             skipped=int(manifest.get("skipped_steps", 0)),
+            overflowed=int(manifest.get("overflowed_steps", 0)),
             **manifest.get("evaluations", {}),
             dealing=Dealing(**manifest["dealing"]) if manifest.get("dealing") else None,
         )
@@ -57,4 +60,5 @@ class Progress:
         """For the manifest of a checkpoint, which has the steps already."""
         evaluations = {key: getattr(self, key) for key in ("best_loss", "best_iteration", "evaluations_since_best")}
         facts = {"consumed_samples": self.consumed, "skipped_steps": self.skipped, "evaluations": evaluations}
+        facts |= {"overflowed_steps": self.overflowed} if self.overflowed else {}
         return facts | ({"dealing": asdict(self.dealing)} if self.dealing is not None else {})

@@ -20,7 +20,7 @@ from mindspeed_ift.devices.device import Device
 from mindspeed_ift.mcore import OptimizerParamScheduler, tensor_parallel
 from mindspeed_ift.model.build import Qwen3Model
 from mindspeed_ift.parallel.groups import Groups
-from mindspeed_ift.training import rank_files, sharding
+from mindspeed_ift.training import loss_scale, rank_files, sharding
 from mindspeed_ift.training.saving import Saver, Written
 
 _RANDOM = "random_states.pt"
@@ -79,6 +79,7 @@ def save(
         **_manifest(trained, iteration),
         "schedule_steps": trained.schedule.num_steps,
         "optimizer_steps": max(steps for _, steps in told),
+        "loss_scale": loss_scale.state_of(trained.optimizer),
         **facts,
     }
     if ckpt_format == index.FORMAT:
@@ -232,6 +233,7 @@ def load_training(folder: Path, trained: Trained, *, load_random: bool) -> None:
         rank_files.load_optimizer(folder, trained.optimizer, trained.groups, trained.distributed_optimizer)
     trained.schedule.num_steps = int(manifest["schedule_steps"])
     trained.schedule.step(increment=0)
+    loss_scale.restore(trained.optimizer, manifest.get("loss_scale"))
     if load_random and manifest["layout"] == megatron.describe_layout(trained.groups.layout):
         own = megatron.read_file(folder, _RANDOM)[trained.groups.rank]
         trained.device.set_random_state(own["device"])

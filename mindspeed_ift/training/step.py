@@ -18,6 +18,7 @@ from mindspeed_ift.model.experts import balance_scale_of_step, routers
 from mindspeed_ift.parallel.context.split import local_positions
 from mindspeed_ift.parallel.groups import Groups
 from mindspeed_ift.parallel.pipeline import communication
+from mindspeed_ift.training.loss_scale import loss_scale_of
 from mindspeed_ift.training.optimizer import update
 
 
@@ -37,6 +38,9 @@ class StepReport:
         load_balancing_loss: of experts, mean over layers and micro-batches, without coefficient: 1 where all are equally
             busy. None: it is not asked for.
         refusal: why the weights were not moved (the loss or the gradient norm is not finite), or None.
+        loss_scale: in fp16, what the loss was multiplied by before the backward pass.
+        overflow: the gradients did not fit into fp16 at this scale, so that the weights were not moved. The scale follows:
+            no refusal.
         stop: some rank was asked to stop.
     """
 
@@ -50,6 +54,8 @@ class StepReport:
     load_balancing_loss: float | None = None
     refusal: str | None = None
     stop: bool = False
+    loss_scale: float | None = None
+    overflow: bool = False
 
 
 class Totals(NamedTuple):
@@ -81,7 +87,7 @@ def train_step(
     The gradient is that of the loss sum divided by the units (learnt tokens, as a rule) of the *global* batch, so that
     packing, accumulation and replicas change nothing. A global batch without a learnt token moves no weight. Nor does one
     whose loss or gradient norm is not finite: weights, optimizer and schedule stay as they are, on every rank, and the
-    report says why.
+    report says why. In fp16 a gradient may overflow as long as the loss scale can fall; that is part of finding the scale.
 
     Args:
         model: this rank's stages.
@@ -99,15 +105,16 @@ def train_step(
     with named("forward_backward"):  # as a trace shows it
         totals = forward_backward(model, batches, groups, device, stop_requested, forward_only=False)
     learning_rate = optimizer.param_groups[0]["lr"]
-    gradient_norm, refusal = 0.0, None
+    gradient_norm, refusal, overflow, scale = 0.0, None, False, loss_scale_of(optimizer)
     if not math.isfinite(totals.loss):
         refusal = f"the loss is {totals.loss}"
     elif totals.units > 0:
         with named("optimizer_step"):
             gradient_norm = update(optimizer)
-        if not math.isfinite(gradient_norm):
+        overflow = not math.isfinite(gradient_norm) and scale is not None and scale.can_fall
+        if not math.isfinite(gradient_norm) and not overflow:
             refusal = f"the gradient norm is {gradient_norm}"
-    if refusal is None:
+    if refusal is None and not overflow:
         schedule.step(increment=1)
     return StepReport(
         loss=totals.loss / max(totals.units, 1.0),
@@ -120,6 +127,8 @@ def train_step(
         load_balancing_loss=totals.balance / balanced if balanced else None,
         refusal=refusal,
         stop=totals.asked_to_stop > 0,
+        loss_scale=scale.value if scale is not None else None,
+        overflow=overflow,
     )
 
 

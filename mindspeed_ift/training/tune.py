@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.profiler import record_function as named
 
 from mindspeed_ift.checkpoint import megatron
@@ -30,7 +29,7 @@ from mindspeed_ift.training import restarts, state
 from mindspeed_ift.training.continuing import KEY as TRAINED_ON
 from mindspeed_ift.training.evaluation import evaluate
 from mindspeed_ift.training.metrics import Metrics
-from mindspeed_ift.training.optimizer import build_optimizer, build_schedule, restored, wrap
+from mindspeed_ift.training.optimizer import build_optimizer, build_schedule, restored, weights_dtype, wrap
 from mindspeed_ift.training.plan import Plan
 from mindspeed_ift.training.profiling import Profile, profile_folder
 from mindspeed_ift.training.progress import Progress
@@ -119,7 +118,7 @@ def _loop(run: _Run, stop_request: StopRequest) -> None:
         first=progress.done,
         interval=config.run.log_interval,
         active=groups.rank == 0,
-        operations=partial(_operations, plan) if config.optimizer.bf16 else None,  # peaks are those of bf16
+        operations=partial(_operations, plan) if config.optimizer.bf16 or config.optimizer.fp16 else None,  # of 16 bits
         trackers=_trackers(plan, progress.done) if groups.rank == 0 else None,
     )
     flags = config.profile
@@ -135,6 +134,7 @@ def _loop(run: _Run, stop_request: StopRequest) -> None:
         profile.end(iteration)
         if report.refusal is not None:
             _refused(run, training, iteration, report, metrics)
+        progress.overflowed += report.overflow
         metrics.step(iteration, report, progress.skipped)
         progress.done, progress.consumed = iteration, progress.consumed + plan.rows_of_a_step
         progress.dealing = training.order.dealing(progress.consumed)
@@ -294,7 +294,7 @@ def _model_options(plan: Plan) -> ModelOptions:
     )
     return ModelOptions(
         padded_vocab=rows,
-        dtype=torch.bfloat16 if optimizer.bf16 else torch.float32,
+        dtype=weights_dtype(optimizer),
         variable_lengths=not plan.config.data.pad_to_seq_lengths,
         recompute=(optimizer.recompute_granularity, optimizer.recompute_method, optimizer.recompute_num_layers),
         loss_chunk_size=optimizer.loss_chunk_size if optimizer.loss_compute_mode == "chunk" else None,
@@ -367,7 +367,7 @@ def _resume(plan: Plan, trained: Trained) -> Progress:
         state.load_training(plan.sources.resume, trained, load_random=run.load_rng)
         restored(trained.optimizer)
     else:
-        trained.schedule.step(increment=progress.done - progress.skipped)
+        trained.schedule.step(increment=progress.done - progress.skipped - progress.overflowed)
     elsewhere = manifest.get("layout") not in (None, megatron.describe_layout(plan.layout))
     _say(trained.groups, f"resuming after step {progress.done}{', in another layout' if elsewhere else ''}")
     return progress

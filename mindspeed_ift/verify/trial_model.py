@@ -51,7 +51,7 @@ class TrialModel:
         self.groups, self.device = groups, current()
         self._model = wrap(stages, layout)
         # It gives the schedule its hooks, and is not asked for more.
-        build_optimizer(self._model, replace(config.optimizer, optimizer_cpu_offload=False), layout)
+        build_optimizer(self._model, replace(config.optimizer, optimizer_cpu_offload=False, fp16=False), layout)
         # The interleaved schedule takes micro-batches by the pipeline's size, replicas their own: all get the same.
         self._copies = groups.layout.pipeline if groups.chunks > 1 else 1
         self._trained = {

@@ -163,7 +163,6 @@ def test_switches_of_the_trainer_take_no_value() -> None:
         (["--no-count"], "unknown flag --no-count; did you mean --count?"),
         (["-x"], "unknown flag -x; see tool.py --help"),
         (["--COUNT", "1"], "unknown flag --COUNT"),
-        (["--fp16"], "--fp16 is not supported: there is no loss scaling; give --bf16"),
         (
             ["--moe_pad_expert_input"],
             "--moe-pad-expert-input is not supported: experts are chosen by softmax and top-k",

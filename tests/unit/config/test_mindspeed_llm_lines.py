@@ -242,7 +242,6 @@ def test_what_the_line_leaves_out_has_megatrons_default() -> None:
 @pytest.mark.parametrize(
     ("added", "expected"),
     [
-        ("--fp16", "--fp16 is not supported: there is no loss scaling; give --bf16"),
         ("--fp8-format hybrid", "--fp8-format is not supported"),
         ("--attention-dropout 0.1", "--attention-dropout 0.1 is not supported: only 0"),
         ("--hidden-dropout 0.1", "--hidden-dropout 0.1 is not supported: only 0"),
