@@ -74,5 +74,5 @@ def _merge_experts(name: str, weight: Tensor, shard: Mapping[str, Tensor], lora:
     a, b = (shard.get(name.replace("weight", f"lora_{factor}")) for factor in "AB")
     if a is None or b is None:
         return weight
-    each = weight.reshape(a.shape[0], a.shape[1], -1).float() + lora.scale * (a.float() @ b.float())
+    each = weight.reshape(*a.shape[:2], -1).float() + lora.scale * (a.float() @ b.reshape(*b.shape[:2], -1).float())
     return each.reshape(weight.shape).to(weight.dtype)

@@ -114,10 +114,10 @@ def _experts_fit(config: TuneConfig, architecture: Architecture, layout: Layout)
             f" {architecture.moe_ffn_hidden_size} columns of an expert; choose a divisor, or 1"
         )
     if {"linear_fc1", "linear_fc2"} & set(config.lora.lora_target_modules):
-        if layout.tensor_of_experts > 1:
+        if layout.tensor_of_experts not in (1, layout.tensor):
             raise UserError(
-                "adapters of experts (linear_fc1, linear_fc2) are not split over devices: give"
-                " --expert-tensor-parallel-size 1, or --lora-target-modules linear_qkv linear_proj"
+                "adapters of experts (linear_fc1, linear_fc2) need --expert-tensor-parallel-size 1, or"
+                f" {layout.tensor}, the tensor parallel size"
             )
         if config.lora.use_dora:
             raise UserError(

@@ -114,11 +114,17 @@ class LoraRowLinear(RowParallelLinear):
         return self.lora_magnitude / directions(self.weight, self.lora_A, self.lora_B, self.lora.scale, self.tp_group)
 
 
+_SPLIT = {"lora_B1": 3, "lora_A2": 1}
+"""Factors of experts that are split over the expert tensor ranks -> dimension, in a checkpoint, along which."""
+
+
 class LoraGroupedExperts(GroupedExperts):
-    """``W x + scale * B (A x)`` in each expert, whose adapters are its own and stay with it (no expert tensor parallel).
+    """``W x + scale * B (A x)`` in each expert, whose adapters are its own and stay with it.
 
     ``lora_A1`` ``[E, H, R]`` and ``lora_B1`` ``[E, R, 2F]`` belong to ``weight1``, which PEFT calls gate_proj and up_proj
     of an expert, sharing their A; ``lora_A2`` ``[E, F, R]`` and ``lora_B2`` ``[E, R, H]`` to ``weight2``, its down_proj.
+    Under expert tensor parallelism, of all tensor ranks, what has F is split with the weight and the rest is whole; each
+    rank then computes a part of the sum, forward and backward, and nothing more travels than without adapters.
 
     Args:
         lora: rank, scale, dropout, modules.
@@ -128,14 +134,18 @@ class LoraGroupedExperts(GroupedExperts):
     def __init__(self, *arguments: Any, lora: LoraFlags, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.lora = lora
-        experts = self.num_local_experts
+        experts, alone = self.num_local_experts, self.tp_group.size() == 1
         for number, _ in self.targets():
             weight = self.matrices(number)
             for factor, shape in (("A", (weight.shape[1], lora.lora_r)), ("B", (lora.lora_r, weight.shape[2]))):
                 parameter = nn.Parameter(torch.zeros(experts, *shape, dtype=weight.dtype, device=weight.device))
-                tensor_parallel.set_tensor_model_parallel_attributes(parameter, True, 0, 1)
+                name = f"lora_{factor}{number}"
+                # Of a whole one Megatron then counts one rank's gradient norm, and sums the ranks' gradients.
+                whole = not alone and name not in _SPLIT
+                tensor_parallel.set_tensor_model_parallel_attributes(parameter, not whole, 0, 1)
+                parameter.sequence_parallel = whole
                 parameter.allreduce = False  # as the weight's
-                setattr(self, f"lora_{factor}{number}", parameter)
+                setattr(self, name, parameter)
 
     def targets(self) -> list[tuple[int, str]]:
         """(number of the weight, name of the module) of those with adapters."""
@@ -148,7 +158,9 @@ class LoraGroupedExperts(GroupedExperts):
         output = super().product(number, tokens, counts)
         if not hasattr(self, f"lora_A{number}"):
             return output
-        inner = self.multiply(_dropped(self, tokens, split=True), getattr(self, f"lora_A{number}"), counts)
+        # Tensor ranks have other tokens each, or other parts of the inner channels, or all alike.
+        dropped = _dropped(self, tokens, split=self.tp_group.size() == 1 or number == 2)
+        inner = self.multiply(dropped, getattr(self, f"lora_A{number}"), counts)
         return output + self.multiply(inner, getattr(self, f"lora_B{number}"), counts) * self.lora.scale
 
     def sharded_state_dict(
@@ -157,12 +169,15 @@ class LoraGroupedExperts(GroupedExperts):
         """As `GroupedExperts.sharded_state_dict`, with the factors: of all experts one after the other."""
         content = super().sharded_state_dict(prefix, sharded_offsets, metadata)
         by_expert = (0, self.ep_group.rank(), self.ep_group.size())
+        size, rank = self.tp_group.size(), self.tp_group.rank()
         for name, parameter in self.named_parameters():
-            if name.startswith("lora_"):
-                replica = (0, 0, self.dp_group.rank())
-                content[prefix + name] = ShardedTensor.from_rank_offsets(
-                    prefix + name, parameter, by_expert, replica_id=replica
-                )
+            if not name.startswith("lora_"):
+                continue
+            # Gate and up are split apart.
+            data = parameter.unflatten(2, (2, -1)) if name == "lora_B1" else parameter
+            offsets = [by_expert, (_SPLIT[name], rank, size)] if name in _SPLIT else [by_expert]
+            replica = (0, 0 if name in _SPLIT else rank, self.dp_group.rank())
+            content[prefix + name] = ShardedTensor.from_rank_offsets(prefix + name, data, *offsets, replica_id=replica)
         return content
 
     @torch.no_grad()
@@ -170,9 +185,11 @@ class LoraGroupedExperts(GroupedExperts):
         """Fresh adapters; ``name`` and the number of the expert are what is drawn from."""
         first = self.num_local_experts * self.ep_group.rank()
         for number, module in self.targets():
-            factor = getattr(self, f"lora_A{number}")
+            factor, split = getattr(self, f"lora_A{number}"), f"lora_A{number}" in _SPLIT
+            parts, part = (self.tp_group.size(), self.tp_group.rank()) if split else (1, 0)
             for expert, one in enumerate(factor):
-                one.copy_(_drawn(f"{name} {first + expert} {module}", self.lora.lora_r, factor.shape[1]).T)
+                whole = _drawn(f"{name} {first + expert} {module}", self.lora.lora_r, factor.shape[1] * parts)
+                one.copy_(whole.chunk(parts, 1)[part].T)
             getattr(self, f"lora_B{number}").zero_()
 
 

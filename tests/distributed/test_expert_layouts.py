@@ -27,18 +27,21 @@ LAYOUTS = {
     (2, "tp2 sp etp1 do"): (("packed",), f"{TP} {SP} {ETP1} {SHARDED}"),
     (2, "tp2 sp ep2 etp1"): (("dynamic",), f"{TP} {SP} {EP} {ETP1}"),
     (4, "tp2 sp ep2 etp2"): (ALL, f"{TP} {SP} {EP}"),
-    (4, "pp2 ep2 recompute"): (("dynamic", "packed"), f"{PP} {EP} {RECOMPUTE}"),
+    (4, "pp2 ep2 recompute"): (("packed",), f"{PP} {EP} {RECOMPUTE}"),
     (4, "pp2 vpp2 tp2 sp ep2 etp1 do"): (
         ("packed",),
         f"{PP} --num-layers-per-virtual-pipeline-stage 1 {TP} {SP} {EP} {ETP1} {SHARDED}",
     ),
-    (4, "cp2 ep2 do"): (("fixed", "packed"), f"{CP} {EP} {SHARDED}"),
+    (4, "cp2 ep2 do"): (("packed",), f"{CP} {EP} {SHARDED}"),
     (4, "ep4 do"): (("dynamic",), f"--expert-model-parallel-size 4 {SHARDED}"),
 }
-ADAPTERS = "--lora-target-modules linear_qkv linear_proj linear_fc1 linear_fc2 --lora-r 4 --lr 1e-2"
+# Adam divides by small second moments, which would magnify rounding.
+ADAPTERS = "--lora-target-modules linear_qkv linear_proj linear_fc1 linear_fc2 --lora-r 4 --lr 1e-2 --adam-eps 1e-5"
 ADAPTER_LAYOUTS = {
     (2, "lora ep2 do"): f"{EP} {SHARDED}",
     (4, "lora tp2 sp ep2 etp1 pp2 recompute"): f"{TP} {SP} {EP} {ETP1} {PP} {RECOMPUTE}",
+    (4, "lora tp2 sp ep2 etp2 do"): f"{TP} {SP} {EP} {SHARDED}",
+    (4, "lora tp2 sp etp2 files"): f"{TP} {SP} --ckpt-format torch",
 }
 # Fresh weights, of which each rank draws its own.
 FRESH = (

@@ -259,8 +259,9 @@ TWO = "--tensor-model-parallel-size 2 --sequence-parallel"
             "a mixture of experts with --tensor-model-parallel-size 2 needs --sequence-parallel",
         ),
         (
-            f"{TWO} --lora-target-modules linear_fc1",
-            "adapters of experts (linear_fc1, linear_fc2) are not split over devices",
+            "--tensor-model-parallel-size 4 --sequence-parallel --expert-tensor-parallel-size 2 --lora-target-modules"
+            " linear_fc1",
+            "adapters of experts (linear_fc1, linear_fc2) need --expert-tensor-parallel-size 1, or 4",
         ),
         ("--lora-target-modules linear_fc2 --use-dora", "--use-dora is not supported for experts"),
     ],
