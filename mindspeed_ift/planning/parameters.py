@@ -110,9 +110,9 @@ def _layer_shapes(architecture: Architecture, layout: Layout, layer: int) -> dic
 def _module(name: str, shape: tuple[int, int], architecture: Architecture, layout: Layout, lora: LoraFlags) -> Count:
     rows, columns = shape
     whole = rows * columns
+    if name in ("weight1", "weight2"):
+        return _experts(name, shape, architecture.num_experts // layout.expert, lora)
     if not lora.active:
-        if name in ("weight1", "weight2"):
-            return Count(whole, 0, whole, whole)
         return Count(whole, whole, 0, whole)
     trained = whole if lora.is_trained(f"{name}.weight", architecture.tied) else 0
     largest, added = trained, 0
@@ -120,3 +120,17 @@ def _module(name: str, shape: tuple[int, int], architecture: Architecture, layou
         added = lora.lora_r * (rows + columns) + (rows if lora.use_dora else 0)
         largest = lora.lora_r * max(rows, columns)
     return Count(whole + added, trained + added, 0, largest)
+
+
+def _experts(name: str, shape: tuple[int, int], experts: int, lora: LoraFlags) -> Count:
+    """One of the two matrices of all experts of a rank, each with an adapter of its own."""
+    rows, columns = shape
+    whole = rows * columns
+    if not lora.active:
+        return Count(whole, 0, whole, whole)
+    trained = whole if lora.is_trained(f"experts.{name}", False) else 0
+    largest, added = trained, 0
+    if {"weight1": "linear_fc1", "weight2": "linear_fc2"}[name] in lora.lora_target_modules:
+        added = lora.lora_r * (rows + experts * columns)
+        largest = lora.lora_r * max(rows, experts * columns)
+    return Count(whole + added, 0, trained + added, largest)

@@ -13,7 +13,7 @@ from mindspeed_ift.config.layout import Layout, LayoutFlags
 from mindspeed_ift.config.lora import LoraFlags
 from mindspeed_ift.devices.device import current
 from mindspeed_ift.model import head
-from mindspeed_ift.model.build import ModelOptions
+from mindspeed_ift.model.build import ModelOptions, build_model
 from mindspeed_ift.parallel.groups import Groups
 from mindspeed_ift.planning import memory
 from mindspeed_ift.planning.memory import Case, in_flight, memory_of_ranks, peaks_of_rank
@@ -88,6 +88,25 @@ def test_parameters_of_each_stage(groups: Groups, tied: bool, lora: LoraFlags) -
         assert count.held == sum(one.numel() for one in model.parameters())
         trained = [one.numel() for one in model.parameters() if one.requires_grad]
         assert count.trained == sum(trained) and count.largest == max(trained)
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        LoraFlags(),
+        LoraFlags(("linear_qkv", "linear_fc1", "linear_fc2"), lora_r=4),
+        LoraFlags(("linear_fc1",), lora_r=4, lora_modules_to_save=("linear_fc2", "router")),
+    ],
+)
+def test_parameters_of_experts_and_their_adapters(groups: Groups, lora: LoraFlags) -> None:
+    options = ModelOptions(padded_vocab=2048, lora=lora if lora.active else None)
+    model = build_model(EXPERTS, options, groups)
+    count = stage_parameters(EXPERTS, Layout(), lora, 2048, 0)
+    trained = {name: one.numel() for name, one in model.named_parameters() if one.requires_grad}
+    of_experts = {name: size for name, size in trained.items() if ".experts." in name}
+    assert count.held == sum(one.numel() for one in model.parameters())
+    assert count.trained_experts == sum(of_experts.values()) > 0
+    assert count.trained + count.trained_experts == sum(trained.values()) and count.largest == max(trained.values())
 
 
 def test_parameters_of_models() -> None:
