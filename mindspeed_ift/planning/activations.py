@@ -101,7 +101,7 @@ def _projections(architecture: Architecture, lora: LoraFlags, heads: int, groups
         moved = width == 2 or heads != groups
         size += (4 * queries if moved else 0) + 4 * heads + _scaled(lora, "q_layernorm", width * queries)
         size += (4 * keys if width == 2 else 0) + 4 * groups + _scaled(lora, "k_layernorm", width * keys)
-    return size + 4 * architecture.kv_channels * width + width * (queries + keys)  # angles, and what they turn
+    return size + width * (queries + keys)  # turned
 
 
 def end_bytes(architecture: Architecture, layout: Layout, lora: LoraFlags, tokens: Tokens) -> tuple[int, int]:
@@ -114,8 +114,8 @@ def end_bytes(architecture: Architecture, layout: Layout, lora: LoraFlags, token
 
 def _feed_forward(architecture: Architecture, layout: Layout, lora: LoraFlags, width: int) -> int:
     columns = architecture.ffn_hidden_size // layout.tensor
-    # Gate and up in one product, silu of the gate, up, and their product as the next layer's input.
-    return width * 4 * columns + _kept(lora, "linear_fc2", width * columns)
+    # Gate and up in one product, silu of the gate, and what both make, as the next layer's input.
+    return width * 3 * columns + _kept(lora, "linear_fc2", width * columns)
 
 
 def _experts(architecture: Architecture, layout: Layout, split: int, width: int) -> int:
@@ -134,7 +134,7 @@ def _working(architecture: Architecture, layout: Layout, tokens: Tokens, split: 
     a, width, held = architecture, tokens.width, tokens.held
     if not experts:
         columns = a.ffn_hidden_size // layout.tensor
-        products, gone = held * width * (columns + a.hidden_size), held * width * 5 * columns
+        products, gone = held * width * (columns + a.hidden_size), held * width * 4 * columns
     else:
         columns = a.moe_ffn_hidden_size // layout.tensor_of_experts
         arrived = split * a.moe_router_topk * layout.tensor_of_experts

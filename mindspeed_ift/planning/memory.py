@@ -198,13 +198,12 @@ def _stage_bytes(case: Case, stage: int) -> int:
         kept = sum(one.whole - one.attention for one in layers)
     else:
         kept = sum(one.whole for one in layers)
-    # What a layer is called with is kept to call it again.
     full = flags.recompute_granularity == "full"
-    angles = 4 * case.architecture.kv_channels * case.tokens.held if full else 0
+    turns = 2 * case.architecture.kv_channels * case.tokens.held * case.width  # cosines and sines, of all layers
     first, last = end_bytes(case.architecture, case.layout, case.config.lora, case.tokens)
     # The schedule keeps what it received and what it sent until the gradient comes back.
     received = entry if stage > 0 and not full else 0
-    return kept + angles + (first if stage == 0 else received) + (last if stage == case.last_stage else entry)
+    return kept + turns + (first if stage == 0 else received) + (last if stage == case.last_stage else entry)
 
 
 def _layer_peak(case: Case, count: Count, stage: int) -> int:
