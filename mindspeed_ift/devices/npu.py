@@ -76,9 +76,12 @@ def prepare() -> None:
 
 
 def speak_of_cuda() -> None:
-    """Let ``Tensor.type()`` say torch.cuda where it said torch.npu.
+    """Answer two questions as those who ask of torch.cuda expect it.
 
-    Megatron's optimizers sort parameters by comparing it with 'torch.cuda.FloatTensor', and refuse all others.
+    * ``Tensor.type()`` says torch.cuda where it said torch.npu: Megatron's optimizers sort parameters by comparing it
+      with 'torch.cuda.FloatTensor', and refuse all others.
+    * ``torch.cuda.get_device_capability()`` is (0, 0), which no CUDA device has, instead of None: ``dist.broadcast`` takes
+      its first number of every tensor that says it is on a CUDA device, as those of a redirected NPU do.
     """
     kind = torch.Tensor.type
 
@@ -89,3 +92,4 @@ def speak_of_cuda() -> None:
         return kind(self, dtype, *args, **options)
 
     torch.Tensor.type = type_of  # type: ignore[method-assign]
+    torch.cuda.get_device_capability = lambda device=None: (0, 0)

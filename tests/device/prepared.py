@@ -18,6 +18,7 @@ def main() -> None:
     from megatron.core.transformer.transformer_config import torch as torch_of_megatron
 
     assert torch_of_megatron is torch and torch.cuda.current_device is torch.npu.current_device
+    assert torch.cuda.get_device_capability(0) == (0, 0)
     assert torch.nn.Module.cuda is torch.nn.Module.npu
     assert TopKRouter._apply_expert_bias.__qualname__.startswith("TopKRouter."), "it would be compiled"
     assert torch.compile.__module__ == "torch", "only Megatron is imported without a compiler"
