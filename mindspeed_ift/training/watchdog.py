@@ -18,6 +18,10 @@ MINUTE = 60.0
 """Seconds."""
 _GRACE = 5.0
 """Seconds in which the other ranks, whose watches run out at about the same time, write their stacks."""
+_FOREVER = 1e8
+"""Seconds, three years: more than that the system's clocks refuse."""
+_LOOKS = 1.0
+"""Seconds between looks at the time, which may have become shorter."""
 _LAST_RESORT = 60.0
 """Seconds after which the process is ended from outside of Python, where not even a thread of it runs."""
 
@@ -68,12 +72,12 @@ class Watchdog:
             what: is beginning now; ``step 12``.
             times: how often the time that a step may take it may take.
         """
-        allowed = self.seconds * max(times, 1)
+        allowed = min(self.seconds * max(times, 1), _FOREVER)
         self._what, self._allowed, self._until = what, allowed, time.monotonic() + allowed
         faulthandler.dump_traceback_later(allowed + _LAST_RESORT, exit=True, file=sys.__stderr__ or sys.stderr)
 
     def _watch(self) -> None:
-        while not self._ended.wait(max(self._until - time.monotonic(), 0.001)):
+        while not self._ended.wait(min(max(self._until - time.monotonic(), 0.001), _LOOKS)):
             if time.monotonic() >= self._until:
                 self._bark()
                 return

@@ -17,7 +17,7 @@ from mindspeed_ift.training.watchdog import Watchdog
 
 def stuck(until: threading.Event) -> None:
     """What hangs."""
-    assert until.wait(60)
+    assert until.wait(20)
 
 
 def test_a_hang_is_told_with_the_place_of_each_rank(
@@ -69,7 +69,25 @@ def test_what_takes_longer_is_given_longer(tmp_path: Path) -> None:
     with Watchdog(0.3, tmp_path, 0, 1, told.append, "") as dog:
         dog.heard("the evaluation after step 3", 10)
         time.sleep(0.9)
+        dog.heard("the evaluation after step 4", 10**15)  # of all that there is
+        time.sleep(0.1)
     assert not told
+
+
+def test_a_hang_after_what_may_take_long_is_found(tmp_path: Path) -> None:
+    """No later than one at any other time."""
+    told, go_on = list[RunError](), threading.Event()
+
+    def fail(error: RunError) -> None:
+        told.append(error)
+        go_on.set()
+
+    with Watchdog(0.2, tmp_path, 0, 1, fail, "") as dog:
+        dog.heard("the evaluation after step 3", 1000)
+        time.sleep(0.5)
+        dog.heard("step 4")
+        stuck(go_on)
+    assert str(told[0]).startswith("step 4 has not ended")
 
 
 def test_without_a_folder_the_stack_is_on_the_screen(capfd: pytest.CaptureFixture[str]) -> None:
