@@ -77,7 +77,7 @@ class Case:
     @property
     def width(self) -> int:
         """Bytes of a weight."""
-        return 2 if self.config.optimizer.bf16 else 4
+        return 2 if self.config.optimizer.bf16 or self.config.optimizer.fp16 else 4
 
     @property
     def tokens(self) -> Tokens:

@@ -16,6 +16,7 @@ TENSOR, PIPELINE, CONTEXT = (f"--{name}-parallel-size 2" for name in ("tensor-mo
 DISTRIBUTED = "--use-distributed-optimizer"
 BALANCED = "--balance-packs"
 KINDS = ("whole", "cut")
+HALF = "--fp16 --initial-loss-scale 8192 --hysteresis 1 --loss-scale-window 2"
 TORCH = "--ckpt-format torch"
 WEIGHTS = ("model_optim_rng.pt", "_0.distcp")
 # Name -> ranks, sequence mode, flags, in which {mode} is the dataset of that mode; modes, fp32 and bf16, and formats take
@@ -25,6 +26,7 @@ CASES = {
     "pp2": (2, "dynamic", f"{PIPELINE} {TORCH}"),
     "dp2 do overlap": (2, "fixed", f"{DISTRIBUTED} --overlap-grad-reduce --overlap-param-gather --bf16 {TORCH}"),
     "cp2 do": (2, "packed", f"{CONTEXT} {DISTRIBUTED}"),
+    "tp2 sp fp16": (2, "packed", f"{TENSOR} --sequence-parallel {HALF}"),
     "dp2 several": (2, "packed", "--data-path 0.7 {packed} 0.3 {dynamic}"),
     "tp2 sp dp2 do": (4, "dynamic", f"{TENSOR} --sequence-parallel {DISTRIBUTED} {TORCH}"),
     "pp2 dp2 do": (4, "packed", f"{PIPELINE} {DISTRIBUTED} --bf16"),
@@ -71,7 +73,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         jobs.append([str(ranks), *line(mode, f"{name} cut", flags, "--load", str(folder / f"{name} cut"))])
         if name in DROPPING:
             continue
-        alone = "--bf16" if "--bf16" in flags else flags if "--data-path" in flags else ""
+        alone = "--bf16" if "--bf16" in flags else HALF if HALF in flags else flags if "--data-path" in flags else ""
         jobs.append(["1", *line(mode, f"{name} one", alone)])
     jobs.append(["2", *line("packed", "balanced whole", BALANCED)])
     jobs.append(["2", *line("packed", "balanced cut", BALANCED, "--exit-interval", "3")])
@@ -94,7 +96,7 @@ def test_resumed_is_uninterrupted_to_the_bit(runs: Path, name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_training_and_evaluation_are_those_of_one_rank(runs: Path, name: str) -> None:
     """In bf16 too, where rounding is coarser; the evaluation takes each validation sample once in every layout."""
-    tolerance = BF16_LAYOUT if "--bf16" in CASES[name][2] else LAYOUT_LOSS
+    tolerance = BF16_LAYOUT if "--bf16" in CASES[name][2] or HALF in CASES[name][2] else LAYOUT_LOSS
     one, other = (records(runs / f"{name} {kind}") for kind in ("one", "whole"))
     assert [record["iteration"] for record in other] == [1, 2, 2, 3, 4, 4, 5, 5]
     for mine, theirs in zip(other, one, strict=True):

@@ -134,6 +134,13 @@ def test_what_is_split_is_a_share() -> None:
     assert host.optimizer * 3 == one.optimizer
 
 
+def test_fp16_takes_what_bf16_takes() -> None:
+    half, brain = (
+        memory_of_ranks(Case(config_of(**{name: True}), DENSE, Layout(), 64, 1)) for name in ("fp16", "bf16")
+    )
+    assert half == brain
+
+
 @pytest.mark.parametrize(
     ("layout", "micro_batches", "rank", "expected"),
     [
