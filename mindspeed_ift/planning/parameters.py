@@ -12,8 +12,8 @@ from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.layout import Layout
 from mindspeed_ift.config.lora import LoraFlags
 
-_COLUMNS = ("linear_qkv", "linear_fc1")
-"""Linear layers whose outputs are split over the tensor ranks; of the others it is the inputs."""
+_EXPERTS = {"weight1": "linear_fc1", "weight2": "linear_fc2"}
+"""Weights of all experts of a rank -> the name that adapters know them by."""
 
 
 @dataclass(frozen=True)
@@ -109,28 +109,14 @@ def _layer_shapes(architecture: Architecture, layout: Layout, layer: int) -> dic
 
 def _module(name: str, shape: tuple[int, int], architecture: Architecture, layout: Layout, lora: LoraFlags) -> Count:
     rows, columns = shape
-    whole = rows * columns
-    if name in ("weight1", "weight2"):
-        return _experts(name, shape, architecture.num_experts // layout.expert, lora)
-    if not lora.active:
-        return Count(whole, whole, 0, whole)
-    trained = whole if lora.is_trained(f"{name}.weight", architecture.tied) else 0
-    largest, added = trained, 0
-    if name in lora.lora_target_modules:
-        added = lora.lora_r * (rows + columns) + (rows if lora.use_dora else 0)
-        largest = lora.lora_r * max(rows, columns)
-    return Count(whole + added, trained + added, 0, largest)
-
-
-def _experts(name: str, shape: tuple[int, int], experts: int, lora: LoraFlags) -> Count:
-    """One of the two matrices of all experts of a rank, each with an adapter of its own."""
-    rows, columns = shape
-    whole = rows * columns
-    if not lora.active:
-        return Count(whole, 0, whole, whole)
-    trained = whole if lora.is_trained(f"experts.{name}", False) else 0
-    largest, added = trained, 0
-    if {"weight1": "linear_fc1", "weight2": "linear_fc2"}[name] in lora.lora_target_modules:
-        added = lora.lora_r * (rows + experts * columns)
-        largest = lora.lora_r * max(rows, experts * columns)
-    return Count(whole + added, 0, trained + added, largest)
+    whole, of_experts = rows * columns, name in _EXPERTS
+    if not lora.active or lora.is_trained(f"{name}.weight" if not of_experts else name, architecture.tied):
+        return Count(whole, 0, whole, whole) if of_experts else Count(whole, whole, 0, whole)
+    if _EXPERTS.get(name, name) not in lora.lora_target_modules:
+        return Count(held=whole)
+    if of_experts:
+        inputs = architecture.num_experts // layout.expert * columns  # of every expert of its own
+        added = lora.lora_r * (rows + inputs)
+        return Count(whole + added, 0, added, lora.lora_r * max(rows, inputs))
+    added = lora.lora_r * (rows + columns) + (rows if lora.use_dora else 0)
+    return Count(whole + added, added, 0, lora.lora_r * max(rows, columns))

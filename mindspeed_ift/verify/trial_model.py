@@ -126,7 +126,7 @@ def prepare(stage: Qwen3Model, lora: LoraFlags, seed: int) -> None:
     start_adapters(stage, stage.layer_numbers, seed)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in stage.named_parameters():
-        if name.endswith("lora_B"):
+        if name.rpartition(".")[2].startswith("lora_B"):
             drawn = torch.randn(parameter.shape, generator=generator) * 0.1
             with torch.no_grad():
                 parameter.copy_(drawn)

@@ -109,6 +109,21 @@ def test_parameters_of_experts_and_their_adapters(groups: Groups, lora: LoraFlag
     assert count.trained + count.trained_experts == sum(trained.values()) and count.largest == max(trained.values())
 
 
+@pytest.mark.parametrize(
+    "lora", [LoraFlags(), replace(PLAIN, lora_target_modules=("linear_qkv", "linear_fc1", "linear_fc2"))]
+)
+def test_parameters_of_experts(groups: Groups, lora: LoraFlags) -> None:
+    """Of experts apart, for other ranks share them; adapters are each expert's own."""
+    options = ModelOptions(padded_vocab=2000, lora=lora if lora.active else None)
+    (model,) = build_pipeline(EXPERTS, options, groups, 1, current())
+    count = stage_parameters(EXPERTS, Layout(), lora, 2000, 0)
+    sizes = {name: one.numel() for name, one in model.named_parameters() if one.requires_grad}
+    assert count.held == sum(one.numel() for one in model.parameters())
+    assert count.trained_experts == sum(size for name, size in sizes.items() if ".experts." in name) > 0
+    assert count.trained == sum(size for name, size in sizes.items() if ".experts." not in name)
+    assert count.largest == max(sizes.values())
+
+
 def test_parameters_of_models() -> None:
     """Those that their authors state."""
     assert model_parameters(Architecture.from_preset("qwen3-8b"))[0] == 8_190_735_360
