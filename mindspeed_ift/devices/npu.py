@@ -24,6 +24,7 @@ ENVIRONMENT = {
     "TASK_QUEUE_ENABLE": "2",  # what the host has to do for an operator runs beside the device
     "CPU_AFFINITY_CONF": "1",  # the threads of a process stay on the cores next to its device
     "HCCL_CONNECT_TIMEOUT": "1800",  # seconds in which ranks find each other: some read large files first
+    "TORCH_NPU_DEVICE_CAPABILITY": "8.0",  # torch.distributed asks what it takes for CUDA; None would end a broadcast
 }
 """Read by torch_npu and CANN when their runtime starts; what the user has set stays."""
 

@@ -63,9 +63,11 @@ class Groups:
         return self.tensor_rank == 0 and self.pipeline_rank == self.layout.pipeline - 1
 
     def sum_over_world(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum ``values`` in place over all ranks."""
-        dist.all_reduce(values)
-        return values
+        """Sum over all ranks of a few ``values`` of any dtype: all ranks get all and add them, for which HCCL, unlike for
+        adding, takes float64."""
+        of_ranks = [torch.empty_like(values) for _ in range(self.layout.world)]
+        dist.all_gather(of_ranks, values)
+        return torch.stack(of_ranks).sum(0)
 
     def gather(self, value: Any) -> list[Any]:
         """What every rank gives, in the order of ranks; any object that can be pickled."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.device import torch_npu_wheel
+from tests.device.checks import assert_passed, report_of
 
 HERE = Path(__file__).parent
 PLUGIN = "tests.device.on_torch_npu.plugin"
@@ -26,32 +27,13 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(stand_ins: Path) -> str:
-    """What pytest says of all checks, in one process of their own, which takes ten seconds to import what it needs."""
-    options = [
-        "-o",
-        "python_files=check_*.py",
-        "-o",
-        "python_functions=check_*",
-        "-o",
-        "addopts=--import-mode=importlib",
-    ]
-    command = [sys.executable, "-m", "pytest", "-rA", "-q", "-W", "ignore", "-p", "no:cacheprovider", "-p", PLUGIN]
-    done = subprocess.run(
-        [*command, *options, str(HERE / "on_torch_npu")],
-        cwd=torch_npu_wheel.ROOT,
-        env=torch_npu_wheel.environment(stand_ins),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout + done.stderr
+    """What pytest says of all checks."""
+    return report_of("on_torch_npu", torch_npu_wheel.environment(stand_ins), "-p", PLUGIN)
 
 
 @pytest.mark.parametrize("checks", CHECKS, ids=lambda path: path.stem)
 def test_checks_on_torch_npu(report: str, checks: Path) -> None:
-    lines = [line for line in report.splitlines() if f"{checks.name}::" in line]
-    passed = [line for line in lines if line.startswith("PASSED")]
-    assert passed and not [line for line in lines if line.startswith(("FAILED", "ERROR"))], report[-8000:]
+    assert_passed(report, checks)
 
 
 def test_megatron_takes_the_npu_for_cuda(stand_ins: Path) -> None:

@@ -21,14 +21,15 @@ VERSION = importlib.metadata.version("torch").split("+")[0]
 _PYTHON = f"cp{sys.version_info.major}{sys.version_info.minor}"
 FOLDER = ROOT / "build" / f"torch_npu-{VERSION}-{_PYTHON}"
 
-_CANN = "hccl ascendcl acl_op_compiler ge_runner graph acl_tdt_channel".split()
+_CANN = "ascendcl hccl acl_op_compiler ge_runner graph acl_tdt_channel msprofiler ascend_hal".split()
 _NAMES = re.compile(r"(acl|Hccl|hccl|Hcom|Msprof|ge[A-Z]|rt[A-Z])\w*$")
-_ANSWERS = {
-    "aclrtGetDeviceCount": "int aclrtGetDeviceCount(unsigned *count) { *count = 0; return 0; }",
-    "aclrtGetSocName": 'const char *aclrtGetSocName(void) { return "Ascend910B1"; }',
-    "aclGetRecentErrMsg": 'const char *aclGetRecentErrMsg(void) { return ""; }',
-}
-"""What a stand-in answers, where 0 would not do."""
+_OPERATIONS = re.compile(r"aclop\w*Execute|Hccl(CommInit|All|Broadcast|Reduce|Scatter|Send|Recv|Batch)")
+"""Fail, wherever they may be called: there is nothing that computes."""
+_NO_DEVICE = """
+int aclrtGetDeviceCount(unsigned *count) { *count = 0; return 0; }
+const char *aclrtGetSocName(void) { return "Ascend910B1"; }
+const char *aclGetRecentErrMsg(void) { return ""; }
+"""
 
 
 class Unavailable(Exception):
@@ -57,8 +58,10 @@ def install() -> Path:
     return FOLDER
 
 
-def build_stand_ins(folder: Path) -> Path:
-    """Write libraries with every function that torch_npu wants of CANN; each does nothing and returns 0.
+def build_stand_ins(folder: Path, runtime: str = _NO_DEVICE) -> Path:
+    """Write libraries with every function that torch_npu wants of CANN.
+
+    Each does what ``runtime``, source in C, says; else nothing: it returns 0, or an error if it should compute.
 
     Raises:
         Unavailable: there is no wheel, C compiler or nm.
@@ -68,13 +71,16 @@ def build_stand_ins(folder: Path) -> Path:
         raise Unavailable("gcc and nm are needed to build stand-ins for the CANN libraries")
     own = [*(wheel / "torch_npu/lib").glob("*.so"), *(wheel / "torch_npu").glob("_C*.so")]
     wanted = {name for library in own for name in _symbols(library, "--undefined-only") if _NAMES.match(name)}
+    wanted |= _looked_up(wheel / "torch_npu/lib/libtorch_npu.so")
     wanted -= {name for library in own for name in _symbols(library, "--defined-only")}
-    bodies = [_ANSWERS.get(name, f"int {name}(void) {{ return 0; }}") for name in sorted(wanted)]
+    wanted -= set(re.findall(r"(\w+)\(", runtime))
+    bodies = [f"int {name}(void) {{ return {int(bool(_OPERATIONS.match(name)))}; }}" for name in sorted(wanted)]
     folder.mkdir(parents=True, exist_ok=True)
-    for name in _CANN:
+    for name in _CANN:  # the first has all; whoever looks into another finds it there
+        rest = [] if name == _CANN[0] else ["-Wl,--no-as-needed", f"-L{folder}", f"-l{_CANN[0]}"]
         command = ["gcc", "-shared", "-fPIC", "-w", "-fno-builtin", f"-Wl,-soname,lib{name}.so", "-x", "c", "-"]
-        source = "\n".join(bodies) if name == "ascendcl" else ""
-        subprocess.run([*command, "-o", str(folder / f"lib{name}.so")], input=source, text=True, check=True)
+        source = "" if rest else "\n".join([runtime, *bodies])
+        subprocess.run([*command, *rest, "-o", str(folder / f"lib{name}.so")], input=source, text=True, check=True)
     return folder
 
 
@@ -89,6 +95,12 @@ def environment(stand_ins: Path) -> dict[str, str]:
         PYTHONPATH=f"{ROOT}:{install()}",
         OMP_NUM_THREADS="1",
     )
+
+
+def _looked_up(library: Path) -> set[str]:
+    """Names of functions that it asks for while it runs; those of operators are in a library that there is not."""
+    names = re.findall(rb"\b(?:acl(?!nn)|Hccl)\w+\b", library.read_bytes())
+    return {name.decode() for name in names}
 
 
 def _symbols(library: Path, which: str) -> set[str]:
