@@ -37,6 +37,7 @@ setup(
     package_data={
         "mindspeed_ift.config": ["presets/*.yaml"],
         "mindspeed_ift.data.show": ["*.j2"],
+        "mindspeed_ift.devices.diagnosis": ["*.yaml"],
         "mindspeed_ift.evaluation": ["*.j2"],
     },
     python_requires=">=3.10,<3.13",

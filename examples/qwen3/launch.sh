@@ -99,7 +99,13 @@ run_training() {  # run_training LOG FLAGS...: tools/posttrain_gpt.py on DEVICES
     if [ "${DRY_RUN:-0}" = 1 ]; then
         WORLD_SIZE="$((DEVICES * ${NNODES:-1}))" dry_run "$tool" "${command[@]}"
     else
-        stoppable "$name" "${command[@]}"
+        local code=0
+        stoppable "$name" "${command[@]}" || code=$?
+        # Not after a flag to mend (2), nor after a signal.
+        if [ "$code" != 0 ] && [ "$code" != 2 ] && [ "$code" -lt 128 ]; then
+            echo "to look for the cause, and to report it: $PYTHON -m mindspeed_ift.cli.main doctor" >&2
+        fi
+        return "$code"
     fi
 }
 

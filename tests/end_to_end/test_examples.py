@@ -83,6 +83,19 @@ def test_a_script_hands_on_that_it_is_told_to_stop(tmp_path: Path) -> None:
     assert (tmp_path / "logs/tune.log").read_text(encoding="utf-8") == "started\nsaved\n"
 
 
+@pytest.mark.parametrize(("code", "told"), [(0, False), (1, True), (2, False), (137, False)])
+def test_a_training_that_fails_ends_with_what_to_run(tmp_path: Path, code: int, told: bool) -> None:
+    """But not one that was asked for what cannot be, or that was killed."""
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/bash\nexit {code}\n")
+    program.chmod(0o755)
+    script = f"set -euo pipefail\nsource {FOLDER / 'launch.sh'}\nDEVICES=1 run_training tune\n"
+    environment = dict(os.environ, PYTHON=str(program), LOG_DIR=str(tmp_path / "logs"))
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
+    line = f"to look for the cause, and to report it: {program} -m mindspeed_ift.cli.main doctor\n"
+    assert (done.returncode, done.stderr) == (code, line if told else "")
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_head_says_what_it_does(script: Path) -> None:
     """Strict mode, a head with what it needs and prints, and no more than 40 lines."""

@@ -15,6 +15,7 @@ import yaml
 
 from mindspeed_ift.config.convert import ConvertConfig
 from mindspeed_ift.config.data import PreprocessConfig
+from mindspeed_ift.config.doctor import DoctorConfig
 from mindspeed_ift.config.flags import options, parse_with_origins, values
 from mindspeed_ift.config.inference import GenerateConfig
 from mindspeed_ift.config.merge import MergeConfig
@@ -36,6 +37,7 @@ COMMANDS = (
     VerifyTemplateConfig,
     VerifyPackingConfig,
     PlanConfig,
+    DoctorConfig,
 )
 
 
