@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = sorted((ROOT / "mindspeed_ift").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-BESIDE = [*sorted((ROOT / "tools").glob("*.py")), *sorted((ROOT / "benchmarks").glob("*.py"))]
+BESIDE = [path for folder in ("tools", "benchmarks", "ci") for path in sorted((ROOT / folder).glob("*.py"))]
 PYTHON = [*PACKAGE, *TESTS, *BESIDE, ROOT / "setup.py"]
 SCRIPTS = [*sorted((ROOT / "examples").rglob("*.sh")), *sorted((ROOT / "ci").glob("*.sh"))]
 TEXTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "pyproject.toml"]
