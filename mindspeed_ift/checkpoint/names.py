@@ -69,15 +69,22 @@ OUTPUT = Entry("output_layer.weight", ("lm_head.weight",), VOCABULARY)
 TIED_OUTPUT = Entry("output_layer.weight", ("model.embed_tokens.weight",), VOCABULARY)
 
 _M, _H = "decoder.layers.{layer}.", "model.layers.{layer}."
-ATTENTION = (
+BEFORE_ATTENTION = (
     Entry(_M + "input_layernorm.weight", (_H + "input_layernorm.weight",), COPY),
     Entry(
         _M + "self_attention.linear_qkv.weight",
         tuple(_H + f"self_attn.{part}_proj.weight" for part in "qkv"),
         QKV,
     ),
+)
+QKV_BIAS = (
+    Entry(_M + "self_attention.linear_qkv.bias", tuple(_H + f"self_attn.{part}_proj.bias" for part in "qkv"), QKV),
+)
+QK_NORMS = (
     Entry(_M + "self_attention.q_layernorm.weight", (_H + "self_attn.q_norm.weight",), COPY),
     Entry(_M + "self_attention.k_layernorm.weight", (_H + "self_attn.k_norm.weight",), COPY),
+)
+AFTER_ATTENTION = (
     Entry(_M + "self_attention.linear_proj.weight", (_H + "self_attn.o_proj.weight",), Transform("copy", 1)),
     Entry(_M + "pre_mlp_layernorm.weight", (_H + "post_attention_layernorm.weight",), COPY),
 )
@@ -109,7 +116,7 @@ def stage_entries(
     if first_stage:
         yield EMBEDDING.megatron, EMBEDDING.hugging_face, EMBEDDING.transform
     for inside, layer in enumerate(layers):
-        for entry in (*ATTENTION, *(EXPERTS if architecture.has_experts(layer) else DENSE)):
+        for entry in _of_layer(architecture, layer):
             each = numbers if entry.transform.of_experts else range(1)
             names = tuple(name.format(layer=layer, expert=one) for one in each for name in entry.hugging_face)
             yield entry.megatron.format(layer=inside), names, entry.transform
@@ -119,6 +126,16 @@ def stage_entries(
             yield OUTPUT.megatron, OUTPUT.hugging_face, OUTPUT.transform
         elif not first_stage:
             yield TIED_OUTPUT.megatron, TIED_OUTPUT.hugging_face, TIED_OUTPUT.transform
+
+
+def _of_layer(architecture: Architecture, layer: int) -> tuple[Entry, ...]:
+    return (
+        *BEFORE_ATTENTION,
+        *(QKV_BIAS if architecture.add_qkv_bias else ()),
+        *(QK_NORMS if architecture.qk_layernorm else ()),
+        *AFTER_ATTENTION,
+        *(EXPERTS if architecture.has_experts(layer) else DENSE),
+    )
 
 
 def hugging_face_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
@@ -133,8 +150,12 @@ def hugging_face_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]
             prefix + "self_attn.q_proj.weight": (queries, a.hidden_size),
             prefix + "self_attn.k_proj.weight": (keys, a.hidden_size),
             prefix + "self_attn.v_proj.weight": (keys, a.hidden_size),
-            prefix + "self_attn.q_norm.weight": (a.kv_channels,),
-            prefix + "self_attn.k_norm.weight": (a.kv_channels,),
+        }
+        if a.add_qkv_bias:
+            shapes |= {f"{prefix}self_attn.{part}_proj.bias": (queries if part == "q" else keys,) for part in "qkv"}
+        if a.qk_layernorm:
+            shapes |= {f"{prefix}self_attn.{part}_norm.weight": (a.kv_channels,) for part in "qk"}
+        shapes |= {
             prefix + "self_attn.o_proj.weight": (a.hidden_size, queries),
             prefix + "post_attention_layernorm.weight": (a.hidden_size,),
         }

@@ -64,14 +64,11 @@ def read_tensors(path: Path, content: Mapping[str, Any]) -> LazyTensors:
     def read(name: str) -> Tensor:
         place = tensors[name]
         storage = place.untyped_storage()
-        held = bytearray(storage.nbytes())
-        with open(path, "rb") as file:
+        held = torch.empty(storage.nbytes(), dtype=torch.uint8)
+        with open(path, "rb", buffering=0) as file:
             file.seek(storage._checkpoint_offset)
-            if file.readinto(held) != len(held):
-                raise UserError(f"{path} is cut short; take an older checkpoint")
-        if not held:
-            return torch.empty(place.shape, dtype=place.dtype)
-        whole = torch.frombuffer(held, dtype=place.dtype)
+            read_bytes(file, held)
+        whole = held.view(place.dtype)
         return whole.as_strided(place.shape, place.stride(), place.storage_offset())
 
     return LazyTensors({name: value.dtype for name, value in tensors.items()}, read)
@@ -122,6 +119,20 @@ class ReservedFile:
         with megatron.told_failure(self.path):
             self._file.close()
         return megatron.finish_file(self.staging, self.relative)
+
+
+def read_bytes(file: Any, held: Tensor) -> None:
+    """Fill a tensor of bytes.
+
+    Raises:
+        UserError: the file is at its end before.
+    """
+    view = memoryview(held.numpy())
+    while view:  # one call reads 2 GiB at most
+        count = file.readinto(view)
+        if not count:
+            raise UserError(f"{file.name} is cut short; take an older checkpoint")
+        view = view[count:]
 
 
 def write_bytes(file: Any, tensor: Tensor) -> None:

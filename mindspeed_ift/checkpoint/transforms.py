@@ -71,20 +71,23 @@ def to_shard(
         grouped = [tensor.unflatten(0, (architecture.num_query_groups, -1)) for tensor in tensors]
         whole = torch.cat(grouped, dim=1).flatten(0, 1)
     elif transform.kind == "vocabulary":
-        whole = torch.cat([whole, whole.new_zeros(padded_vocab - whole.shape[0], whole.shape[1])])
+        rows = padded_vocab // tensor_size
+        part = whole[tensor_rank * rows : (tensor_rank + 1) * rows]
+        return torch.cat([part, whole.new_zeros(rows - part.shape[0], whole.shape[1])])
     return whole.clone() if transform.dim is None else whole.chunk(tensor_size, transform.dim)[tensor_rank].clone()
 
 
 def from_shards(transform: Transform, shards: Sequence[Tensor], architecture: Architecture) -> list[Tensor]:
-    """The Hugging Face tensors that the shards of all tensor ranks make, in the order of the name table."""
+    """The Hugging Face tensors that the shards of all tensor ranks make, in the order of the table; views where possible."""
     if transform.kind == "gate_up":
         halves = [shard.chunk(2, 0) for shard in shards]
         return [torch.cat([half[part] for half in halves]) for part in range(2)]
     if transform.of_experts:
         return _experts_from_shards(transform, shards, architecture.moe_ffn_hidden_size // len(shards))
-    whole = shards[0].clone() if transform.dim is None else torch.cat(list(shards), transform.dim)
+    alone = transform.dim is None or len(shards) == 1
+    whole = shards[0] if alone else torch.cat(list(shards), transform.dim)
     if transform.kind == "vocabulary":
-        return [whole[: architecture.vocab_size].clone()]
+        return [whole[: architecture.vocab_size]]
     if transform.kind == "qkv":
         heads = architecture.num_attention_heads // architecture.num_query_groups
         size = architecture.kv_channels

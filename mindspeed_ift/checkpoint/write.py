@@ -146,12 +146,18 @@ def _write_shards(staging: Path, source: Source, target: Target) -> megatron.Fil
             reserved[rank, expert] = ReservedFile(staging, path, state)
         for key, number in numbers.items():
             for made in _entries(target, number):
-                tensors = [source.tensor(part, shapes[part]) for part in made.parts]
-                for ranks, cut in _cuts(made, tensors, target):
-                    reserved[ranks].fill(key, made.name, cut)
+                _fill(reserved, key, made, source, target)
         for one in reserved.values():
             files |= one.finish()
     return files
+
+
+def _fill(reserved: dict[tuple[int, int], ReservedFile], key: str, made: _Made, source: Source, target: Target) -> None:
+    """Into the file of each rank its part; what was read for it is let go of on return."""
+    shapes = hugging_face_shapes(target.architecture)
+    tensors = [source.tensor(part, shapes[part]) for part in made.parts]
+    for ranks, cut in _cuts(made, tensors, target):
+        reserved[ranks].fill(key, made.name, cut)
 
 
 def _write_rectangles(staging: Path, source: Source, target: Target) -> megatron.Files:

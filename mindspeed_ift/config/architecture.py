@@ -22,12 +22,20 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
 }
 
+# What config.json calls a model -> its family.
+_KINDS = {
+    **{"Qwen3ForCausalLM": "qwen3", "Qwen3MoeForCausalLM": "qwen3_moe", "Qwen2ForCausalLM": "qwen2"},
+    **{family: family for family in ("qwen3", "qwen3_moe", "qwen2")},
+}
+
 _MAY_BE_ZERO = ("num_experts", "moe_router_topk", "moe_ffn_hidden_size", "router_aux_loss_coef")
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A Qwen3, dense or with a mixture of experts. Numbers that cannot be a model are refused with a `UserError`.
+    """A Qwen3, dense or with a mixture of experts, or a Qwen2.5 (``add_qkv_bias``, no ``qk_layernorm``).
+
+    Numbers that cannot be a model are refused with a `UserError`.
 
     Attributes:
         num_layers: transformer layers.
@@ -135,7 +143,7 @@ class Architecture:
         """Read ``config.json`` of a Hugging Face folder.
 
         Raises:
-            UserError: no such file, not JSON, another architecture than Qwen3ForCausalLM and Qwen3MoeForCausalLM, or one
+            UserError: no such file, not JSON, another architecture than Qwen3, Qwen3-MoE and Qwen2.5, or one
                 with something that is not computed here (scaled positions, sliding windows, biases, quantized weights).
         """
         path = Path(folder) / "config.json"
@@ -148,21 +156,22 @@ class Architecture:
         if not isinstance(content, dict):
             raise UserError(f"{path} is not the config.json of a model: a JSON object is needed")
         kinds = content.get("architectures") or [content.get("model_type")]
-        experts = kinds in (["Qwen3MoeForCausalLM"], ["qwen3_moe"])
-        if not experts and kinds not in (["Qwen3ForCausalLM"], ["qwen3"]):
-            kind = ", ".join(map(str, kinds)) if isinstance(kinds, list) else kinds
+        kind = kinds[0] if isinstance(kinds, list) and len(kinds) == 1 else None
+        if kind not in _KINDS:
+            told = ", ".join(map(str, kinds)) if isinstance(kinds, list) else kinds
             raise UserError(
-                f"{path}: architecture {kind} is not supported; a Qwen3ForCausalLM or Qwen3MoeForCausalLM is needed"
+                f"{path}: architecture {told} is not supported; a Qwen3ForCausalLM, Qwen3MoeForCausalLM or"
+                " Qwen2ForCausalLM is needed"
             )
         try:
-            return cls._from_config(content, _experts(content) if experts else {})
+            return cls._from_config(content, _KINDS[kind])
         except KeyError as error:
             raise UserError(f"{path}: the key {error.args[0]} is missing") from None
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
 
     @classmethod
-    def _from_config(cls, content: dict[str, Any], experts: dict[str, Any]) -> Architecture:
+    def _from_config(cls, content: dict[str, Any], family: str) -> Architecture:
         for key, only in _ONLY.items():
             if content.get(key, only[0]) not in only:
                 raise UserError(f"{key} {content[key]!r} is not supported; only {only[0]!r}")
@@ -175,14 +184,17 @@ class Architecture:
             ffn_hidden_size=content["intermediate_size"],
             num_attention_heads=heads,
             num_query_groups=heads if groups is None else groups,
-            kv_channels=_head_size(content),
+            # The defaults of transformers' Qwen3Config and Qwen2Config.
+            kv_channels=_head_size(content, None if family == "qwen2" else 128),
+            qk_layernorm=family != "qwen2",
+            add_qkv_bias=family == "qwen2",
             vocab_size=content["vocab_size"],
             max_position_embeddings=content.get("max_position_embeddings", 32768),
             rotary_base=_rotary_base(content),
             norm_epsilon=content.get("rms_norm_eps", 1e-6),
             tied=content.get("tie_word_embeddings", False),
             init_method_std=content.get("initializer_range", 0.02),
-            **experts,
+            **(_experts(content) if family == "qwen3_moe" else {}),
         )
 
     @classmethod
@@ -199,7 +211,8 @@ class Architecture:
         return cls(**yaml.safe_load(path.read_text(encoding="utf-8")))
 
     def to_hugging_face(self, dtype: str = "bfloat16") -> dict[str, Any]:
-        """The ``config.json`` of a Qwen3ForCausalLM or Qwen3MoeForCausalLM with these numbers."""
+        """The ``config.json`` of a Qwen3ForCausalLM, Qwen3MoeForCausalLM or Qwen2ForCausalLM with these numbers."""
+        family = "Qwen3Moe" if self.num_experts else "Qwen2" if self.add_qkv_bias else "Qwen3"
         experts = {
             "decoder_sparse_step": 1,
             "mlp_only_layers": list(self.dense_layers),
@@ -210,10 +223,10 @@ class Architecture:
             "router_aux_loss_coef": self.router_aux_loss_coef,
         }
         return {
-            "architectures": ["Qwen3MoeForCausalLM" if self.num_experts else "Qwen3ForCausalLM"],
-            "model_type": "qwen3_moe" if self.num_experts else "qwen3",
+            "architectures": [f"{family}ForCausalLM"],
+            "model_type": family.lower().replace("moe", "_moe"),
             **(experts if self.num_experts else {}),
-            "attention_bias": self.add_qkv_bias,
+            **({"use_sliding_window": False} if self.add_qkv_bias else {"attention_bias": False}),
             "attention_dropout": 0.0,
             "head_dim": self.kv_channels,
             "hidden_act": "silu",
@@ -253,8 +266,8 @@ def _experts(content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _head_size(content: dict[str, Any]) -> Any:
-    size = content.get("head_dim", 128)  # the default of transformers' Qwen3Config
+def _head_size(content: dict[str, Any], default: int | None) -> Any:
+    size = content.get("head_dim", default)
     if size is not None:
         return size
     width, heads = content["hidden_size"], content["num_attention_heads"]

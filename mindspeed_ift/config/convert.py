@@ -24,7 +24,7 @@ class ConvertConfig:
     """Folder to write; must not exist or be empty."""
     hf_cfg_dir: Path | None = None
     """Hugging Face folder to compare with and to take the tokenizer from."""
-    model_type_hf: Literal["qwen3", "qwen3-moe"] = "qwen3"
+    model_type_hf: Literal["qwen3", "qwen3-moe", "qwen2"] = "qwen3"
     """Family of the model; config.json says which it is."""
     lora_load: Path | None = None
     """--save folder of a run with adapters only (--lora-ckpt-filter), to merge into the weights of --load-dir,

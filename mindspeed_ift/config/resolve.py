@@ -59,6 +59,8 @@ def resolve_architecture(
     if not sources:
         return _spelled_out(spelled, flags, tokenizer_vocab), "flags"
     (name, architecture), *others = sources.items()
+    if architecture.add_qkv_bias:
+        raise UserError(f"{name} is a Qwen2.5, which is converted and asked, but not trained here; give a Qwen3")
     for other_name, other in others:
         _refuse_difference(name, architecture, other_name, dataclasses.asdict(other))
     _refuse_difference(name, architecture, "the flags", spelled)

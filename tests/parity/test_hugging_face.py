@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from mindspeed_ift.checkpoint.convert import convert
 from mindspeed_ift.checkpoint.huggingface import Folder
@@ -19,6 +19,8 @@ from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.convert import ConvertConfig
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.layout import Layout
+from mindspeed_ift.config.resolve import resolve_architecture
+from mindspeed_ift.config.tuning import ModelFlags
 from mindspeed_ift.devices.device import current
 from mindspeed_ift.inference.decoder import Decoder
 from mindspeed_ift.inference.generate import generate
@@ -218,6 +220,47 @@ def test_any_layout_to_any_layout_is_equal_to_the_byte(tmp_path: Path, kind: str
     assert cut == ({"mp_rank_00_000", "mp_rank_01_001"} if experts else {"mp_rank_00", "mp_rank_01"})
     assert Architecture.from_hugging_face(tmp_path / "back 0") == Architecture.from_hugging_face(source)
     AutoModelForCausalLM.from_pretrained(tmp_path / "back 0")
+
+
+def test_qwen2_5_has_biases_and_its_logits(tmp_path: Path, groups: Groups) -> None:
+    """Equal logits, and equal bytes through both formats; head_dim is not in its config.json."""
+    torch.manual_seed(3)
+    config = Qwen2Config(
+        vocab_size=VOCAB,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        rope_theta=1e6,
+        initializer_range=0.05,
+    )
+    reference, source = Qwen2ForCausalLM(config), tmp_path / "hf"
+    with torch.no_grad():
+        for name, parameter in reference.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
+    reference.save_pretrained(source)
+    architecture = Architecture.from_hugging_face(source)
+    ours = build_model(architecture, ModelOptions(padded_vocab=VOCAB), groups)
+    place = {"layers": range(2), "first_stage": True, "last_stage": True, "tensor_size": 1, "tensor_rank": 0}
+    fill(ours, model_shard(Folder(source), architecture, **place, padded_vocab=VOCAB), str(source))  # type: ignore[arg-type]
+    tokens, positions = _inputs()
+    with torch.no_grad():
+        _close("logits", ours(tokens, positions, None)[..., :VOCAB], reference(input_ids=tokens).logits, LOGITS)
+    convert(ConvertConfig("hf", "mg", source, tmp_path / "mg", target_tensor_parallel_size=2))
+    convert(ConvertConfig("mg", "mg", tmp_path / "mg", tmp_path / "any", ckpt_format="torch_dist"))
+    convert(ConvertConfig("mg", "hf", tmp_path / "any", tmp_path / "back"))
+    expected, back = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "back"))
+    assert back.keys() == expected.keys() and sum("bias" in name for name in back) == 6
+    assert all(torch.equal(back[name], value) for name, value in expected.items())
+    again = Qwen2ForCausalLM.from_pretrained(tmp_path / "back")
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=tokens).logits, reference(input_ids=tokens).logits)
+    loaded = {"--load x": architecture}
+    with pytest.raises(UserError, match="--load x is a Qwen2.5, which is converted and asked, but not trained here"):
+        resolve_architecture(ModelFlags(), loaded, VOCAB)
 
 
 @pytest.mark.parametrize("experts", [None, {}], ids=["dense", "experts"])

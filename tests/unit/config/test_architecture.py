@@ -202,7 +202,7 @@ def test_a_missing_key_is_named(key: str, tmp_path: Path) -> None:
         ({"rope_parameters": {"rope_theta": 1e6, "partial_rotary_factor": 0.5}}, "scaled positions"),
         ({"rope_parameters": "default"}, "must be JSON objects"),
         ({"rope_theta": "1e6"}, "rotary_base '1e6' must be a number over 0"),
-        ({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}, "Qwen2ForCausalLM is not supported"),
+        ({"architectures": ["Qwen2MoeForCausalLM"], "model_type": "qwen2"}, "Qwen2MoeForCausalLM is not supported"),
         ({"architectures": ["Qwen3MoeForCausalLM"]}, "the key num_local_experts is missing"),
         ({"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 4}, "moe_router_topk 8 is more than num_experts 4"),
         (
