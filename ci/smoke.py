@@ -71,7 +71,7 @@ def trainings(processes: int) -> tuple[list[Training], list[Training], list[Row]
     every = [Training(f"{start}, {mode}, {precision}", mode, precision, layouts[mode]) for mode, precision in modes]
     contexts, skipped = context_layouts(processes)
     for word, layout in contexts.items():
-        every += [Training(f"{start}, {word}", "packed", precision, layout) for precision in TOLERANCES]
+        every += [Training(f"{start}, {word}, {one}", "packed", one, layout) for one in TOLERANCES]
     return one, every, [Row(f"{start}, {word}", "skipped", "needs a multiple of 4 devices") for word in skipped]
 
 
@@ -143,7 +143,7 @@ class Smoke:
 
     def call(self, command: list[str], device: str = "") -> tuple[int, str]:
         """Exit code (124: it took too long) and all that a command says; a log in the folder keeps it."""
-        environment = dict(os.environ, PYTHONPATH=str(ROOT), MINDSPEED_IFT_DEVICE=device or self.device)
+        environment = dict(os.environ, MINDSPEED_IFT_DEVICE=device or self.device)
         if environment["MINDSPEED_IFT_DEVICE"] == "cpu":
             environment["OMP_NUM_THREADS"] = "1"
         with (self.folder / "smoke.log").open("a+", encoding="utf-8") as log:
@@ -163,9 +163,8 @@ class Smoke:
         """A row for the machine, and one for each kernel, which the doctor holds against the CPU in bf16 and fp32."""
         report = self.folder / "doctor.json"
         command = [sys.executable, "-m", "mindspeed_ift.cli.main", "doctor", "--json"]
-        environment = dict(os.environ, PYTHONPATH=str(ROOT))
         with report.open("w", encoding="utf-8") as file:
-            subprocess.run(command, env=environment, stdout=file, timeout=LIMIT, check=False)
+            subprocess.run(command, stdout=file, timeout=LIMIT, check=False)
         findings = json.loads(report.read_text(encoding="utf-8"))["findings"]
         kernels = [one for one in findings if one["name"].startswith("kernel ")]
         bad = [f"{one['name']}: {one['found']}" for one in findings if one["level"] == "red" and one not in kernels]
@@ -268,8 +267,7 @@ def devices(device: str) -> int:
     if device == "cpu":
         return 2
     code = "from mindspeed_ift.devices.device import count; print(count())"
-    environment = dict(os.environ, PYTHONPATH=str(ROOT))
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"error: {last_line(done.stderr)}")
     return int(done.stdout.splitlines()[-1])

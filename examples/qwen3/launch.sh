@@ -103,7 +103,7 @@ run_training() {  # run_training LOG FLAGS...: tools/posttrain_gpt.py on DEVICES
         stoppable "$name" "${command[@]}" || code=$?
         # Not after a flag to mend (2), nor after a signal.
         if [ "$code" != 0 ] && [ "$code" != 2 ] && [ "$code" -lt 128 ]; then
-            echo "to look for the cause, and to report it: $PYTHON -m mindspeed_ift.cli.main doctor" >&2
+            echo "to look for the cause, and to report it: PYTHONPATH=$ROOT $PYTHON -m mindspeed_ift.cli.main doctor" >&2
         fi
         return "$code"
     fi

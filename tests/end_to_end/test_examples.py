@@ -92,7 +92,7 @@ def test_a_training_that_fails_ends_with_what_to_run(tmp_path: Path, code: int, 
     script = f"set -euo pipefail\nsource {FOLDER / 'launch.sh'}\nDEVICES=1 run_training tune\n"
     environment = dict(os.environ, PYTHON=str(program), LOG_DIR=str(tmp_path / "logs"))
     done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
-    line = f"to look for the cause, and to report it: {program} -m mindspeed_ift.cli.main doctor\n"
+    line = f"to look for the cause, and to report it: PYTHONPATH={ROOT} {program} -m mindspeed_ift.cli.main doctor\n"
     assert (done.returncode, done.stderr) == (code, line if told else "")
 
 

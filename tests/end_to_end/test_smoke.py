@@ -52,6 +52,8 @@ def test_what_is_tried_on_so_many_devices() -> None:
     for processes, skipped in ((1, ["all devices"]), (8, []), (6, ["6 devices, hybrid_cp_algo"])):
         one, every, left_out = smoke.trainings(processes)
         assert len(one) == 6 and [row.what for row in left_out] == skipped
+        every_name = [training.name for training in (*one, *every)]
+        assert len(set(every_name)) == len(every_name), "each has a folder of its own"
         names = {training.name.split(", ")[1] for training in every}
         assert processes == 1 or names >= {"fixed", "dynamic", "packed", *ALGORITHMS[:2], ALGORITHMS[3]}
         assert (ALGORITHMS[2] in names) == (processes == 8)
