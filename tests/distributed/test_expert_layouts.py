@@ -34,6 +34,10 @@ LAYOUTS = {
     ),
     (4, "cp2 ep2 do"): (("packed",), f"{CP} {EP} {SHARDED}"),
     (4, "ep4 do"): (("dynamic",), f"--expert-model-parallel-size 4 {SHARDED}"),
+    (8, "tp2 sp pp2 cp2 ep4 etp1 do"): (
+        ("packed",),
+        f"{TP} {SP} {PP} {CP} --expert-model-parallel-size 4 {ETP1} {SHARDED}",
+    ),
 }
 # Adam divides by small second moments, which would magnify rounding.
 ADAPTERS = "--lora-target-modules linear_qkv linear_proj linear_fc1 linear_fc2 --lora-r 4 --lr 1e-2 --adam-eps 1e-5"
@@ -76,7 +80,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     ones = [line(mode, "one", "") for mode in MODES]
     run([*ones, line("dynamic", "lora one", ADAPTERS), fresh(1)], 1, folder / "1")
-    for size in (2, 4):
+    for size in (2, 4, 8):
         lines = [
             line("dynamic", name, f"{ADAPTERS} {flags}")
             for (ranks, name), flags in ADAPTER_LAYOUTS.items()
@@ -85,7 +89,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines += [
             line(mode, name, flags) for (n, name), (modes, flags) in LAYOUTS.items() if n == size for mode in modes
         ]
-        lines.append(fresh(size))
+        lines += [fresh(size)] if size in FRESH_LAYOUTS else []
         for name, (ranks, flags) in RESUMED.items():
             if ranks == size:
                 cut = f"{name} cut"
