@@ -60,6 +60,7 @@ def write_weights(directory: Path, source: Source, target: Target, facts: dict[s
         files = write(staging, source, target)
         manifest = {
             "format": target.ckpt_format,
+            "weights_only": True,
             "architecture": asdict(architecture),
             "layout": megatron.describe_layout(layout),
             "stage_layers": [[stage.start, stage.stop] for stage in layout.stage_layers(architecture.num_layers)],

@@ -155,6 +155,7 @@ REFUSED: dict[str, str] = {
 """Patterns of flags that ask for something that is not done here -> why, and what to do."""
 
 OTHER_NAMES: dict[str, str] = {
+    "--save-hf": "--enable-mg2hf-convert",
     "--num-layers-in-first-pipeline-stage": "--decoder-first-pipeline-num-layers",
     "--num-layers-in-last-pipeline-stage": "--decoder-last-pipeline-num-layers",
 }

@@ -372,7 +372,7 @@ def _load(config: TuneConfig) -> None:
         raise UserError("--finetune needs --load: the checkpoint whose weights to take")
     run = config.run
     saving = {"--save-interval": run.save_interval, "--keep-last": run.keep_last, "--save-best": run.save_best or None}
-    saving["--async-save"] = run.async_save or None
+    saving |= {"--async-save": run.async_save or None, "--enable-mg2hf-convert": run.enable_mg2hf_convert or None}
     for flag, given in saving.items():
         if given is not None and run.save is None:
             raise UserError(f"{flag} needs --save: the folder for checkpoints")

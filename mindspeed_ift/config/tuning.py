@@ -222,6 +222,9 @@ class RunFlags:
     ckpt_format: Literal["torch_dist", "torch"] = "torch_dist"
     """torch_dist: tensors in parts that any layout goes on from. torch: a file a rank (iter_*/mp_rank_*), for the same
     layout. Either is read by --load, whatever is given here."""
+    enable_mg2hf_convert: bool = False
+    """Write a Hugging Face folder too (--save-hf), mg2hf_iterationN in --save, after each checkpoint: one process converts
+    it, adapters merged, while the others wait. --keep-last does not delete these."""
     async_save: bool = False
     """Write checkpoints while training goes on; until it is written, a copy of one stays in the host's memory."""
     keep_last: int | None = None

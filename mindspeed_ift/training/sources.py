@@ -59,7 +59,13 @@ def find_sources(config: TuneConfig, damaged: Mapping[Path, str] | None = None) 
             f"{weights} was trained with adapters; give its --lora-target-modules, or merge them with"
             " tools/convert_ckpt.py"
         )
-    return Sources(hugging_face, weights, None, None if run.finetune else weights, finder.notices)
+    begun = run.finetune or weights is None or _converted(weights)
+    return Sources(hugging_face, weights, None, None if begun else weights, finder.notices)
+
+
+def _converted(checkpoint: Path) -> bool:
+    """Whether it has weights and nothing that a training would be continued with."""
+    return bool((megatron.read_manifest(checkpoint) or {}).get("weights_only"))
 
 
 def _refuse_adapters_without_weights(config: TuneConfig, weights: Path | None) -> None:

@@ -28,6 +28,7 @@ from mindspeed_ift.planning.operations import step_operations
 from mindspeed_ift.training import restarts, state
 from mindspeed_ift.training.continuing import KEY as TRAINED_ON
 from mindspeed_ift.training.evaluation import evaluate
+from mindspeed_ift.training.exporting import export
 from mindspeed_ift.training.metrics import Metrics
 from mindspeed_ift.training.optimizer import build_optimizer, build_schedule, restored, weights_dtype, wrap
 from mindspeed_ift.training.plan import Plan
@@ -246,6 +247,9 @@ def _saved(run: _Run, iteration: int, best_loss: float | None) -> None:
     if best_loss is not None:
         megatron.mark_best(flags.save, iteration)
         _say(run.groups, f"{flags.save / megatron.BEST} names step {iteration}: validation loss {best_loss:.4f}")
+    if flags.enable_mg2hf_convert:
+        base = run.plan.sources.hugging_face or run.plan.sources.weights
+        _say(run.groups, export(megatron.iteration_folder(flags.save, iteration), base))
     if flags.keep_last is not None:
         deleted = megatron.keep_newest(flags.save, flags.keep_last, _protected(run))
         if deleted:

@@ -167,7 +167,7 @@ def test_adapters_alone_are_merged_and_resumed(made: tuple[Path, dict[str, Path]
         [
             _line(made, "whole", *common),
             _line(made, "alone", *alone, "--exit-interval", "5"),
-            _line(made, "alone", *alone, "--lora-load", own),
+            _line(made, "alone", *alone, "--lora-load", own, "--save-hf"),
         ],
         1,
         folder / "jobs_alone",
@@ -181,6 +181,10 @@ def test_adapters_alone_are_merged_and_resumed(made: tuple[Path, dict[str, Path]
     )
     one, other = ((folder / kind / "model.safetensors").read_bytes() for kind in ("whole_merged", "alone_merged"))
     assert one == other
+    written = {path.name: path for path in (folder / "alone").glob("mg2hf_*")}
+    assert written.keys() == {"mg2hf_iteration6", "mg2hf_iteration9", "mg2hf_iteration10"}
+    assert (written["mg2hf_iteration10"] / "model.safetensors").read_bytes() == one
+    assert (written["mg2hf_iteration6"] / "model.safetensors").read_bytes() != one
 
 
 def test_modules_to_save_are_trained_and_the_rest_is_not(made: tuple[Path, dict[str, Path], Path]) -> None:
