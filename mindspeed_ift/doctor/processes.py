@@ -68,7 +68,8 @@ def _run(lines: list[list[str]], places: list[dict[str, str]], first: str, remed
                     process.wait()
         told = read_account(account, first)
         if told.unfinished is not None:
-            last = [line for line in said.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+            lines_said = said.read_text(encoding="utf-8", errors="replace").splitlines()
+            last = [line for line in lines_said if line.strip() and not line.startswith("frame #")]
             how = f"{ended}; its last words: {last[-1].strip()[:300]}" if last else ended
             told.findings.append(Finding(told.unfinished, "red", f"its process {how}", remedy))
         return told
