@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._C import _dispatch_has_kernel_for_dispatch_key as has_kernel
 from torch.utils._pytree import tree_map
 
+from tests.device.contract import require
 from tests.device.emulated_npu.memory import is_on_device, on_device, on_host
 
 LIBRARIES: list[torch.library.Library] = []
@@ -30,6 +31,9 @@ FROM_THE_HOST = frozenset("copy_ _to_copy _copy_from _copy_from_and_resize index
 """Take tensors of the host too."""
 
 _COMPOSITE = ("CompositeExplicitAutograd", "CompositeImplicitAutograd", "CompositeExplicitAutogradNonFunctional")
+
+
+_PLAIN_FORMATS = (0, 2)  # NCHW and ND
 
 
 class Unserved(NotImplementedError):
@@ -63,6 +67,8 @@ def _kernel_for(
     """None where torch_npu's own does no more than describe the same memory anew."""
     if name == "aten::contiguous":
         return _contiguous
+    if name == "npu::npu_format_cast":
+        return _format_cast
     if base in own:
         return computed(operator, own[base])
     if any(result.alias_info and not result.alias_info.is_write for result in operator._schema.returns):
@@ -76,6 +82,12 @@ def _contiguous(tensor: Tensor, *, memory_format: torch.memory_format = torch.co
     if tensor.is_contiguous(memory_format=memory_format):
         return tensor
     return tensor.clone(memory_format=memory_format)
+
+
+def _format_cast(tensor: Tensor, acl_format: int) -> Tensor:
+    """The emulated memory knows no layout but the plain ones, which are one."""
+    require(acl_format in _PLAIN_FORMATS, f"npu_format_cast: no layout {acl_format} here")
+    return tensor
 
 
 def _refusal(name: str) -> Callable[..., Any]:
