@@ -129,7 +129,7 @@ tune() {
     fi
     TP="${TP:-$tp}" PP="${PP:-$pp}" CP="${CP:-$cp}" EP="${EP:-$ep}"
     # Without accelerators: as many processes as the layout asks for.
-    stage="$((TP * CP > ${EP:-1} ? TP * CP : EP))"
+    stage="$((TP * CP > ${EP:-1} ? TP * CP : ${EP:-1}))"
     [ "$DEVICES" -gt 0 ] || DEVICES="$((stage * PP / ${NNODES:-1}))"
     model+=(--tensor-model-parallel-size "$TP" --pipeline-model-parallel-size "$PP" --use-distributed-optimizer)
     [ "$TP" -eq 1 ] || model+=(--sequence-parallel)

@@ -57,7 +57,10 @@ CONTEXT_LAYOUTS = {
     (4, "ring2 dp2 do overlap"): f"{RING} --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather",
     (4, "ulysses2 dp2"): ULYSSES,
     (4, "gather2 dp2 do"): f"{GATHER} --use-distributed-optimizer",
-    (8, "ring2 tp2 sp pp2"): f"{RING} --tensor-model-parallel-size 2 --sequence-parallel --pipeline-model-parallel-size 2",
+    (
+        8,
+        "ring2 tp2 sp pp2",
+    ): f"{RING} --tensor-model-parallel-size 2 --sequence-parallel --pipeline-model-parallel-size 2",
 }
 # (ranks, sequence mode, tied embeddings, name, flags); tied embeddings do not notice the sequence mode, so one serves, nor
 # that context parallelism cuts rows, but for the pipeline, whose first and last stage then share gradients.
