@@ -214,6 +214,8 @@ class RunFlags:
     check_data: bool = True
     """--no-check-data: go on from a checkpoint although the data, or a flag that decides which samples come when, is not
     what it was trained with."""
+    override_opt_param_scheduler: bool = False
+    """Go on from a checkpoint with another learning rate, schedule, weight decay, ... than it was trained with."""
     save: Path | None = None
     """Folder for checkpoints, metrics.jsonl and loss.png. With it SIGTERM (and the first Ctrl-C) ends the step, saves and
     exits with 0."""

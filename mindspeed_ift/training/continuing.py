@@ -1,4 +1,4 @@
-"""Whether a run that goes on from a checkpoint meets the data that it was trained on, in the same order."""
+"""Whether a run that goes on from a checkpoint meets the data that it was trained on, in the same order, and its rates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from mindspeed_ift.data.dataset import Samples
 KEY = "trained_on"
 """Of a checkpoint's manifest: what `data_facts` was then."""
 
+OPTIMIZED = "optimized_with"
+"""Of a checkpoint's manifest: what `optimizer_facts` was then."""
+
 _LOOKED_AT = 64
+_RATES = (
+    *("lr", "min_lr", "lr_decay_style", "lr_decay_iters", "lr_warmup_fraction", "lr_warmup_iters", "lr_warmup_init"),
+    *("weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "clip_grad", "moe_aux_loss_coeff"),
+)
 
 
 def data_facts(config: TuneConfig, dataset: Samples, template: str | None) -> dict[str, Any]:
@@ -45,6 +52,11 @@ def data_facts(config: TuneConfig, dataset: Samples, template: str | None) -> di
     }
 
 
+def optimizer_facts(config: TuneConfig) -> dict[str, Any]:
+    """What decides how far a step goes, flags by their names; how many steps there are is none of it."""
+    return {f"--{name.replace('_', '-')}": getattr(config.optimizer, name) for name in _RATES}
+
+
 def fingerprint(dataset: Samples) -> str:
     """Of the lengths of all samples, and of all that some of them hold, from the first to the last."""
     digest = hashlib.sha256(np.ascontiguousarray(dataset.lengths, np.int64).tobytes())
@@ -62,10 +74,28 @@ def refuse_other_data(folder: Path, manifest: Mapping[str, Any] | None, now: Map
     Raises:
         UserError: with what differs, then and now.
     """
-    then = (manifest or {}).get(KEY, {})
-    different = [f"{name} {then[name]} -> {now[name]}" for name in now if name in then and then[name] != now[name]]
+    different = _different(manifest, KEY, now)
     if different:
         raise UserError(
-            f"{folder} was trained on other data, or in another order: {', '.join(different)}; give what it was trained"
+            f"{folder} was trained on other data, or in another order: {different}; give what it was trained"
             " with, --finetune to begin anew from its weights, or --no-check-data to go on all the same"
         )
+
+
+def refuse_other_rates(folder: Path, manifest: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+    """The same for `optimizer_facts`.
+
+    Raises:
+        UserError: with what differs, then and now.
+    """
+    different = _different(manifest, OPTIMIZED, now)
+    if different:
+        raise UserError(
+            f"{folder} was trained with other flags: {different}; give those of then, or --override-opt-param-scheduler"
+            " to go on with these"
+        )
+
+
+def _different(manifest: Mapping[str, Any] | None, key: str, now: Mapping[str, Any]) -> str:
+    then = (manifest or {}).get(key, {})
+    return ", ".join(f"{name} {then[name]} -> {now[name]}" for name in now if name in then and then[name] != now[name])

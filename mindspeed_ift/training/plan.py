@@ -25,7 +25,7 @@ from mindspeed_ift.data.micro_batches import MicroBatches, Order
 from mindspeed_ift.data.order import SampleOrder, split_ranges
 from mindspeed_ift.data.overlong import Overlong, count_overlong
 from mindspeed_ift.data.packed_view import PackedView
-from mindspeed_ift.training.continuing import data_facts, refuse_other_data
+from mindspeed_ift.training.continuing import data_facts, optimizer_facts, refuse_other_data, refuse_other_rates
 from mindspeed_ift.training.datasets import (
     Opened,
     Selection,
@@ -255,6 +255,8 @@ def plan(config: TuneConfig, world_size: int) -> Plan:
         planned.validation_samples(data_rank=0)
     if sources.resume is not None and config.run.check_data:
         refuse_other_data(sources.resume, read_manifest(sources.resume), planned.data_facts)
+    if sources.resume is not None and config.run.load_optim and not config.run.override_opt_param_scheduler:
+        refuse_other_rates(sources.resume, read_manifest(sources.resume), optimizer_facts(config))
     return planned
 
 

@@ -27,6 +27,7 @@ from mindspeed_ift.parallel.groups import Groups
 from mindspeed_ift.planning.operations import step_operations
 from mindspeed_ift.training import restarts, state
 from mindspeed_ift.training.continuing import KEY as TRAINED_ON
+from mindspeed_ift.training.continuing import OPTIMIZED, optimizer_facts
 from mindspeed_ift.training.evaluation import evaluate
 from mindspeed_ift.training.exporting import export
 from mindspeed_ift.training.metrics import Metrics
@@ -384,6 +385,7 @@ def _facts(plan: Plan, progress: Progress) -> dict[str, Any]:
         "datasets": plan.datasets,
         "seed": plan.config.optimizer.seed,
         TRAINED_ON: plan.data_facts,
+        OPTIMIZED: optimizer_facts(plan.config),
         "tokenizer": plan.token_facts["tokenizer"],
         **{key: plan.token_facts[key] for key in TRAINING_FACTS},
     }

@@ -12,7 +12,15 @@ from mindspeed_ift.config.flags import parse
 from mindspeed_ift.config.tuning import TuneConfig
 from mindspeed_ift.data.dataset import InstructionDataset
 from mindspeed_ift.data.sample import Sample
-from mindspeed_ift.training.continuing import KEY, data_facts, fingerprint, refuse_other_data
+from mindspeed_ift.training.continuing import (
+    KEY,
+    OPTIMIZED,
+    data_facts,
+    fingerprint,
+    optimizer_facts,
+    refuse_other_data,
+    refuse_other_rates,
+)
 from tests.tiny_dataset import sample, write_dataset
 
 ROWS = [sample([number, number + 1, 9], [-100, number + 1, 9]) for number in range(200)]
@@ -82,3 +90,22 @@ def test_older_checkpoints_do_not_say(tmp_path: Path) -> None:
     refuse_other_data(tmp_path, None, now)
     refuse_other_data(tmp_path, {}, now)
     refuse_other_data(tmp_path, {KEY: {"samples": 200}}, now)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--lr 2e-5", "--lr 1e-05 -> 2e-05"),
+        ("--lr-decay-style cosine --adam-beta2 0.95", "--lr-decay-style linear -> cosine, --adam-beta2 0.999 -> 0.95"),
+        ("--lr-warmup-fraction 0.1", "--lr-warmup-fraction None -> 0.1"),
+    ],
+)
+def test_other_rates_are_told_with_the_way_out(tmp_path: Path, flags: str, told: str) -> None:
+    def rates(words: str) -> dict:
+        return optimizer_facts(parse(TuneConfig, words.split(), program="test"))
+
+    then = json.loads(json.dumps({OPTIMIZED: rates("--train-iters 5")}))
+    refuse_other_rates(tmp_path, then, rates("--train-iters 9 --global-batch-size 4"))
+    refuse_other_rates(tmp_path, {}, rates(flags))
+    with pytest.raises(UserError, match=f"other flags: {told}; give those of then, or --override-opt-param-scheduler"):
+        refuse_other_rates(tmp_path, then, rates(flags))
