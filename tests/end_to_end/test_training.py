@@ -261,7 +261,7 @@ def test_another_global_batch_goes_on_where_the_data_stopped(made: Made) -> None
     [
         (["--train-iters", "2", "--tensor-model-parallel-size", "3"], "do not divide by TP 3"),
         (["--train-iters", "2", "--context-parallel-size", "2"], "do not divide by TP 1 x PP 1 x CP 2"),
-        (["--train-iters", "2", "--expert-model-parallel-size", "2"], "not supported yet"),
+        (["--train-iters", "2", "--expert-model-parallel-size", "2"], "do not divide by EP 2"),
         (["--train-iters", "2", "--num-layers-per-virtual-pipeline-stage", "1"], "needs --pipeline-model-parallel"),
         (["--train-iters", "2", "--lora-r", "4"], "needs --lora-target-modules"),
         ([], "--train-iters is missing"),
