@@ -64,9 +64,9 @@ CONTEXT_LAYOUTS = {
 }
 
 
-def _modes_of(ranks: int) -> tuple[str, ...]:
-    """Each algorithm meets every mode in a world of two or three; larger ones are for what the axes do to each other."""
-    return tuple(MODES) if ranks < 4 else ("dynamic", "packed") if ranks < 8 else ("packed",)
+def _modes_of(ranks: int, name: str) -> tuple[str, ...]:
+    """Each algorithm meets every mode where it is alone; larger worlds are for what the axes do to each other."""
+    return tuple(MODES) if ranks < 4 or "hybrid" in name else ("dynamic", "packed") if ranks < 8 else ("packed",)
 
 
 # (ranks, sequence mode, tied embeddings, name, flags); tied embeddings do not notice the sequence mode, so one serves, nor
@@ -79,7 +79,7 @@ RUNS = [
 ] + [
     (ranks, mode, "pp2" in name, name, flags)
     for (ranks, name), flags in CONTEXT_LAYOUTS.items()
-    for mode in _modes_of(ranks)
+    for mode in _modes_of(ranks, name)
 ]
 
 
