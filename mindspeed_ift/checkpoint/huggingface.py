@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -196,12 +197,7 @@ def write_folder(
         UserError: the folder is not empty.
         RunError: it cannot be written.
     """
-    path = Path(path)
-    refuse_occupied(path)
-    staging = path.parent / f".{path.name}.saving"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
+    with appearing(Path(path)) as staging:
         _write_shards(staging, tensors, max_shard_bytes)
         _write_json(staging / "config.json", config)
         generation = {"do_sample": False, "eos_token_id": config.get("eos_token_id")}
@@ -211,6 +207,22 @@ def write_folder(
         for name in _TOKENIZER_FILES if tokenizer_folder is not None else ():
             if (Path(tokenizer_folder or "") / name).is_file():
                 shutil.copyfile(Path(tokenizer_folder or "") / name, staging / name)
+
+
+@contextlib.contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes ``path`` once it is left without an error, and else is gone.
+
+    Raises:
+        UserError: ``path`` is not empty.
+        RunError: it cannot be written.
+    """
+    refuse_occupied(path)
+    staging = path.parent / f".{path.name}.saving"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
         if path.is_dir():
             path.rmdir()
         os.replace(staging, path)

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.checkpoint.adapters import flags_of
-from mindspeed_ift.checkpoint.huggingface import refuse_occupied
+from mindspeed_ift.checkpoint.huggingface import appearing, refuse_occupied
 from mindspeed_ift.checkpoint.names import stage_entries
 from mindspeed_ift.checkpoint.stages import layout_of_files, read_stage, stages_of
 from mindspeed_ift.checkpoint.transforms import Transform, from_shards
 from mindspeed_ift.config.architecture import Architecture
-from mindspeed_ift.config.errors import RunError, UserError
+from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.lora import LoraFlags
 
 _PREFIX = "base_model.model."
@@ -55,10 +52,13 @@ def write_peft_folder(checkpoint: Path, target: Path, base: str | None) -> str:
             f"{checkpoint} has modules that were trained whole ({' '.join(lora.lora_modules_to_save)}) beside its"
             " adapters; merge it instead, without --save-lora-to-hf"
         )
-    refuse_occupied(target)
+    refuse_occupied(target)  # before the files are read, which takes its time
     tensors = _tensors(checkpoint, manifest, lora)
     modules = sorted({name.removesuffix(".weight").rsplit(".", 2)[-2] for name in tensors if "lora_A" in name})
-    _write(target, tensors, _config(lora, modules, base))
+    with appearing(target) as staging:
+        save_file(tensors, str(staging / "adapter_model.safetensors"), metadata={"format": "pt"})
+        content = json.dumps(_config(lora, modules, base), indent=2) + "\n"
+        (staging / "adapter_config.json").write_text(content, encoding="utf-8")
     return f"{checkpoint} -> {target} (PEFT adapters of {', '.join(modules)}, rank {lora.lora_r})"
 
 
@@ -130,20 +130,3 @@ def _of_module(
         if lengths is not None:
             tensors[f"{layer}.lora_magnitude_vector"] = lengths[place].flatten().contiguous()
     return tensors
-
-
-def _write(target: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
-    staging = target.parent / f".{target.name}.saving"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        save_file(tensors, str(staging / "adapter_model.safetensors"), metadata={"format": "pt"})
-        (staging / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        if target.is_dir():
-            target.rmdir()
-        os.replace(staging, target)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise RunError(f"cannot write {target} ({reason}); free some space, or give another --save-dir") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from mindspeed_ift.config.describe import describe
@@ -25,6 +23,7 @@ def main(argv: list[str]) -> int:
     questions = [] if config.chat else _questions(config)
     from mindspeed_ift.checkpoint.disk import require_folder
     from mindspeed_ift.config.layout import LayoutFlags, layout_of
+    from mindspeed_ift.data.staging import write_text
     from mindspeed_ift.data.template_choice import find_row, get_template
     from mindspeed_ift.inference.answering import Answering
     from mindspeed_ift.inference.asking import make_asking_encoder
@@ -62,7 +61,9 @@ def main(argv: list[str]) -> int:
     stream = config.stream if config.stream is not None else len(questions) == 1 and sys.stdout.isatty()
     answers = answering.answer(questions, 1 if stream else config.micro_batch_size, stream=stream)
     if config.output is not None and answering.speaks:
-        _write(config.output, [{**q, "answer": a} for q, a in zip(questions, answers, strict=True)])
+        lines = [{**q, "answer": a} for q, a in zip(questions, answers, strict=True)]
+        config.output.parent.mkdir(parents=True, exist_ok=True)
+        write_text(config.output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return 0
 
 
@@ -81,10 +82,3 @@ def _questions(config: GenerateConfig) -> list[dict[str, Any]]:
     if not questions:
         raise UserError("nothing to answer: give --prompt TEXT or --input FILE")
     return questions
-
-
-def _write(path: Path, records: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
-    os.replace(partial, path)

@@ -34,6 +34,13 @@ class ChangedFile(Exception):
     """A file is not as its mark says; users never see it."""
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all, for what is written at once."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
 @contextlib.contextmanager
 def report_write_errors(path: str | Path, flag: str = "--output-prefix") -> Iterator[None]:
     """Turn a failed write into one line: a full disk is a RunError, a place one may not write to a UserError; ``flag``

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.indexed import manifest_path, read_manifest
+from mindspeed_ift.data.staging import write_text
 
 if TYPE_CHECKING:
     from mindspeed_ift.data.chat_template import ChatTemplate
@@ -248,9 +248,7 @@ def add_to_dataset(certificate: Certificate, prefix: str) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a file that appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _hash(content: Mapping[str, Any]) -> str:

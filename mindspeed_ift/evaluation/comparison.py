@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from jinja2 import Environment
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.evaluation import EvaluateConfig
 from mindspeed_ift.data.encode import Encoder
+from mindspeed_ift.data.staging import write_text
 from mindspeed_ift.evaluation.losses import record_losses
 from mindspeed_ift.evaluation.records import Item, make_items, read_conversations
 from mindspeed_ift.evaluation.scores import require, score
@@ -157,19 +157,13 @@ def _answers(loaded: Loaded, encoder: Encoder, items: Sequence[Item], config: Ev
 def write_json(comparison: Comparison, path: Path) -> None:
     """All figures and answers; the file appears whole."""
     text = json.dumps(comparison.as_dict(), ensure_ascii=False, indent=1)
-    _write(path, text + "\n")
+    write_text(path, text + "\n")
 
 
 def write_page(comparison: Comparison, path: Path) -> None:
     """One HTML file, with nothing to load and no script; text is escaped. It appears whole."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    _write(path, environment.from_string(_PAGE.read_text(encoding="utf-8")).render(**comparison.as_dict()))
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, environment.from_string(_PAGE.read_text(encoding="utf-8")).render(**comparison.as_dict()))
 
 
 def _of_item(model: Measured, number: int) -> dict[str, Any]:

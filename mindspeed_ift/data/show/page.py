@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from mindspeed_ift.data.show.opening import Part, ShownDataset
 from mindspeed_ift.data.show.origins import told
 from mindspeed_ift.data.show.survey import Survey, oddities, survey
 from mindspeed_ift.data.show.terminal import visible
+from mindspeed_ift.data.staging import write_text
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
 _LONGEST = 5
@@ -73,10 +73,8 @@ def write_page(dataset: ShownDataset, documents: Sequence[int], path: Path) -> S
     """
     found = survey(dataset)
     text = render(dataset, found, documents)
-    aside = path.with_name(f".{path.name}.partial")
     try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
+        write_text(path, text)
     except OSError as error:
         raise UserError(f"--html {path} cannot be written ({error.strerror}); choose another place") from error
     return found
