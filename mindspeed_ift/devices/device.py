@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.devices import npu
+from mindspeed_ift.devices import cuda, npu
 from mindspeed_ift.devices.kernels import table
 from mindspeed_ift.devices.kernels.table import Kernels
 from mindspeed_ift.devices.peaks import peak_operations
@@ -95,7 +95,7 @@ SETTINGS_OF_DETERMINISM: dict[str, dict[str, str]] = {
 }
 """Kind of device -> what its libraries need in the environment to sum in one order always."""
 
-KERNELS: dict[str, Callable[[], tuple[Kernels, str]]] = {"npu": npu.kernels, "cuda": table.plain, "cpu": table.plain}
+KERNELS: dict[str, Callable[[], tuple[Kernels, str]]] = {"npu": npu.kernels, "cuda": cuda.kernels, "cpu": table.plain}
 """Kind of device -> its kernels, and how the log says it."""
 
 

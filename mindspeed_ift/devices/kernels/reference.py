@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -102,7 +102,14 @@ def rotary(tensor_SBND: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
     Source: Su et al. 2021, in the half-split form of GPT-NeoX.
     """
-    return _Rotary.apply(tensor_SBND, cosine, sine)
+    return rotate(tensor_SBND, cosine, sine, turn)
+
+
+def rotate(
+    tensor_SBND: Tensor, cosine: Tensor, sine: Tensor, turn: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Tensor:
+    """`rotary` by another function for the turn itself, which the backward pass takes too, with the sine's sign changed."""
+    return _Rotary.apply(tensor_SBND, cosine, sine, turn)
 
 
 class _Rotary(torch.autograd.Function):
@@ -110,17 +117,21 @@ class _Rotary(torch.autograd.Function):
     then the same to the bit whether attention was recomputed or not."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, tensor: Tensor, cosine: Tensor, sine: Tensor, turn: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ) -> Tensor:
         ctx.save_for_backward(cosine, sine)
-        return _turn(tensor, cosine, sine)
+        ctx.turn = turn
+        return turn(tensor, cosine, sine)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         cosine, sine = ctx.saved_tensors
-        return _turn(grad.contiguous(), cosine, -sine), None, None
+        return ctx.turn(grad.contiguous(), cosine, -sine), None, None, None
 
 
-def _turn(tensor: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+def turn(tensor: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """The turn of `rotary`, without a gradient of its own; any shapes that go together and end in ``D``."""
     first, second = tensor.chunk(2, -1)
     return tensor * cosine + torch.cat([-second, first], -1) * sine
 

@@ -80,10 +80,12 @@ def test_npu_before_cuda_before_cpu(monkeypatch: pytest.MonkeyPatch, ascend: boo
     monkeypatch.setattr(npu, "available", lambda: ascend)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(torch, "get_device_module", lambda _: torch.cuda)
     monkeypatch.setenv("LOCAL_RANK", "6")
     found = device.current()
     assert (found.kind, found.index, found.backend) == (kind, 2, backend) and found.asynchronous
+    assert ascend or found.kernels.fused_adamw and "fused AdamW" in found.kernel_notice
 
 
 @pytest.mark.parametrize("wanted", ["npu", "cuda", "tpu"])

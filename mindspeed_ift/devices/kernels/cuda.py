@@ -1,0 +1,109 @@
+"""Kernels for CUDA without extensions of ours: flash attention, plain torch compiled into fused kernels, a fused AdamW.
+
+Each is chosen once, when the process asks for its device; `flash` has the attention.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mindspeed_ift.devices.kernels import flash, reference
+from mindspeed_ift.devices.kernels.table import Kernel, Offer
+
+_FLASH_FROM = (8, 0)  # compute capability
+_COMPILED_FROM = (7, 0)  # Triton's least
+_BACKEND = "inductor"
+
+# Shapes: S positions, B rows, T tokens, H the last dimension, N heads, D head size.
+
+
+@cache
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compiled at its first call for the sizes of its last dimensions, and for any number of tokens."""
+    return torch.compile(function, backend=_BACKEND, dynamic=False)
+
+
+def _of_any_length(tensor: Tensor) -> Tensor:
+    """Tell the compiler that the first size changes from call to call."""
+    torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    return tensor
+
+
+def rms_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """As `reference.rms_norm`, in one kernel."""
+    tokens = _of_any_length(hidden.flatten(0, -2))
+    return _compiled(reference.rms_norm)(tokens, weight, epsilon).view(hidden.shape)
+
+
+def swiglu(gate_and_up: Tensor) -> Tensor:
+    """As `reference.swiglu`, in one kernel; keeps its input alone for the backward pass. An expert may have no token."""
+    if not gate_and_up.numel():
+        return reference.swiglu(gate_and_up)
+    tokens = _of_any_length(gate_and_up.flatten(0, -2))
+    return _compiled(reference.swiglu)(tokens).unflatten(0, gate_and_up.shape[:-1])
+
+
+def rotary(tensor_SBND: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """As `reference.rotary`, in one kernel."""
+    return reference.rotate(tensor_SBND, cosine, sine, _turn)
+
+
+def _turn(tensor_SBND: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    turns = (tensor.expand(*tensor_SBND.shape[:2], -1, -1) for tensor in (cosine, sine))  # of each row, or of all
+    tokens = (_of_any_length(tensor.flatten(0, 1)) for tensor in (tensor_SBND, *turns))
+    return _compiled(reference.turn)(*tokens).view(tensor_SBND.shape)
+
+
+def _liger_rms_norm() -> Kernel | None:
+    """Liger Kernel's RMSNorm, which rounds where Qwen3's does ("llama"); None where the package is not installed."""
+    if importlib.util.find_spec("liger_kernel") is None:
+        return None
+    from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+
+    def rms_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        """As `reference.rms_norm`."""
+        return LigerRMSNormFunction.apply(hidden, weight, epsilon, 0.0, "llama", False)
+
+    return rms_norm
+
+
+def offers(capability: tuple[int, int]) -> dict[str, Offer]:
+    """What this torch and the packages beside it have for a device.
+
+    Args:
+        capability: the device's compute capability.
+    """
+    liger = _liger_rms_norm()
+    compiled: dict[str, Any] = {"missing": _why_not_compiled(capability)}
+    return {
+        "attention": _attention(capability),
+        "rms_norm": Offer("compiled rms_norm", {"rms_norm": rms_norm}, **compiled)
+        if liger is None
+        else Offer("Liger's rms_norm", {"rms_norm": liger}, **compiled),
+        "swiglu": Offer("swiglu", {"swiglu": swiglu}, **compiled),
+        "rotary": Offer("rotary", {"rotary": rotary}, **compiled),
+        "adamw": Offer("fused AdamW", {"fused_adamw": True}),
+    }
+
+
+def _attention(capability: tuple[int, int]) -> Offer:
+    """torch's where it has one, else flash-attn's, else the reason why scaled dot products serve, segment by segment."""
+    found = flash.of_torch() if torch.backends.cuda.is_flash_attention_available() else None
+    found = found or flash.of_flash_attn()
+    if found is None:
+        return Offer("", {}, "this torch has no varlen_attn, and flash-attn is not installed")
+    names = ("attention", "attention_forward", "attention_backward")
+    missing = "" if capability >= _FLASH_FROM else f"compute capability {capability[0]}.{capability[1]} is below 8.0"
+    return Offer(found.label, {name: getattr(found, name) for name in names}, missing)
+
+
+def _why_not_compiled(capability: tuple[int, int]) -> str:
+    if capability < _COMPILED_FROM:
+        return f"compute capability {capability[0]}.{capability[1]} is below 7.0"
+    return "" if importlib.util.find_spec("triton") is not None else "torch.compile needs triton"
