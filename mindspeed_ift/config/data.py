@@ -61,8 +61,8 @@ class PreprocessConfig:
     """Run Python code that lies in the tokenizer's folder. Off, because it is code of others."""
 
     handler_name: str = "auto"
-    """How records are read: {Alpaca,Sharegpt,OpenAI}StyleInstructionHandler, GeneralPretrainHandler (text), or
-    auto."""
+    """How records are read: auto, or a handler of MindSpeed-LLM: {Alpaca,Sharegpt,OpenAI}StyleInstructionHandler,
+    GeneralPretrainHandler (text) and the others."""
 
     prompt_type: str = "qwen"
     """Chat template: qwen, default, empty, alpaca, chatml, llama2, llama3, mistral (as LLaMA-Factory 0.8.2), qwen_lf,
@@ -277,9 +277,9 @@ def _fractions_are_possible(config: PreprocessConfig) -> None:
 
 
 def _text_is_not_packed(config: PreprocessConfig) -> None:
-    if config.handler_name == "GeneralPretrainHandler" and config.pack:
+    if config.handler_name.endswith("PretrainHandler") and config.pack:
         raise UserError(
-            "--pack is for instruction data; plain text (GeneralPretrainHandler) is cut into rows by the trainer:"
+            f"--pack is for instruction data; plain text ({config.handler_name}) is cut into rows by the trainer:"
             " leave --pack out"
         )
 

@@ -11,10 +11,11 @@ from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data import template_comparison
 from mindspeed_ift.data.conversation import Conversation, DropRecord, LeaveOut, PreferencePair
 from mindspeed_ift.data.encode import Encoder
-from mindspeed_ift.data.formats import Format, TextFormat
+from mindspeed_ift.data.formats import Format
 from mindspeed_ift.data.records import Origin, Record
 from mindspeed_ift.data.template_certificate import Certificate, chat_template_sha256, no_certificate
 from mindspeed_ift.data.template_comparison import Difference, compare
+from mindspeed_ift.data.text_formats import TextFormat
 from mindspeed_ift.data.tokenizer import Tokenizer
 
 _COMPARED = 64

@@ -1,18 +1,16 @@
-"""Records with a column for each part: Alpaca, and plain text."""
+"""Records with a column for each part: Alpaca."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from mindspeed_ift.data.conversation import (
     Conversation,
     DropRecord,
-    LeaveOut,
     Message,
     PreferencePair,
     Role,
-    check_text,
 )
 from mindspeed_ift.data.fields import Record, json_text_of, text_of, unwrapped
 
@@ -105,40 +103,3 @@ class AlpacaPairFormat(AlpacaFormat):
         return PreferencePair(
             self._conversation(record, chosen, self.chosen), self._conversation(record, rejected, self.rejected)
         )
-
-
-@dataclass(frozen=True)
-class TextFormat:
-    """Plain text, learnt whole: one dataset for each of ``json_keys``.
-
-    Attributes:
-        json_keys: Columns.
-        seen: What the first records were, for the user, where they were recognized.
-    """
-
-    keys: ClassVar[tuple[str, ...]] = ()
-    title: ClassVar[str] = "plain text"
-    makes_pairs: ClassVar[bool] = False
-    json_keys: tuple[str, ...] = ("text",)
-    seen: str = field(default="", compare=False)
-
-    def required(self) -> tuple[str, ...]:
-        """Columns without which no record can be read."""
-        return self.json_keys
-
-    def columns(self) -> set[str]:
-        """Columns that are read."""
-        return set(self.json_keys)
-
-    def adapt(self, columns: set[str]) -> TextFormat:
-        """Nothing to adapt."""
-        return self
-
-    def texts(self, record: Record) -> list[str]:
-        """The text of each column."""
-        texts = [text_of(record.get(key), f"'{key}'") for key in self.json_keys]
-        for text in texts:
-            check_text(text)
-        if not all(texts):
-            raise LeaveOut("the text is empty")
-        return texts

@@ -280,7 +280,7 @@ class Encoder:
         last = len(pairs) - 1
         # LLaMA-Factory counts turns from the one that takes its room first: with only the last answer learnt, its
         # prompt is the one whose first position does not learn the end of the answer before.
-        unmarked = last if options.mask_history else 0
+        unmarked = -1 if self.template.marks_first else last if options.mask_history else 0
         ids: list[int] = []
         labels: list[int] = []
         for number, (source, target) in enumerate(pairs):

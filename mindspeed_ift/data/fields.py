@@ -28,6 +28,18 @@ def text_of(value: Any, what: str) -> str:
     return value
 
 
+def needed(record: Mapping[Any, Any], column: str | None) -> str:
+    """The text of a column that must be there.
+
+    Raises:
+        DropRecord: It is missing, null or no text.
+    """
+    value = record.get(column)
+    if value is None:
+        raise DropRecord(f"'{column}' is missing or null")
+    return text_of(value, f"'{column}'")
+
+
 def json_text_of(value: Any, what: str) -> str:
     """JSON as text: text as it is, lists and objects written; "" for what is empty.
 

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.data.column_formats import AlpacaFormat, AlpacaPairFormat, TextFormat
+from mindspeed_ift.data.column_formats import AlpacaFormat, AlpacaPairFormat
 from mindspeed_ift.data.conversation import Conversation, DropRecord, PreferencePair
+from mindspeed_ift.data.dialogue_formats import MossFormat
 from mindspeed_ift.data.fields import Record, unwrapped
+from mindspeed_ift.data.handlers import AUTO, HANDLERS, check_handler
 from mindspeed_ift.data.message_formats import (
     OpenAIFormat,
     OpenAIPairFormat,
@@ -24,39 +26,7 @@ from mindspeed_ift.data.message_formats import (
     SharegptPairFormat,
     Tags,
 )
-
-HANDLERS: dict[str, type[Any]] = {
-    "AlpacaStyleInstructionHandler": AlpacaFormat,
-    "SharegptStyleInstructionHandler": SharegptFormat,
-    "OpenAIInstructionHandler": OpenAIFormat,
-    "OpenAIStyleInstructionHandler": OpenAIFormat,
-    "AlpacaStylePairwiseHandler": AlpacaPairFormat,
-    "SharegptStylePairwiseHandler": SharegptPairFormat,
-    "GeneralPretrainHandler": TextFormat,
-}
-"""``--handler-name`` -> format."""
-
-AUTO = ("auto", "LlamaFactoryInstructionHandler")
-"""Names that ask to recognize the format; the second leaves it to a file of LLaMA-Factory's in MindSpeed-LLM."""
-
-_ROLLOUTS = (
-    "it prepares prompts for reinforcement learning, which is not done here; give an ...InstructionHandler to tune"
-)
-_OTHERS: dict[str, str] = {
-    "AlpacaPretrainHandler": "give AlpacaStyleInstructionHandler --prompt-type alpaca --train-on-prompt",
-    "StackOverflowPythonPretrainHandler": "join its columns into one text and give GeneralPretrainHandler",
-    "GeneralInstructionHandler": "give AlpacaStyleInstructionHandler --prompt-type alpaca",
-    "BelleMultiTurnInstructionHandler": "write its dialogues as messages and give SharegptStyleInstructionHandler",
-    "MOSSInstructionHandler": "write its dialogues as messages and give SharegptStyleInstructionHandler",
-    "MOSSMultiTurnHandler": "write its dialogues as messages and give SharegptStyleInstructionHandler",
-    "LeetcodePythonInstructionHandler": "name its columns with --map-keys and give AlpacaStyleInstructionHandler",
-    "HunyuanInstructionHandler": "it needs Hunyuan's own tokenizer; give SharegptStyleInstructionHandler",
-    "AlpacaStyleProcessRewardHandler": "it prepares process rewards, which are not learnt here",
-    "PPOAlpacaStyleInstructionHandler": _ROLLOUTS,
-    "R1AlpacaStyleInstructionHandler": _ROLLOUTS,
-    "R1SharegptStyleInstructionHandler": _ROLLOUTS,
-}
-"""Handlers of MindSpeed-LLM that are none here, and what to do instead."""
+from mindspeed_ift.data.text_formats import MadeTextFormat, TextFormat
 
 OPTIONAL_COLUMNS = ("system", "history", "tools")
 """Columns that MindSpeed-LLM's handlers read only when ``--map-keys`` names them."""
@@ -84,7 +54,7 @@ PEEKED = 100
 """Records that are looked at to recognize the format."""
 
 
-InstructionFormat = AlpacaFormat | SharegptFormat
+InstructionFormat = AlpacaFormat | SharegptFormat | MossFormat
 
 
 class _AnyForm:
@@ -153,22 +123,6 @@ class AutoFormat:
 Format = InstructionFormat | TextFormat | AutoFormat
 
 
-def check_handler(name: str) -> None:
-    """Refuse a handler that is none.
-
-    Raises:
-        UserError: With the nearest name.
-    """
-    if name in AUTO or name in HANDLERS:
-        return
-    if name in _OTHERS:
-        raise UserError(f"--handler-name {name} is not supported: {_OTHERS[name]}")
-    known = [*AUTO, *HANDLERS]
-    near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"give one of: {', '.join(known)}"
-    raise UserError(f"--handler-name {name} is not a handler; {hint}")
-
-
 def make_format(
     handler: str, map_keys: Mapping[str, Any], json_keys: tuple[str, ...], first: Sequence[Record], where: str
 ) -> Format:
@@ -189,22 +143,23 @@ def make_format(
         return _auto(map_keys, json_keys, first, where)
     found = HANDLERS[handler]
     columns = {column for record in first for column in record}
-    if found is TextFormat:
-        form: Format = TextFormat(json_keys)
+    remedy = "name the right one with --map-keys"
+    if issubclass(found, MadeTextFormat):
+        form: Format = found()
+        remedy = "rename the one that is meant"
+    elif issubclass(found, TextFormat):
+        form = found(json_keys)
+        remedy = "name the right one with --json-keys"
     else:
         form = found(**_checked_keys(found, map_keys, handler)).adapt(columns)
     for column in form.required():
         if column not in columns:
-            flag = "--json-keys" if found is TextFormat else "--map-keys"
-            raise UserError(_no_column(column, first, where, flag))
+            raise UserError(_no_column(column, first, where, remedy))
     return form
 
 
-def _no_column(column: str, first: Sequence[Record], where: str, flag: str) -> str:
-    return (
-        f"no column '{column}' in {where} (it has: {_listed(first)}); name the right one with {flag}, or choose another"
-        " --handler-name"
-    )
+def _no_column(column: str, first: Sequence[Record], where: str, remedy: str) -> str:
+    return f"no column '{column}' in {where} (it has: {_listed(first)}); {remedy}, or choose another --handler-name"
 
 
 def _auto(map_keys: Mapping[str, Any], json_keys: tuple[str, ...], first: Sequence[Record], where: str) -> Format:
@@ -212,7 +167,7 @@ def _auto(map_keys: Mapping[str, Any], json_keys: tuple[str, ...], first: Sequen
     columns = {column for record in first for column in record}
     for key in _NEEDED & map_keys.keys():
         if map_keys[key] not in columns:
-            raise UserError(_no_column(map_keys[key], first, where, "--map-keys"))
+            raise UserError(_no_column(map_keys[key], first, where, "name the right one with --map-keys"))
     form = AutoFormat(map_keys)
     found = [form.form_of(record) for record in first]
     known = [one for one in found if one is not None]

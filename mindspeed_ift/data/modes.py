@@ -16,7 +16,8 @@ def encode_options(config: PreprocessConfig, template: Template, pairs: bool = F
     then samples of S or more are dropped. So a sample that is too long is dropped with the older and kept, cut, with
     the later. Neat-pack cuts each turn by itself to S - 1 and the whole to S - 1, and drops nothing. With --overlong
     the longest sample has S - 1 tokens in every mode, and the flag says what becomes of longer ones. Preference pairs
-    are not cut to S without it, and their prompts and earlier answers never learnt.
+    are not cut to S without it, and their prompts and earlier answers never learnt. Nor is what handlers with prompts
+    of their own write; neat-pack takes its first S - 1 tokens.
     """
     length = config.seq_length
     cutoffs = [] if config.cutoff_len is None else [config.cutoff_len]
@@ -32,12 +33,13 @@ def encode_options(config: PreprocessConfig, template: Template, pairs: bool = F
     if config.overlong is not None:
         cutoffs += [] if length is None else [length - 1]
         return replace(options, overlong=config.overlong, room=min(cutoffs))
-    if length is not None and not pairs:
-        cutoffs.append(length - 1 if template.keeps_room_for_eod else length)
+    cut_length = None if template.of_handler else length
+    if cut_length is not None and not pairs:
+        cutoffs.append(cut_length - 1 if template.keeps_room_for_eod else cut_length)
     return replace(
         options,
         cutoff=min(cutoffs, default=None),
-        turn_limit=length - 1 if length is not None and config.neat_pack else None,
+        turn_limit=cut_length - 1 if cut_length is not None and config.neat_pack else None,
         limit=length,
         cut_to_limit=config.neat_pack,
     )

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mindspeed_ift.config.data import PreprocessConfig
-from mindspeed_ift.data.formats import OPTIONAL_COLUMNS, AutoFormat, Format, TextFormat
+from mindspeed_ift.data.formats import OPTIONAL_COLUMNS, AutoFormat, Format
+from mindspeed_ift.data.handlers import template_of_handler
 from mindspeed_ift.data.ledger import Ledger
 from mindspeed_ift.data.template_choice import definition
 from mindspeed_ift.data.template_table import TEMPLATES
-from mindspeed_ift.data.templates import Template
+from mindspeed_ift.data.templates import Template, TokenId
+from mindspeed_ift.data.text_formats import MadeTextFormat, TextFormat
 from mindspeed_ift.data.tokenizer import Tokenizer
 
 
@@ -37,11 +39,14 @@ def notices(
     else:
         yield from _about_template(template, tokenizer, config.prompt_type_path)
         yield from _about_records(config, form, ledger)
+        yield from _about_own_prompt(config, template, tokenizer)
         if config.json_keys != ("text",):
             yield (
                 f"--json-keys {' '.join(config.json_keys)} changes nothing: the records are not read as plain text;"
                 " --handler-name GeneralPretrainHandler would"
             )
+    if isinstance(form, MadeTextFormat) and config.json_keys != ("text",):
+        yield f"--json-keys changes nothing: {config.handler_name} makes one text of its columns"
     if config.enable_thinking != "none" and not template.thinking:
         yield f"--enable-thinking {config.enable_thinking} changes nothing: --prompt-type {template.name} never thinks"
 
@@ -55,6 +60,22 @@ def _about_template(template: Template, tokenizer: Tokenizer, path: str) -> Iter
         yield (
             f"the tokenizer has no {', '.join(missing)}, with which --prompt-type {template.name} ends turns: added as"
             f" new ids from {tokenizer.vocab_size} on, which the model has never seen; is it the right template?"
+        )
+
+
+def _about_own_prompt(config: PreprocessConfig, template: Template, tokenizer: Tokenizer) -> Iterator[str]:
+    own = template_of_handler(config.handler_name) is not None
+    if own and config.prompt_type not in ("qwen", template.name):
+        yield f"--prompt-type {config.prompt_type} changes nothing: {config.handler_name} writes a prompt of its own"
+    if own and config.prompt_type_path:
+        yield f"--prompt-type-path changes nothing: {config.handler_name} writes a prompt of its own"
+    marks = [piece.number for piece in template.user if isinstance(piece, TokenId)]
+    texts = [tokenizer.decode([number]) for number in marks]
+    if marks and not all(text.startswith("<reserved_") for text in texts):
+        yield (
+            f"{config.handler_name} marks who speaks with the ids {' and '.join(map(str, marks))} (as in MindSpeed-LLM):"
+            f" Baichuan's marks, but ordinary tokens of this tokenizer ({', '.join(map(repr, texts))});"
+            " MOSSInstructionHandler reads the same records without them"
         )
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.data.templates import FilledPiece, NamedToken, Template, Text, Token, Turn
+from mindspeed_ift.data.templates import FilledPiece, NamedToken, Template, Text, Token, TokenId, Turn
 from mindspeed_ift.data.tokenizer import Tokenizer
 
 _CACHED_LENGTH = 2048
@@ -84,6 +84,8 @@ class PieceEncoder:
                 joined += ids[piece]
             elif isinstance(piece, NamedToken):
                 joined.append(self._named(piece))
+            elif isinstance(piece, TokenId):
+                joined.append(piece.number)
             else:
                 joined += self._fixed[piece]
         return joined

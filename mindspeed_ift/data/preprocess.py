@@ -26,10 +26,9 @@ from mindspeed_ift.data.formats import (
     PEEKED,
     AutoFormat,
     Format,
-    TextFormat,
-    check_handler,
     make_format,
 )
+from mindspeed_ift.data.handlers import check_handler, template_of_handler
 from mindspeed_ift.data.hub import load_hub_dataset, read_parameters
 from mindspeed_ift.data.indexed import WEIGHTS, DatasetWriter, IndexedColumn, column_path
 from mindspeed_ift.data.intake import InputMarks, Intake, fingerprint, open_intake
@@ -47,6 +46,7 @@ from mindspeed_ift.data.template_certificate import KEY as CERTIFICATE
 from mindspeed_ift.data.template_certificate import told
 from mindspeed_ift.data.template_choice import find_row, get_template, make_encoder
 from mindspeed_ift.data.templates import Template
+from mindspeed_ift.data.text_formats import TextFormat
 from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
 from mindspeed_ift.data.workers import Job, WorkerPool
 
@@ -135,8 +135,9 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print, 
 def _prepare(config: PreprocessConfig, report: Callable[[str], None]) -> _Work:
     config.check()
     check_handler(config.handler_name)
-    row = find_row(config.prompt_type, config.prompt_type_path)
-    template = get_template(config.prompt_type, row, config.prompt_type_path)
+    own = template_of_handler(config.handler_name)
+    row = None if own else find_row(config.prompt_type, config.prompt_type_path)
+    template = get_template(own or config.prompt_type, row, config.prompt_type_path)
     datasets = _datasets(config, report)
     inputs = ", ".join(name for name, _ in datasets)
     mixture = read_datasets(datasets, config)
@@ -314,7 +315,6 @@ def _facts(config: PreprocessConfig) -> dict[str, Any]:
         "neat_pack": config.neat_pack,
         "append_eod": config.append_eod,
         "handler_name": config.handler_name,
-        "prompt_type": config.prompt_type,
         "enable_thinking": config.enable_thinking,
         "mix_strategy": config.mix_strategy,
         "interleave_probs": config.probabilities(),
@@ -335,7 +335,10 @@ def _token_facts(encoder: Encoder | None, tokenizer: Tokenizer, job: Job) -> dic
         facts["vocab_size"] += job.pad_to_multiple_of > 1
         return {**facts, "prompt_type": "", "eod_id": eod, "pad_id": tokenizer.pad_id, "turn_end_ids": []}
     facts.update(
-        vocab_size=encoder.tokenizer.vocab_size, template_sha256=encoder.fingerprint, template_row=job.template_row
+        vocab_size=encoder.tokenizer.vocab_size,
+        prompt_type=encoder.template.name,
+        template_sha256=encoder.fingerprint,
+        template_row=job.template_row,
     )
     return {**facts, "eod_id": encoder.end_id, "pad_id": tokenizer.pad_id, "turn_end_ids": encoder.turn_end_ids()}
 

@@ -12,6 +12,17 @@ from mindspeed_ift.data.template_fingerprint import fingerprint
 from mindspeed_ift.data.template_table import TEMPLATES
 from mindspeed_ift.data.templates import Template
 from mindspeed_ift.data.tokenizer import Tokenizer
+from mindspeed_ift.data.whole_text import EACH_ANSWER, MARKS, STEPS, EachAnswerEncoder, WholeTextEncoder
+
+OF_HANDLERS = {template.name: template for template in (STEPS, EACH_ANSWER, MARKS)}
+"""Name -> template of handlers with a prompt of their own (handlers.py)."""
+
+_KINDS: tuple[tuple[Template, type[Encoder]], ...] = (
+    (CHAT_TEMPLATE, ChatTemplateEncoder),
+    (STEPS, WholeTextEncoder),
+    (EACH_ANSWER, EachAnswerEncoder),
+)
+"""Templates that need an encoder of their own."""
 
 
 def find_row(name: str, path: str | None) -> Row | None:
@@ -47,8 +58,9 @@ def get_template(name: str, row: Row | None = None, where: str = "") -> Template
     if row is not None:
         return template_of(row, where)
     known = {**TEMPLATES, CHAT_TEMPLATE.name: CHAT_TEMPLATE}
-    if name in known:
-        return known[name]
+    found = known.get(name) or OF_HANDLERS.get(name)
+    if found is not None:
+        return found
     raise UserError(f"--prompt-type {name} is not a template; {_hint(name, list(known))}")
 
 
@@ -58,8 +70,10 @@ def make_encoder(template: Template, tokenizer: Tokenizer, options: EncodeOption
     Raises:
         UserError: The tokenizer or the options do not go with the template.
     """
-    kind = ChatTemplateEncoder if template is CHAT_TEMPLATE else Encoder
-    return kind(template, tokenizer, options)
+    for known, kind in _KINDS:
+        if template is known:
+            return kind(template, tokenizer, options)
+    return Encoder(template, tokenizer, options)
 
 
 def definition(template: Template) -> str | None:

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from mindspeed_ift.data.conversation import Conversation, DropRecord, Message, Role
-from mindspeed_ift.data.templates import FilledPiece, NamedToken, Template, Token
+from mindspeed_ift.data.templates import FilledPiece, NamedToken, Template, Token, TokenId
 
 
 def fingerprint(template: Template) -> str:
@@ -37,6 +37,8 @@ def _written(template: Template, conversation: Conversation, thinking: str) -> l
 def _plain(piece: FilledPiece) -> Any:
     if isinstance(piece, Token):
         return {"special": piece.value}
+    if isinstance(piece, TokenId):
+        return {"id": piece.number}
     return {"token": piece.text} if isinstance(piece, NamedToken) else piece
 
 

@@ -44,6 +44,13 @@ class NamedToken:
     text: str
 
 
+@dataclass(frozen=True)
+class TokenId:
+    """A piece that is the token of this id, whatever text the tokenizer has for it."""
+
+    number: int
+
+
 class Text(NamedTuple):
     """A piece with a message in it, which may hold anything."""
 
@@ -52,7 +59,7 @@ class Text(NamedTuple):
     after: str
 
 
-Piece = str | Token | NamedToken
+Piece = str | Token | NamedToken | TokenId
 """What a template is made of."""
 FilledPiece = Piece | Text
 
@@ -94,6 +101,8 @@ class Template:
         thought: Opening and closing of a thought.
         thinking: The template puts an empty thought where an answer has none.
         system_in_user: The system prompt stands within the first prompt, in front of its text.
+        marks_first: With ``efficient_eos`` the very first position learns the end of sequence too.
+        of_handler: Written by handlers of MindSpeed-LLM with a prompt of their own, which cut nothing to --seq-length.
     """
 
     name: str
@@ -114,6 +123,8 @@ class Template:
     thought: tuple[str, str] = ("<think>\n", "\n</think>\n\n")
     thinking: bool = False
     system_in_user: bool = False
+    marks_first: bool = False
+    of_handler: bool = False
 
     @property
     def keeps_room_for_eod(self) -> bool:

@@ -28,7 +28,7 @@ from mindspeed_ift.data.cutting import fit_text
 from mindspeed_ift.data.encode import CUT_NOTE, SPLIT_NOTE, EncodeOptions, Encoder, StopRun, refuse_overlong
 from mindspeed_ift.data.encode_pairs import PAIR_COLUMNS, encode_pairs
 from mindspeed_ift.data.fast_tokenizer import PACKAGE, is_installed
-from mindspeed_ift.data.formats import OPTIONAL_COLUMNS, Format, TextFormat
+from mindspeed_ift.data.formats import OPTIONAL_COLUMNS, Format
 from mindspeed_ift.data.indexed import WEIGHTS
 from mindspeed_ift.data.learning import plain_weights
 from mindspeed_ift.data.ledger import Ledger
@@ -36,6 +36,7 @@ from mindspeed_ift.data.records import Origin, Record
 from mindspeed_ift.data.sample import Sample
 from mindspeed_ift.data.template_choice import get_template, make_encoder
 from mindspeed_ift.data.template_files import Row
+from mindspeed_ift.data.text_formats import TextFormat
 from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
 
 CHUNK = 500

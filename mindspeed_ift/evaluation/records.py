@@ -12,9 +12,10 @@ from mindspeed_ift.config.evaluation import EvaluateConfig
 from mindspeed_ift.data.certify import samples_of
 from mindspeed_ift.data.conversation import Conversation, DropRecord
 from mindspeed_ift.data.encode import Encoder
-from mindspeed_ift.data.formats import PEEKED, TextFormat, make_format
+from mindspeed_ift.data.formats import PEEKED, make_format
 from mindspeed_ift.data.records import find_datasets, read_records
 from mindspeed_ift.data.sample import Sample
+from mindspeed_ift.data.text_formats import TextFormat
 
 
 @dataclass(frozen=True)
@@ -81,4 +82,4 @@ def _items(origin: str, conversation: Conversation, encoder: Encoder) -> Iterato
     *before, answer = conversation.messages
     prompt = encoder.prompt_ids(before, conversation.system, conversation.tools)
     question = before[-1].content or "\n".join(before[-1].results)
-    yield Item(origin, question, answer.content, prompt, encoded.sample)
+    yield Item(origin, question, answer.content, prompt, encoded.samples[-1])

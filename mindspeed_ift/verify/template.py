@@ -13,11 +13,13 @@ from mindspeed_ift.config.verify_template import VerifyTemplateConfig
 from mindspeed_ift.data.certify import Report, certify, samples_of
 from mindspeed_ift.data.conversation import Conversation, Message, Role
 from mindspeed_ift.data.encode import EncodeOptions
-from mindspeed_ift.data.formats import PEEKED, AutoFormat, InstructionFormat, TextFormat, check_handler, make_format
+from mindspeed_ift.data.formats import PEEKED, AutoFormat, InstructionFormat, make_format
+from mindspeed_ift.data.handlers import check_handler, template_of_handler
 from mindspeed_ift.data.modes import encode_options
 from mindspeed_ift.data.records import Origin, Record, find_datasets, read_records
 from mindspeed_ift.data.template_certificate import KEY, check_certificate, check_tokenizer
 from mindspeed_ift.data.template_choice import find_row, get_template, make_encoder
+from mindspeed_ift.data.text_formats import TextFormat
 from mindspeed_ift.data.tokenizer import load_tokenizer
 
 _QUESTION = Conversation((Message(Role.USER, "one"), Message(Role.ASSISTANT, "two")))
@@ -33,8 +35,9 @@ def verify_template(config: VerifyTemplateConfig) -> Report:
     """
     config.check()
     check_handler(config.handler_name)
-    row = find_row(config.prompt_type, config.prompt_type_path)
-    template = get_template(config.prompt_type, row, config.prompt_type_path)
+    own = template_of_handler(config.handler_name)
+    row = None if own else find_row(config.prompt_type, config.prompt_type_path)
+    template = get_template(own or config.prompt_type, row, config.prompt_type_path)
     tokenizer = load_tokenizer(config.tokenizer_folder, config.trust_remote_code)
     form, records = _read(config)
     encoder = make_encoder(template, tokenizer, encode_options(config.preparation(), template, form.makes_pairs))

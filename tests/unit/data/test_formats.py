@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.data.column_formats import AlpacaFormat, TextFormat
+from mindspeed_ift.data.column_formats import AlpacaFormat
 from mindspeed_ift.data.conversation import Conversation, DropRecord, Message, PreferencePair, Role
 from mindspeed_ift.data.formats import AutoFormat, make_format
 from mindspeed_ift.data.message_formats import OpenAIFormat, SharegptFormat
 from mindspeed_ift.data.template_table import TEMPLATES
+from mindspeed_ift.data.text_formats import TextFormat
 
 USER, ANSWER, RESULT, CALL = Role.USER, Role.ASSISTANT, Role.OBSERVATION, Role.FUNCTION
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.encode import EncodeOptions
-from mindspeed_ift.data.formats import HANDLERS, make_format
+from mindspeed_ift.data.formats import make_format
+from mindspeed_ift.data.handlers import HANDLERS
 from mindspeed_ift.data.records import Origin
 from mindspeed_ift.data.template_table import TEMPLATES
 from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
@@ -21,16 +22,31 @@ from mindspeed_ift.data.workers import Job, Worker
 from tests.random_examples import some
 from tests.tiny_tokenizer import make_tiny_tokenizer
 
+MADE = ("code_with_problem", "code_only", "explanation_only", "title", "question_body", "answer_body")
 COLUMNS = (
     *("instruction", "input", "output", "response", "history", "system", "tools", "chosen", "rejected"),
-    *("conversations", "messages", "text"),
+    *("conversations", "messages", "text", "chat"),
+    *MADE,
 )
 FIELDS = (
     *("from", "value", "role", "content", "tool_calls", "tool_call_id", "reasoning_content", "loss", "weight"),
     *("type", "text", "function", "name", "arguments", "description", "parameters", "properties", "required"),
-    *("enum", "items"),
+    *("enum", "items", "Human", "MOSS"),
 )
-WORDS = ("human", "gpt", "user", "assistant", "system", "tool", "observation", "function_call", "function", "text", "q")
+WORDS = (
+    "Human: q\nAssistant:",
+    "human",
+    "gpt",
+    "user",
+    "assistant",
+    "system",
+    "tool",
+    "observation",
+    "function_call",
+    "function",
+    "text",
+    "q",
+)
 LEAVES = (
     st.none()
     | st.booleans()
@@ -73,12 +89,13 @@ def good(handler: str) -> dict[str, Any]:
         return {"instruction": "q", **({"chosen": "a", "rejected": "b"} if pair else {"output": "a"})}
     if pair:
         return {"conversations": talk, "messages": talk, "chosen": answer, "rejected": answer}
-    return {"conversations": [*talk, answer], "messages": [*talk, answer], "text": "a"}
+    whole = {"conversations": [*talk, answer], "messages": [*talk, answer], "text": "a", "chat": {}}
+    return {**whole, **dict.fromkeys(MADE, "a"), "instruction": "q", "output": "a"}
 
 
 @cache
 def worker(handler: str, name: str, mask_thoughts: bool) -> Worker:
-    keys = {} if handler == "GeneralPretrainHandler" else {"tools": "tools", "system": "system"}
+    keys = {key: key for key in ("tools", "system") if handler == "auto" or key in HANDLERS[handler].keys}
     form = make_format(handler, keys, ("text",), [{**good(handler), **dict.fromkeys(keys)}], "a.jsonl")
     return Worker(Job(form, name, None, EncodeOptions(mask_thoughts=mask_thoughts)), tokenizer())
 
