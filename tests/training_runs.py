@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,18 +78,6 @@ def make_datasets(folder: Path) -> dict[str, Path]:
     packing = ["--pack", "--neat-pack", "--seq-length", str(SEQ_LENGTH)]
     preprocess([*common, *packing, "--output-prefix", str(folder / "packed")])
     return {"fixed": folder / "single", "dynamic": folder / "single", "packed": folder / "packed"}
-
-
-def run(command_lines: list[list[str]], processes: int, folder: Path, worker: str = "worker.py") -> None:
-    """Run training command lines one after another in one torchrun of ``processes`` ranks on the CPU."""
-    folder.mkdir(parents=True, exist_ok=True)
-    jobs = folder / "jobs.json"
-    jobs.write_text(json.dumps(command_lines), encoding="utf-8")
-    environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", MINDSPEED_IFT_DEVICE="cpu")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [*launcher, str(ROOT / "tests/distributed" / worker), str(jobs)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
 
 
 def records(folder: Path) -> list[dict[str, Any]]:

@@ -152,13 +152,11 @@ class Metrics:
 
 def draw(folder: Path) -> None:
     """``metrics.jsonl`` -> ``loss.png``, written aside and renamed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure  # pyplot takes as long to import as hundreds of tiny steps
 
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
     for key, label in (("loss", "training"), ("validation_loss", "validation")):
         points = [(record["iteration"], record[key]) for record in records if key in record]
         if points:
@@ -170,7 +168,6 @@ def draw(folder: Path) -> None:
         axes.legend()
     staging = folder / ".loss.png.partial"
     figure.savefig(staging, format="png", dpi=120)
-    pyplot.close(figure)
     os.replace(staging, folder / "loss.png")
 
 

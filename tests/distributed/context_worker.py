@@ -1,4 +1,4 @@
-"""Context parallel attention against full attention in one world of four: ``context_worker.py FILE`` writes what differs.
+"""Context parallel attention against full attention in one world of four: writes what differs.
 
 Ranks 0 to n - 1 make up a context parallel group of n; the others wait. Every rank draws the same rows.
 """
@@ -6,9 +6,7 @@ Ranks 0 to n - 1 make up a context parallel group of n; the others wait. Every r
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,10 +112,8 @@ def counts(attend: Callable[..., Tensor], kernels: Counted, ends: list[int]) -> 
     return kernels.forward, kernels.backward
 
 
-def main() -> None:
-    """Compare every layout with full attention; this rank's findings go to ``FILE.rank``."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(minutes=2))
+def run_line(words: list[str]) -> None:
+    """Compare every layout with full attention; this rank's findings go to ``FILE.rank``, of the only word."""
     found, kernels = [], Counted()
     for name, layout in LAYOUTS.items():
         groups = context_groups(layout)
@@ -133,8 +129,7 @@ def main() -> None:
     groups = context_groups(LAYOUTS["ring 4"])
     attend = choose_attention("p2p", groups, kernels)  # type: ignore[arg-type]
     blocks = {name: counts(attend, kernels, ends) for name, ends in SPANS.items()}
-    Path(f"{sys.argv[1]}.{dist.get_rank()}").write_text(json.dumps({"far": found, "blocks": blocks}), encoding="utf-8")
-    dist.destroy_process_group()
+    Path(f"{words[0]}.{dist.get_rank()}").write_text(json.dumps({"far": found, "blocks": blocks}), encoding="utf-8")
 
 
 # Chunks are 6 long. Name -> ends of the samples of one row.
@@ -144,6 +139,3 @@ SPANS = {
     "first edge": [0, 4, 8, *range(12, LENGTH + 1, 6)],
     "all": [0, LENGTH],
 }
-
-if __name__ == "__main__":
-    main()

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mindspeed_ift.cli.tune
 from mindspeed_ift.data.batch import Batch
 from mindspeed_ift.data.micro_batches import MicroBatches
 from mindspeed_ift.training import watchdog
@@ -46,8 +45,8 @@ def hang(batches: list[Batch]) -> None:
 EVENTS: dict[str, Callable[[list[Batch]], None]] = {"poison": poison, "stop": stop, "hang": hang}
 
 
-def tune(argv: list[str]) -> int:
-    """With the event that the line names."""
+def run_line(argv: list[str]) -> None:
+    """Tune, with the event that the line names."""
     if argv[0] == "damage":
         if last_rank():
             damage(Path(argv[argv.index("--load") + 1]))
@@ -56,8 +55,9 @@ def tune(argv: list[str]) -> int:
             watchdog.MINUTE = 1.0
         happen(EVENTS[argv[0]])
     else:
-        return _tune(argv)
-    return _tune(argv[1:])
+        worker.run_line(argv)
+        return
+    worker.run_line(argv[1:])
 
 
 def happen(event: Callable[[list[Batch]], None]) -> None:
@@ -76,10 +76,3 @@ def happen(event: Callable[[list[Batch]], None]) -> None:
 def last_rank() -> bool:
     """Whether this is the process that things happen to."""
     return int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
-
-
-_tune = mindspeed_ift.cli.tune.main
-mindspeed_ift.cli.tune.main = tune
-
-if __name__ == "__main__":
-    worker.main()

@@ -1,11 +1,8 @@
-"""Measures tiny models on two ranks: ``plan_worker.py FILE`` writes a JSON list, a line of figures for each of `CASES`."""
+"""Measures tiny models on two ranks: writes a JSON list, a list of figures for each of `CASES`."""
 
 from __future__ import annotations
 
 import json
-import sys
-import warnings
-from datetime import timedelta
 from pathlib import Path
 
 from mindspeed_ift.config.architecture import Architecture
@@ -27,27 +24,18 @@ _RUNS = [
 CASES = [Case(config, DENSE, layout_of(config.layout, 2), 512, number) for config, number in _RUNS]
 
 
-def main() -> None:
-    """Measure each case on both ranks; rank 0 writes what both found."""
-    warnings.simplefilter("ignore")
-    import torch
+def run_line(words: list[str]) -> None:
+    """Measure each case on both ranks; rank 0 writes what both found into the file that is the only word."""
     import torch.distributed as dist
 
     from mindspeed_ift.devices.device import current
     from mindspeed_ift.parallel import groups as process_groups
     from tests.measured_memory import measure
 
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(minutes=2))
     found = []
     for case in CASES:
         groups = process_groups.start(case.layout, current(), seed=1)
         found.append([vars(one) for one in groups.gather(measure(case, groups))])
         process_groups.stop(groups)
     if dist.get_rank() == 0:
-        Path(sys.argv[1]).write_text(json.dumps(found), encoding="utf-8")
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
+        Path(words[0]).write_text(json.dumps(found), encoding="utf-8")

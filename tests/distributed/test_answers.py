@@ -11,8 +11,9 @@ from mindspeed_ift.checkpoint.convert import convert
 from mindspeed_ift.cli.generate import main as generate
 from mindspeed_ift.config.convert import ConvertConfig
 from mindspeed_ift.parallel import groups as process_groups
+from tests.distributed.worlds import run
 from tests.tiny_tokenizer import make_tiny_tokenizer
-from tests.training_runs import make_hugging_face_model, run
+from tests.training_runs import make_hugging_face_model
 
 QUESTIONS = ["add 3 and 6", "subtract 2 from 40 please", "quickly"]
 WAYS = {
@@ -45,7 +46,7 @@ def test_answers_of_tensor_and_pipeline_ranks(tmp_path: Path) -> None:
     four = ["--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2"]
     lines = [line(f"{load.name} {way}", load, way, *four) for load in (folder, tmp_path / "mg") for way in WAYS]
     lines += [line(f"{load.name} greedy", load, "greedy", *four) for load in (mixed, tmp_path / "mg_experts")]
-    run(lines, 4, tmp_path / "run", "answer_worker.py")
+    run(lines, 4, "answer_worker")
     for way in WAYS:
         expected = (tmp_path / f"one {way}").read_text(encoding="utf-8")
         assert len({json.loads(line)["answer"] for line in expected.splitlines()}) == 3

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.distributed.context_worker import LAYOUTS, SPANS, WORLD
+from tests.distributed.worlds import run
 from tests.tolerances import ATTENTION_BF16, ATTENTION_PARTS
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each rank of one world found."""
     file = tmp_path_factory.mktemp("context") / "found"
-    environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", MINDSPEED_IFT_DEVICE="cpu")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(WORLD)]
-    command = [*launcher, str(Path(__file__).with_name("context_worker.py")), str(file)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    run([[str(file)]], WORLD, "context_worker")
     return [json.loads(Path(f"{file}.{rank}").read_text(encoding="utf-8")) for rank in range(WORLD)]
 
 

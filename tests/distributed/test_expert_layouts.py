@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from mindspeed_ift.checkpoint.convert import convert
 from mindspeed_ift.checkpoint.source import Checkpoint
 from mindspeed_ift.config.convert import ConvertConfig
+from tests.distributed.worlds import run
 from tests.tolerances import LAYOUT_LOSS, LORA_STEPS_WEIGHTS, TWENTY_STEPS_WEIGHTS
-from tests.training_runs import MODES, losses, make_datasets, make_hugging_face_model, records, run
+from tests.training_runs import MODES, losses, make_datasets, make_hugging_face_model, records
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -79,7 +80,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return line("dynamic", f"fresh {size}", f"{FRESH} {FRESH_LAYOUTS[size]}")
 
     ones = [line(mode, "one", "") for mode in MODES]
-    run([*ones, line("dynamic", "lora one", ADAPTERS), fresh(1)], 1, folder / "1")
+    run([*ones, line("dynamic", "lora one", ADAPTERS), fresh(1)], 1)
     for size in (2, 4, 8):
         lines = [
             line("dynamic", name, f"{ADAPTERS} {flags}")
@@ -96,7 +97,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 lines.append(line("dynamic", name, flags))
                 lines.append(line("dynamic", cut, flags, "--exit-interval", "3"))
                 lines.append(line("dynamic", cut, flags, "--load", str(folder / "dynamic" / cut)))
-        run(lines, size, folder / str(size))
+        run(lines, size)
     return folder
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.worlds import run
 from tests.tolerances import LAYOUT_LOSS
-from tests.training_runs import MODES, gradient_norms, losses, make_datasets, make_hugging_face_model, run
+from tests.training_runs import MODES, gradient_norms, losses, make_datasets, make_hugging_face_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -97,9 +98,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         line += ["--micro-batch-size", "2", "--global-batch-size", "8", "--train-iters", str(STEPS), "--lr", "1e-3"]
         return [*line, "--save", str(folder / mode / str(tied) / name), *flags.split()]
 
-    run([command_line(mode, tied, "one", "") for mode in MODES for tied in (True, False)], 1, folder / "1")
+    run([command_line(mode, tied, "one", "") for mode in MODES for tied in (True, False)], 1)
     for size in sorted({ranks for ranks, *_ in RUNS}):
-        run([command_line(*rest) for ranks, *rest in RUNS if ranks == size], size, folder / str(size))
+        run([command_line(*rest) for ranks, *rest in RUNS if ranks == size], size)
     return folder
 
 

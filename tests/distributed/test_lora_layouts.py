@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.distributed.worlds import run
 from tests.tolerances import LAYOUT_LOSS
-from tests.training_runs import MODES, gradient_norms, losses, make_datasets, make_hugging_face_model, run
+from tests.training_runs import MODES, gradient_norms, losses, make_datasets, make_hugging_face_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -44,10 +45,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         line += ["--lora-target-modules", "linear_qkv", "linear_proj", "linear_fc1", "linear_fc2", "--lora-r", "4"]
         return [*line, "--save", str(folder / kind / name), *KINDS[kind].split(), *flags.split()]
 
-    run([command_line(kind, "one", "") for kind in KINDS], 1, folder / "1")
+    run([command_line(kind, "one", "") for kind in KINDS], 1)
     for size in (2, 4):
         chosen = [(name, flags) for (ranks, name), flags in LAYOUTS.items() if ranks == size]
-        run([command_line(kind, name, flags) for name, flags in chosen for kind in KINDS], size, folder / str(size))
+        run([command_line(kind, name, flags) for name, flags in chosen for kind in KINDS], size)
     return folder
 
 

@@ -12,9 +12,10 @@ import torch
 
 from mindspeed_ift.cli.preprocess import main as preprocess
 from mindspeed_ift.data.dataset import InstructionDataset
+from tests.distributed.worlds import run
 from tests.tiny_tokenizer import make_tiny_tokenizer
 from tests.tolerances import LAYOUT_LOSS, TWENTY_STEPS_LOSS, TWENTY_STEPS_WEIGHTS
-from tests.training_runs import MODES, gradient_norms, losses, make_hugging_face_model, run
+from tests.training_runs import MODES, gradient_norms, losses, make_hugging_face_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -96,7 +97,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         line += ["--loss-reduction", reduction, "--save", str(folder / reduction / name), *flags.split()]
         lines[ranks].append(line)
     for ranks, some in lines.items():
-        run(some, ranks, folder / f"jobs{ranks}")
+        run(some, ranks)
     return folder
 
 

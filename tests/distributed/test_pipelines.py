@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 from mindspeed_ift.checkpoint.convert import convert
 from mindspeed_ift.config.convert import ConvertConfig
+from tests.distributed.worlds import run
 from tests.tolerances import LAYOUT_LOSS, TWENTY_STEPS_WEIGHTS
-from tests.training_runs import MODES, gradient_norms, losses, make_datasets, make_hugging_face_model, run
+from tests.training_runs import MODES, gradient_norms, losses, make_datasets, make_hugging_face_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -48,10 +49,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         line += ["--split", "70,30,0", "--eval-interval", "2"]
         return [*line, "--save", str(folder / mode / name), *flags.split()]
 
-    run([command_line(mode, "one", "") for mode in MODES], 1, folder / "1")
+    run([command_line(mode, "one", "") for mode in MODES], 1)
     for size in (2, 4):
         chosen = [(name, flags) for (ranks, name), flags in LAYOUTS.items() if ranks == size]
-        run([command_line(mode, name, flags) for name, flags in chosen for mode in MODES], size, folder / str(size))
+        run([command_line(mode, name, flags) for name, flags in chosen for mode in MODES], size)
     return folder
 
 

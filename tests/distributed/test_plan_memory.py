@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
 from mindspeed_ift.planning.memory import memory_of_ranks, peaks_of_rank
 from tests.distributed.plan_worker import CASES
+from tests.distributed.worlds import run
 from tests.tolerances import PLANNED_ACTIVATIONS, PLANNED_PEAK
-from tests.training_runs import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -22,11 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
     """Of each case what each rank measured."""
     file = tmp_path_factory.mktemp("plan") / "found.json"
-    environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", MINDSPEED_IFT_DEVICE="cpu")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(ROOT / "tests/distributed/plan_worker.py"), str(file)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    run([[str(file)]], 2, "plan_worker")
     return json.loads(file.read_text(encoding="utf-8"))
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from mindspeed_ift.checkpoint import megatron
+from tests.distributed.worlds import run
 from tests.tolerances import LAYOUT_LOSS
-from tests.training_runs import MODES, make_datasets, make_hugging_face_model, records, run
+from tests.training_runs import MODES, make_datasets, make_hugging_face_model, records
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -84,7 +85,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines.append(line(kind, layout, f"{kind} {layout}", "--exit-interval", "2"))
     for kind, before, after in CASES:
         lines.append(line(kind, after, f"{kind} {before} to {after}", "--load", str(folder / f"{kind} {before}")))
-    run(lines, 4, folder / "jobs")
+    run(lines, 4)
     return folder
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.worlds import run
 from tests.tolerances import BF16_LAYOUT, LAYOUT_LOSS
-from tests.training_runs import MODES, losses, make_datasets, make_hugging_face_model, records, run
+from tests.training_runs import MODES, losses, make_datasets, make_hugging_face_model, records
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -78,7 +79,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs.append(["2", *line("packed", "balanced whole", BALANCED)])
     jobs.append(["2", *line("packed", "balanced cut", BALANCED, "--exit-interval", "3")])
     jobs.append(["1", *line("packed", "balanced cut", BALANCED, "--load", str(folder / "balanced cut"))])
-    run(jobs, 4, folder / "jobs")
+    run(jobs, 4)
     return folder
 
 

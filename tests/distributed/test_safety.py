@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.training_runs import MODES, make_datasets, make_hugging_face_model, records, run
+from tests.distributed.worlds import run
+from tests.training_runs import MODES, make_datasets, make_hugging_face_model, records
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -42,7 +43,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["hang", *line("hung", "--distributed-timeout-minutes", "12")],
         ["damage", *line("gone on", *split, *of_damaged)],
     ]
-    run(lines, 2, folder / "jobs", worker="eventful_worker.py")
+    run(lines, 2, worker="eventful_worker")
     return folder
 
 

@@ -19,8 +19,9 @@ from mindspeed_ift.cli.preprocess import main as preprocess
 from mindspeed_ift.data.dataset import InstructionDataset
 from mindspeed_ift.data.order import SampleOrder, split_ranges
 from mindspeed_ift.data.sample import Sample
+from tests.distributed.worlds import run
 from tests.tolerances import BF16_STEPS, TWENTY_STEPS_LOSS, TWENTY_STEPS_WEIGHTS
-from tests.training_runs import MODES, ROOT, gradient_norms, losses, make_datasets, make_hugging_face_model, run
+from tests.training_runs import MODES, ROOT, gradient_norms, losses, make_datasets, make_hugging_face_model
 
 pytestmark = pytest.mark.slow
 
@@ -114,7 +115,7 @@ def test_half_the_weight_is_half_of_loss_and_gradient(made: Made, tmp_path: Path
             "1e-3",
         ]
         lines.append([*line, "--load", str(weights), "--enable-hf2mg-convert", "--save", save])
-    run(lines, 1, tmp_path / "jobs")
+    run(lines, 1)
     whole, half = tmp_path / "run1", tmp_path / "run0.5"
     assert losses(half) == [loss / 2 for loss in losses(whole)] and losses(half)[0] > 0
     assert gradient_norms(half) == [norm / 2 for norm in gradient_norms(whole)]
@@ -133,7 +134,7 @@ def test_twenty_steps_equal_plain_torch_on_the_samples_alone(made: Made, name: s
     line = _line(
         made, "packed", name, *flags.split(), "--adam-beta2", "0.95", "--train-iters", "20", "--seed", "11", *weights
     )
-    run([line], 1, folder / f"jobs {name}")
+    run([line], 1)
 
     model = Qwen3ForCausalLM.from_pretrained(folder / source, dtype=torch.float32, attn_implementation="sdpa")
     decayed = [p for p in model.parameters() if p.dim() > 1]
@@ -175,7 +176,7 @@ def test_evaluation_is_the_loss_over_the_validation_samples(made: Made, mode: st
     assert len(valid) % 2 == 1
     still = ["--train-iters", "3", "--lr", "1e-30", "--split", split, "--eval-interval", "2", "--eval-iters"]
     names = {count: f"evaluated {mode} {count}" for count in (100, 1, 0)}
-    run([_line(made, mode, name, *still, str(count)) for count, name in names.items()], 1, folder / f"jobs {mode}")
+    run([_line(made, mode, name, *still, str(count)) for count, name in names.items()], 1)
     model = Qwen3ForCausalLM.from_pretrained(weights, dtype=torch.float32, attn_implementation="sdpa")
     for count, name in names.items():
         lines = (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -205,7 +206,7 @@ def test_killed_in_the_middle_and_started_again_by_the_same_line(made: Made) -> 
     process.kill()
     assert process.wait() == -signal.SIGKILL
     assert len(metrics.read_text().splitlines()) < 24
-    run([whole, killed], 1, folder / "jobs killed")
+    run([whole, killed], 1)
     assert losses(folder / "killed") == losses(folder / "never") and len(losses(folder / "never")) == 24
     assert not list((folder / "killed").glob(".*"))
 
@@ -225,7 +226,6 @@ def test_resumed_is_uninterrupted_to_the_bit(made: Made, mode: str, precision: l
             _line(made, mode, f"{name}_cut", *common, "--load", own),
         ],
         1,
-        folder / f"jobs_{name}",
     )
     assert losses(folder / f"{name}_cut") == losses(folder / f"{name}_whole")
     assert (folder / f"{name}_cut" / "loss.png").stat().st_size > 1000
@@ -245,7 +245,6 @@ def test_another_global_batch_goes_on_where_the_data_stopped(made: Made) -> None
             _line(made, "fixed", "regrouped", *fresh, "8", "--load", own, "--global-batch-size", "8"),
         ],
         1,
-        folder / "jobs_regrouped",
     )
     from mindspeed_ift.data.dataset import InstructionDataset
 

@@ -25,8 +25,9 @@ from mindspeed_ift.model.build import ModelOptions, build_model
 from mindspeed_ift.model.lora import start_adapters
 from mindspeed_ift.model.weights import fill, without_adapters
 from mindspeed_ift.parallel import groups as process_groups
+from tests.distributed.worlds import run
 from tests.tolerances import LORA_STEPS_LOSS, LORA_STEPS_WEIGHTS, MERGED_WEIGHTS
-from tests.training_runs import MODES, losses, make_datasets, make_hugging_face_model, run
+from tests.training_runs import MODES, losses, make_datasets, make_hugging_face_model
 
 pytestmark = pytest.mark.slow
 STEPS, ROWS, SEED, VOCAB = 10, 4, 11, 400
@@ -110,7 +111,7 @@ def test_ten_steps_equal_peft(made: tuple[Path, dict[str, Path], Path], kind: li
 
     folder, data, weights = made
     name = "peft_" + "".join(kind)
-    run([_line(made, name, *kind)], 1, folder / f"jobs_{name}")
+    run([_line(made, name, *kind)], 1)
 
     lora = LoraFlags(LORA_TARGETS, 4, 12, use_rslora="--use-rslora" in kind, use_dora="--use-dora" in kind)
     model = _peft_model(weights, lora).train()
@@ -170,7 +171,6 @@ def test_adapters_alone_are_merged_and_resumed(made: tuple[Path, dict[str, Path]
             _line(made, "alone", *alone, "--lora-load", own, "--save-hf"),
         ],
         1,
-        folder / "jobs_alone",
     )
     assert losses(folder / "alone") == losses(folder / "whole")
     names = Reader(folder / "alone/iter_0000010").stage(range(LAYERS), first=True, last=True)
@@ -190,7 +190,7 @@ def test_adapters_alone_are_merged_and_resumed(made: tuple[Path, dict[str, Path]
 def test_modules_to_save_are_trained_and_the_rest_is_not(made: tuple[Path, dict[str, Path], Path]) -> None:
     """The embedding changes when it is named; frozen weights never do."""
     folder, _, weights = made
-    run([_line(made, "saved", "--lora-modules-to-save", "word_embeddings")], 1, folder / "jobs_saved")
+    run([_line(made, "saved", "--lora-modules-to-save", "word_embeddings")], 1)
     state = Reader(folder / "saved/iter_0000010").stage(range(LAYERS), first=True, last=True)
     facts = dict(layers=range(LAYERS), first_stage=True, last_stage=True, tensor_size=1, tensor_rank=0)
     before = model_shard(Folder(weights), Architecture.from_hugging_face(weights), **facts, padded_vocab=VOCAB)
