@@ -19,4 +19,4 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" TOKENIZERS_PARALLELISM=false HF_H
 # As examples/qwen3/launch.sh does, and for its reason.
 export MALLOC_MMAP_MAX_="${MALLOC_MMAP_MAX_:-0}" MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-4294967296}"
 "$PYTHON" -m ruff check mindspeed_ift tests tools benchmarks ci setup.py
-"$PYTHON" -m pytest -n 2 --dist loadfile -q "${selection[@]+"${selection[@]}"}" "$@" tests
+"$PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q "${selection[@]+"${selection[@]}"}" "$@" tests

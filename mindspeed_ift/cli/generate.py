@@ -22,14 +22,13 @@ def main(argv: list[str]) -> int:
         return 0
     questions = [] if config.chat else _questions(config)
     from mindspeed_ift.checkpoint.disk import require_folder
-    from mindspeed_ift.config.layout import LayoutFlags, layout_of
+    from mindspeed_ift.config.layout import LayoutFlags, layout_of, world_size
     from mindspeed_ift.data.staging import write_text
     from mindspeed_ift.data.template_choice import find_row, get_template
     from mindspeed_ift.inference.answering import Answering
     from mindspeed_ift.inference.asking import make_asking_encoder
     from mindspeed_ift.inference.load import load
     from mindspeed_ift.inference.sampling import Sampling
-    from mindspeed_ift.parallel.groups import world_size
 
     if config.output is not None:
         require_folder(config.output.parent, "--output")

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     )
     config: PlanConfig = parsed.config
     config.check()
-    from mindspeed_ift.parallel.groups import world_size
+    from mindspeed_ift.config.layout import world_size
     from mindspeed_ift.planning.report import reckon
     from mindspeed_ift.training.workload import workload
 

@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     speaks = os.environ.get("RANK", "0") == "0"
     if speaks:
         print(describe(parsed), flush=True)
-    from mindspeed_ift.parallel.groups import world_size
+    from mindspeed_ift.config.layout import world_size
     from mindspeed_ift.training.plan import plan, preview
 
     if parsed.config.run.dry_run:

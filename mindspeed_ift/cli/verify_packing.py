@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
         description="Check a training command line: packed rows against their samples one by one, on a tiny model.",
         accepted=ACCEPTED,
     )
-    from mindspeed_ift.parallel.groups import world_size
+    from mindspeed_ift.config.layout import world_size
     from mindspeed_ift.verify.packing import verify_packing
 
     report = verify_packing(parsed.config, world_size())

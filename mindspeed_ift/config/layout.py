@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -145,6 +146,11 @@ class Layout:
     def chunks(self, num_layers: int) -> int:
         """Stages of each pipeline rank (Megatron's virtual pipeline size)."""
         return len(self.stage_layers(num_layers)) // self.pipeline
+
+
+def world_size() -> int:
+    """Processes that torchrun started, before the world is joined."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def layout_of(flags: LayoutFlags, world_size: int) -> Layout:

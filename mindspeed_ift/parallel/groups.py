@@ -136,8 +136,3 @@ def stop(groups: Groups) -> None:
     parallel_state.destroy_model_parallel()
     if groups.owns_world:
         dist.destroy_process_group()
-
-
-def world_size() -> int:
-    """Processes that torchrun started, before the world is joined."""
-    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -104,27 +105,61 @@ def test_head_says_what_it_does(script: Path) -> None:
     assert len(text.splitlines()) <= 40
 
 
+def _check_layout(script: Path, command: str, configuration: list[str]) -> None:
+    (layers, width), tensor, pipeline, context = _model(script)
+    experts = _experts(script)
+    devices = max(tensor * context, experts or 1) * pipeline
+    assert f"-m mindspeed_ift.cli.torchrun --nproc_per_node {min(devices, 8)} " in command
+    assert (f"--nnodes {devices // 8} " if devices > 8 else "--standalone ") in command
+    assert any(f"num_layers {layers}, hidden_size {width}" in line for line in configuration)
+    layout = f"layout: {devices} devices = tensor {tensor} x pipeline {pipeline} x context {context} x data "
+    (told,) = (line for line in configuration if line.startswith(layout))
+    assert told.startswith(f"{layout}{devices // tensor // pipeline // context}")
+    assert (f", experts {experts} x tensor 1;" in told) if experts else "experts" not in told
+    assert f"  --seq-length = {LENGTHS[_kind(script)]}   (flag)" in configuration
+
+
+# Instead of Python: no accelerators, and what was to be run, with the world it was told of, into a file.
+RECORDER = """#!/bin/bash
+[ "$1" = -c ] && exec echo 0
+printf '%s\\n' "${WORLD_SIZE:-}" "$@" >"$RECORD"
+"""
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_dry_run_prints_the_command_and_the_configuration(script: Path, tmp_path: Path) -> None:
+def test_dry_run_prints_the_command_and_the_configuration(
+    script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """DRY_RUN=1 shows what would run, the user's own flags last, and what they come to; it writes nothing."""
     flag, value = OWN_FLAG[script.name.split("_")[0]]
-    done = _run(script, tmp_path, flag, value, DRY_RUN="1")
+    (tmp_path / "here").mkdir()
+    python, record = tmp_path / "python", tmp_path / "record"
+    python.write_text(RECORDER)
+    python.chmod(0o755)
+    done = _run(script, tmp_path / "here", flag, value, DRY_RUN="1", PYTHON=str(python), RECORD=str(record))
+    assert done.returncode == 0, done.stderr
+    (command,) = done.stdout.strip().splitlines()
+    assert command.strip().endswith(f"{flag} {value}") and "/tools/" in command
+    world, tool, *words = record.read_text(encoding="utf-8").splitlines()
+    assert words[-3:] == [flag, value, "--dry-run"]
+    if world:
+        monkeypatch.setenv("WORLD_SIZE", world)
+    monkeypatch.chdir(tmp_path / "here")
+    assert runpy.run_path(tool)["main"](words) == 0
+    title, *configuration = capsys.readouterr().out.strip().splitlines()
+    assert title.startswith("configuration") and f"  {flag} = {value}   (flag)" in configuration
+    if script in TUNE:
+        _check_layout(script, command, configuration)
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_dry_run_of_python_itself(tmp_path: Path) -> None:
+    """As a user sees it: the command, then the configuration."""
+    done = _run(FOLDER / "tune_qwen3_8b.sh", tmp_path, "--seed", "5", DRY_RUN="1")
     assert done.returncode == 0, done.stderr
     command, title, *configuration = done.stdout.strip().splitlines()
-    assert command.strip().endswith(f"{flag} {value}") and "/tools/" in command
-    assert title.startswith("configuration") and f"  {flag} = {value}   (flag)" in configuration
-    if script.name.startswith("tune"):
-        (layers, width), tensor, pipeline, context = _model(script)
-        experts = _experts(script)
-        devices = max(tensor * context, experts or 1) * pipeline
-        assert f"-m mindspeed_ift.cli.torchrun --nproc_per_node {min(devices, 8)} " in command
-        assert (f"--nnodes {devices // 8} " if devices > 8 else "--standalone ") in command
-        assert any(f"num_layers {layers}, hidden_size {width}" in line for line in configuration)
-        layout = f"layout: {devices} devices = tensor {tensor} x pipeline {pipeline} x context {context} x data "
-        (told,) = (line for line in configuration if line.startswith(layout))
-        assert told.startswith(f"{layout}{devices // tensor // pipeline // context}")
-        assert (f", experts {experts} x tensor 1;" in told) if experts else "experts" not in told
-        assert f"  --seq-length = {LENGTHS[_kind(script)]}   (flag)" in configuration
+    assert command.strip().endswith("--seed 5") and title.startswith("configuration")
+    assert any(line.startswith("layout: 8 devices = ") for line in configuration)
     assert not list(tmp_path.iterdir())
 
 
@@ -151,7 +186,9 @@ def test_a_trial_of_any_size_is_that_of_the_8b(script: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "script", [path for path in SCRIPTS if "tune" not in path.name or "8b" in path.name], ids=lambda path: path.name
+    "script",
+    [path for path in SCRIPTS if "tune" not in path.name or path.name == "tune_qwen3_8b.sh"],
+    ids=lambda path: path.name,
 )
 def test_a_dry_run_refuses_an_unknown_flag(script: Path, tmp_path: Path) -> None:
     wrong = _run(script, tmp_path, "--no-such-flag", DRY_RUN="1")
