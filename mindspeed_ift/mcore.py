@@ -1,7 +1,7 @@
 """What we use of Megatron-core, under one roof: the device is prepared, then these names are imported.
 
 Everything else in this package takes Megatron's names from here, so that what we depend on can be read in one place
-and no module imports Megatron before its ``torch.cuda`` means the current device.
+and no module imports Megatron before it is prepared for the current device.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import warnings
 
 from mindspeed_ift.config.errors import RunError
 from mindspeed_ift.devices import device as _device
+from mindspeed_ift.devices.megatron_names import NO_GRAPHS, random_streams, seed_random_streams
 
 SUPPORTED_VERSIONS = ("0.16.",)
 """Prefixes of the megatron-core versions that the tests run on."""
@@ -79,6 +80,7 @@ __all__ = [
     "MoESubmodules",
     "HybridDeviceOptimizer",
     "ModuleSpec",
+    "NO_GRAPHS",
     "OptimizerConfig",
     "OptimizerParamScheduler",
     "P2PCommunicator",
@@ -99,5 +101,7 @@ __all__ = [
     "get_schedule_table",
     "make_sharded_tensors_for_checkpoint",
     "parallel_state",
+    "random_streams",
+    "seed_random_streams",
     "tensor_parallel",
 ]

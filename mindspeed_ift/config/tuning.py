@@ -264,7 +264,7 @@ class RunFlags:
 
     @property
     def collective_backend(self) -> str | None:
-        """None for the device's own, which scripts for every device call nccl (torch_npu turns that into hccl)."""
+        """None for the device's own, which scripts for every device call nccl."""
         return None if self.distributed_backend == "nccl" else self.distributed_backend
 
 

@@ -59,7 +59,7 @@ def check_facts(facts: Facts, probed: Told) -> list[Finding]:
     checks: dict[str, Callable[[], list[Finding]]] = {
         "python": lambda: versions.check_python(facts),
         "packages": lambda: versions.check_packages(facts),
-        "torch_npu of this torch": lambda: versions.check_torch_npu(facts),
+        "package of the device": lambda: versions.check_device_package(facts),
         "versions together": lambda: versions.check_set(facts),
         "Ascend": lambda: software.check_ascend(facts),
         "NVIDIA": lambda: software.check_nvidia(facts),

@@ -11,7 +11,7 @@ from torch import Tensor
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.lora import LoraFlags
 from mindspeed_ift.devices.device import current
-from mindspeed_ift.mcore import GPTModel, TransformerConfig
+from mindspeed_ift.mcore import NO_GRAPHS, GPTModel, TransformerConfig
 from mindspeed_ift.model import head
 from mindspeed_ift.model.backend import block_spec
 from mindspeed_ift.model.dispatch import dispatch_by_kernels
@@ -206,7 +206,7 @@ def transformer_config(architecture: Architecture, options: ModelOptions, groups
         recompute_granularity=granularity,
         recompute_method=method,
         recompute_num_layers=(num_layers or 1) if full else None,
-        cuda_graph_scope=[],  # the default warns that it is deprecated
+        **NO_GRAPHS,
         # Fusions that need CUDA extensions; the device's kernels are chosen by the specs instead.
         bias_activation_fusion=False,
         use_te_activation_func=True,  # no matter whose: the spec's activation gets gate and up together

@@ -24,6 +24,7 @@ from mindspeed_ift.mcore import (
     ShardedTensor,
     apply_swiglu_sharded_factory,
     make_sharded_tensors_for_checkpoint,
+    random_streams,
     tensor_parallel,
 )
 from mindspeed_ift.model.experts import GroupedExperts
@@ -307,5 +308,5 @@ def _dropped(module: LoraColumnLinear | LoraRowLinear | LoraGroupedExperts, hidd
         return hidden
     if not split:
         return functional.dropout(hidden, chance)
-    with tensor_parallel.get_cuda_rng_tracker().fork():
+    with random_streams().fork():
         return functional.dropout(hidden, chance)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from mindspeed_ift.config.layout import Layout
 from mindspeed_ift.devices.device import Device
-from mindspeed_ift.mcore import ProcessGroupCollection, parallel_state, tensor_parallel
+from mindspeed_ift.mcore import ProcessGroupCollection, parallel_state, seed_random_streams
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def start(
         hierarchical_context_parallel_sizes=[layout.ulysses, ring] if 1 < layout.ulysses < layout.context else None,
     )
     torch.manual_seed(seed)  # the host's generator: fresh weights are drawn there, of every rank the same
-    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+    seed_random_streams(seed)
     return Groups(
         layout=layout,
         rank=dist.get_rank(),

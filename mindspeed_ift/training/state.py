@@ -17,7 +17,7 @@ from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.tuning import RunFlags
 from mindspeed_ift.devices.device import Device
-from mindspeed_ift.mcore import OptimizerParamScheduler, tensor_parallel
+from mindspeed_ift.mcore import OptimizerParamScheduler, random_streams
 from mindspeed_ift.model.build import Qwen3Model
 from mindspeed_ift.parallel.groups import Groups
 from mindspeed_ift.training import loss_scale, rank_files, sharding
@@ -72,7 +72,7 @@ def save(
     """
     groups = trained.groups
     saver.begin(iteration, bytes_of_save(trained, ckpt_format))
-    own = {"device": trained.device.random_state(), "tracker": tensor_parallel.get_cuda_rng_tracker().get_states()}
+    own = {"device": trained.device.random_state(), "tracker": random_streams().get_states()}
     told = groups.gather((own, sharding.steps_of(trained.optimizer)))
     manifest = {
         "format": ckpt_format,
@@ -237,7 +237,7 @@ def load_training(folder: Path, trained: Trained, *, load_random: bool) -> None:
     if load_random and manifest["layout"] == megatron.describe_layout(trained.groups.layout):
         own = megatron.read_file(folder, _RANDOM)[trained.groups.rank]
         trained.device.set_random_state(own["device"])
-        tensor_parallel.get_cuda_rng_tracker().set_states(own["tracker"])
+        random_streams().set_states(own["tracker"])
 
 
 def format_of(folder: Path) -> str:

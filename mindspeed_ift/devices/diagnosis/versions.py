@@ -80,7 +80,7 @@ def check_packages(facts: Facts) -> list[Finding]:
     return [*findings, Finding("other packages", "green", ", ".join(others) or "none")]
 
 
-def check_torch_npu(facts: Facts) -> list[Finding]:
+def check_device_package(facts: Facts) -> list[Finding]:
     """torch_npu is that of this torch; nothing to say where there is neither it nor an Ascend device."""
     torch, there = facts.packages.get("torch", "missing"), facts.packages.get("torch-npu")
     install = f"pip install torch-npu=={release(torch)}"

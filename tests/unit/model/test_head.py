@@ -121,7 +121,7 @@ def test_computed_again_it_adds_to_megatrons_buffer(
     buffers = []
     for limit in (head._KEPT_BYTES, 0):
         monkeypatch.setattr(head, "_KEPT_BYTES", limit)
-        process_groups.tensor_parallel.model_parallel_cuda_manual_seed(1)
+        process_groups.seed_random_streams(1)
         torch.manual_seed(1)
         model = build_model(architecture, ModelOptions(padded_vocab=PADDED), groups)
         (wrapped,) = wrap([model], LayoutFlags())

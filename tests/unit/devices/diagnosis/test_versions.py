@@ -10,10 +10,10 @@ import pytest
 
 from mindspeed_ift.devices.diagnosis.facts import Ascend, Facts
 from mindspeed_ift.devices.diagnosis.versions import (
+    check_device_package,
     check_packages,
     check_python,
     check_set,
-    check_torch_npu,
     known_sets,
 )
 
@@ -65,12 +65,12 @@ def test_a_set_that_was_run_says_what_was_proved() -> None:
 
 
 def test_torch_npu() -> None:
-    assert check_torch_npu(GOOD) == []
-    (missing,) = check_torch_npu(replace(GOOD, ascend=Ascend(devices=8)))
+    assert check_device_package(GOOD) == []
+    (missing,) = check_device_package(replace(GOOD, ascend=Ascend(devices=8)))
     assert missing.level == "red" and missing.remedy == "pip install torch-npu==2.13.0"
-    (other,) = check_torch_npu(with_packages(torch_npu="2.7.1.post2"))
+    (other,) = check_device_package(with_packages(torch_npu="2.7.1.post2"))
     assert other.level == "red" and other.remedy == "pip install torch-npu==2.13.0"
-    (same,) = check_torch_npu(with_packages(torch_npu="2.13.0.post1"))
+    (same,) = check_device_package(with_packages(torch_npu="2.13.0.post1"))
     assert same.level == "green"
 
 
