@@ -14,6 +14,7 @@ DEPENDENCIES = [
     "transformers==5.2.0",
     "tokenizers==0.22.2",
     "safetensors==0.8.0",
+    "xxhash>=3.5,<5",
     "datasets==5.2.0",
     "pyarrow>=21,<27",
     "numpy>=2.2,<3",

@@ -1,8 +1,9 @@
 """Peak memory and speed of conversion, on a synthetic model of about 2 GiB in bf16, against copying its folder.
 
 ``python benchmarks/convert.py`` takes some minutes and 10 GB of disk under ``--folder``. Each case runs in a process of its
-own, whose peak resident size is that of the case; mapped pages of files count too. A copy reads, writes and brings down to
-the disk, as a conversion does, in the same run and right before the case that is compared with it.
+own, whose peak resident size is that of the case; mapped pages of files count too. A case is a few rounds, in each of them
+a copy of the source and then the conversion: both find the source in memory, both end when all they wrote is down on the
+disk (fsync). Seconds are those of the copy and of the conversion, without the start of Python, which is said for itself.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
+from typing import NamedTuple
 
 import torch
 
@@ -50,15 +53,24 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, default=None, help="where to write; default: the system's temporary folder"
     )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, nargs="+", default=[2])
+    parser.add_argument("--case", type=int, nargs="+", default=None, help="numbers of the cases; default: all")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=chosen.folder) as place:
         work = Path(place)
         size = make_model(work / "hf")
         print(f"{size / 2**20:,.0f} MiB, {MODEL.num_layers} layers, hidden {MODEL.hidden_size:,}, bf16")
-        print(f"resident before anything is read: {resident([]):,.0f} MiB")
-        print(f"{'from':<20}{'to':<16}{'layout':<12}{'peak, MiB':>10}{'MB/s':>8}{'copy, MB/s':>12}{'ratio':>8}")
-        for source, target, layout, flags in CASES:
-            measure(work, (source, target, layout), flags, size)
+        began, start = time.perf_counter(), run([])
+        took = time.perf_counter() - began
+        print(f"resident before anything is read: {start.peak:,.0f} MiB; start and imports: {took:.1f} s")
+        print(
+            f"{'from':<20}{'to':<16}{'layout':<12}{'workers':>8}{'peak, MiB':>10}{'s':>7}{'CPU s':>7}{'copy, s':>9}"
+            f"{'CPU s':>7}{'ratio':>8}"
+        )
+        for number, case in enumerate(CASES):
+            if chosen.case is None or number in chosen.case:
+                measure(work, case, chosen.workers, chosen.rounds)
 
 
 def make_model(folder: Path) -> int:
@@ -72,52 +84,69 @@ def make_model(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def measure(work: Path, case: tuple[str, str, str], flags: list[str], size: int) -> None:
-    """Copy, convert, print."""
-    source, target, layout = case
+class Run(NamedTuple):
+    """What a process said of itself."""
+
+    seconds: float
+    processor: float
+    peak: float
+
+
+def measure(work: Path, case: tuple[str, str, str, list[str]], workers: list[int], rounds: int) -> None:
+    """Copy, convert, print: the middle of the rounds, and of their ratios."""
+    source, target, layout, flags = case
     found, made = work / source.replace(" ", "_"), work / f"{target} {layout}".strip().replace(" ", "_")
     if target == "hf":
         made = work / "back"
-    copied = timed_copy(found, work / "copy")
     kinds = ["--load-model-type", source[:2], "--save-model-type", target[:2]]
-    start = time.perf_counter()
     folders = ["--load-dir", str(found), "--save-dir", str(made)]
-    peak = resident(["convert", *kinds, *folders, *flags])
-    took = time.perf_counter() - start
+    for count in workers:
+        copies, runs = [], []
+        for _ in range(rounds):
+            shutil.rmtree(made, ignore_errors=True)
+            copies.append(timed_copy(found, work / "copy"))
+            runs.append(run(["convert", *kinds, *folders, *flags, "--workers", str(count)]))
+        ratios = [copy.seconds / one.seconds for copy, one in zip(copies, runs, strict=True)]
+        middle = [median(one) for one in zip(*runs, strict=True)]
+        copied = [median(one) for one in zip(*copies, strict=True)]
+        print(
+            f"{source:<20}{target:<16}{layout:<12}{count:>8}{max(one.peak for one in runs):>10,.0f}{middle[0]:>7.1f}"
+            f"{middle[1]:>7.1f}{copied[0]:>9.1f}{copied[1]:>7.1f}{median(ratios):>8.2f}"
+            f"   ({', '.join(f'{one:.2f}' for one in ratios)})",
+            flush=True,
+        )
     if target == "hf" or layout == "again":
         shutil.rmtree(made)
-    speed, of_copy = (size / 1e6 / one for one in (took, copied))
-    print(
-        f"{source:<20}{target:<16}{layout:<12}{peak:>10,.0f}{speed:>8,.0f}{of_copy:>12,.0f}{copied / took:>8.2f}",
-        flush=True,
-    )
 
 
-def timed_copy(source: Path, target: Path) -> float:
-    """Seconds to copy a folder down to the disk."""
-    start = time.perf_counter()
+def timed_copy(source: Path, target: Path) -> Run:
+    """Copy a folder down to the disk."""
+    start, processor = time.perf_counter(), time.process_time()
     shutil.copytree(source, target)
     for path in target.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-    took = time.perf_counter() - start
+    took = Run(time.perf_counter() - start, time.process_time() - processor, 0)
     shutil.rmtree(target)
     return took
 
 
-def resident(words: list[str]) -> float:
-    """Peak resident MiB of a process of its own: of a command of the package, or of nothing but its imports."""
+def run(words: list[str]) -> Run:
+    """A process of its own: a command of the package, or nothing but its imports; the peak is of resident MiB."""
     command = (
-        "import sys\n"
+        "import sys, time\n"
         "from mindspeed_ift.checkpoint.convert import convert\n"
         "from mindspeed_ift.cli.main import main\n"
+        "start, processor = time.perf_counter(), time.process_time()\n"
         "status = main(sys.argv[1:]) if len(sys.argv) > 1 else 0\n"
-        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))\n"
+        "took = time.perf_counter() - start, time.process_time() - processor\n"
+        "peak = next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
+        "print(*took, int(peak) / 1024)\n"
         "sys.exit(status)"
     )
     done = subprocess.run([sys.executable, "-c", command, *words], stdout=subprocess.PIPE, text=True, check=True)
-    return int(done.stdout.split()[-1]) / 1024
+    return Run(*map(float, done.stdout.splitlines()[-1].split()))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,9 @@ from mindspeed_ift.checkpoint.adapters import flags_of
 from mindspeed_ift.checkpoint.disk import require_folder, require_space
 from mindspeed_ift.checkpoint.huggingface import Lazy, refuse_occupied, write_folder
 from mindspeed_ift.checkpoint.names import hugging_face_shapes
+from mindspeed_ift.checkpoint.others import is_of_others
 from mindspeed_ift.checkpoint.peft_folder import write_peft_folder
-from mindspeed_ift.checkpoint.source import Checkpoint, Opened, open_source
+from mindspeed_ift.checkpoint.source import Checkpoint, Opened, Source, open_source
 from mindspeed_ift.checkpoint.write import Target, write_weights
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.convert import ConvertConfig
@@ -53,19 +57,51 @@ def convert(config: ConvertConfig) -> str:
     if isinstance(opened.source, Checkpoint):
         opened.source.check()
     write = _to_hugging_face if config.save_model_type == "hf" else _to_megatron
-    return f"{folder} -> {config.save_dir} ({write(config, folder, opened, config.save_dir)})"
+    with _comparing(opened.source, config.workers) as settled:
+        return f"{folder} -> {config.save_dir} ({write(config, folder, opened, config.save_dir, settled)})"
+
+
+@contextlib.contextmanager
+def _comparing(source: Source, workers: int) -> Iterator[Callable[[], None]]:
+    """Compare the checksums of the source's files while they are converted.
+
+    Yields:
+        What waits for the outcome.
+
+    Raises:
+        UserError: by what was yielded, if a file is not what was written.
+    """
+    if not isinstance(source, Checkpoint):
+        yield lambda: None
+        return
+    if (reason := megatron.damage(source.folder)) is not None:
+        raise UserError(f"{reason}; take an older checkpoint")
+    with ThreadPoolExecutor(workers, thread_name_prefix="checksum") as pool:
+        told = [pool.submit(megatron.changed, source.folder, [name]) for name in source.manifest.get("files", {})]
+
+        def settle() -> None:
+            for one in told:
+                if reason := one.result():
+                    raise UserError(f"{reason}; take an older checkpoint")
+
+        try:
+            yield settle
+        finally:
+            for one in told:
+                one.cancel()
 
 
 def _open(config: ConvertConfig, source: Path) -> tuple[Path, Opened]:
     """The folder whose weights are taken, and what it holds."""
     if config.lora_load is None:
-        folder = _newest("--load-dir", source) if config.load_model_type == "mg" else source
+        folder = _newest("--load-dir", source, others=True) if config.load_model_type == "mg" else source
         if config.load_model_type == "hf" and not (source / "config.json").is_file():
             raise UserError(f"{source / 'config.json'} is missing: --load-dir is no Hugging Face folder")
-        return folder, open_source(folder, "--load-dir")
+        architecture = Architecture.from_hugging_face(config.hf_cfg_dir) if config.hf_cfg_dir else None
+        return folder, open_source(folder, "--load-dir", check=False, architecture=architecture)
     adapters = _newest("--lora-load", config.lora_load)
-    base = _newest("--load-dir", source) if config.load_model_type == "mg" else source
-    checkpoint = Checkpoint(adapters, base)
+    base = _newest("--load-dir", source, others=True) if config.load_model_type == "mg" else source
+    checkpoint = Checkpoint(adapters, base, check=False)
     trained = flags_of(checkpoint.manifest["lora"])
     for name in ("lora_r", "lora_alpha", "lora_target_modules"):
         given, found = getattr(config, name), getattr(trained, name)
@@ -76,11 +112,13 @@ def _open(config: ConvertConfig, source: Path) -> tuple[Path, Opened]:
     return base, Opened(checkpoint, checkpoint.architecture, checkpoint.manifest)
 
 
-def _to_hugging_face(config: ConvertConfig, folder: Path, opened: Opened, target: Path) -> str:
+def _to_hugging_face(
+    config: ConvertConfig, folder: Path, opened: Opened, target: Path, settled: Callable[[], None]
+) -> str:
     known = opened.facts.get("tokenizer")
     tokenizer = config.hf_cfg_dir or (Path(known) if known else None)
     _check_certificate(opened.facts, tokenizer, folder)
-    write_hugging_face(target, opened, tokenizer)
+    write_hugging_face(target, opened, tokenizer, workers=config.workers, settled=settled)
     told = (
         f"tokenizer from {tokenizer}"
         if tokenizer is not None
@@ -89,21 +127,30 @@ def _to_hugging_face(config: ConvertConfig, folder: Path, opened: Opened, target
     return f"Hugging Face, {_dtype(opened)}, {told}"
 
 
-def write_hugging_face(target: Path, opened: Opened, tokenizer: Path | None, flag: str = "--save-dir") -> None:
-    """Write a Hugging Face folder, tensor by tensor.
+def write_hugging_face(
+    target: Path,
+    opened: Opened,
+    tokenizer: Path | None,
+    flag: str = "--save-dir",
+    *,
+    workers: int = 1,
+    settled: Callable[[], None] = lambda: None,
+) -> None:
+    """Write a Hugging Face folder, tensor by tensor; arguments as of `write_folder`.
 
     Raises:
         UserError: as the source.
         RunError: there is no room, or it cannot be written.
     """
     require_space(target, _bytes_of_weights(opened), flag)
-    shapes = hugging_face_shapes(opened.architecture)
+    shapes, source = hugging_face_shapes(opened.architecture), opened.source
     tensors = [
-        Lazy(name, opened.source.dtype(name), shape, partial(opened.source.tensor, name, shape))
+        Lazy(name, source.dtype(name), shape, partial(source.tensor, name, shape), source.together(name))
         for name, shape in shapes.items()
     ]
     training = {key: opened.facts[key] for key in TRAINING_FACTS if key in opened.facts}
-    write_folder(target, tensors, opened.architecture.to_hugging_face(_dtype(opened)), tokenizer, training)
+    content = opened.architecture.to_hugging_face(_dtype(opened))
+    write_folder(target, tensors, content, tokenizer, training, workers=workers, settled=settled)
 
 
 def _dtype(opened: Opened) -> str:
@@ -118,20 +165,22 @@ def _check_certificate(manifest: dict[str, Any], tokenizer: Path | None, folder:
         check_tokenizer(certificate, load_tokenizer(tokenizer), str(folder))
 
 
-def _newest(flag: str, source: Path) -> Path:
+def _newest(flag: str, source: Path, others: bool = False) -> Path:
+    """The newest checkpoint of a folder: of this toolkit, or with ``others`` of any."""
     folder = megatron.latest_folder(source) or source
-    if megatron.read_manifest(folder) is None:
+    if megatron.read_manifest(folder) is None and not (others and is_of_others(folder)):
         raise UserError(f"{flag} {source} holds no {megatron.TRACKER} and no manifest.json; give a --save folder")
     return folder
 
 
-def _to_megatron(config: ConvertConfig, folder: Path, opened: Opened, target: Path) -> str:
+def _to_megatron(config: ConvertConfig, folder: Path, opened: Opened, target: Path, settled: Callable[[], None]) -> str:
     architecture = opened.architecture
     layout = _target_layout(config, architecture)
     padded = padded_vocab_size(architecture.vocab_size, config.make_vocab_size_divisible_by, layout.tensor)
     require_space(target, _bytes_of_weights(opened), "--save-dir")
     told = {key: opened.facts.get(key) for key in (*TRAINING_FACTS, "tokenizer")}
-    dtype = write_weights(target, opened.source, Target(config.ckpt_format, architecture, layout, padded), told)
+    written = Target(config.ckpt_format, architecture, layout, padded)
+    dtype = write_weights(target, opened.source, written, told, workers=config.workers, settled=settled)
     return f"Megatron {config.ckpt_format}, TP {layout.tensor}, PP {layout.pipeline}{_told(layout)}, {dtype}"
 
 

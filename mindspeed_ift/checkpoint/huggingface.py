@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,7 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mindspeed_ift.checkpoint.torch_file import write_bytes
+from mindspeed_ift.checkpoint.placed import Place, PlacedFile, mapped
+from mindspeed_ift.checkpoint.threads import run_all
 from mindspeed_ift.config.errors import RunError, UserError
 
 _INDEX = "model.safetensors.index.json"
@@ -38,6 +40,14 @@ _TOKENIZER_FILES = (
 )
 
 
+class _Entry(NamedTuple):
+    """What the header of a file says of a tensor; a dtype that no weight has is None."""
+
+    dtype: torch.dtype | None
+    shape: tuple[int, ...]
+    place: Place
+
+
 class Folder:
     """The tensors of a Hugging Face folder, read from the memory map as they are asked for.
 
@@ -51,7 +61,7 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self._files = self._read_index()
-        self._dtypes: dict[str, torch.dtype | None] = {}
+        self._headers: dict[str, dict[str, _Entry]] = {}
 
     @property
     def names(self) -> set[str]:
@@ -83,7 +93,10 @@ class Folder:
             UserError: missing, or of another shape.
         """
         file = self._file_of(name)
-        tensor = self._opened(file, lambda content: content.get_tensor(name))  # its memory map goes with it
+        entry = self._header(file).get(name)
+        if entry is None:
+            raise UserError(f"{self.path / file}: the tensor {name} is missing; is the folder complete?")
+        tensor = mapped(self.path / file, entry.place).view(entry.dtype or torch.uint8).view(entry.shape)
         if tuple(tensor.shape) != shape:
             rows = tensor.shape[0] if tensor.dim() == 2 else 0
             remedy = (
@@ -102,19 +115,18 @@ class Folder:
         Raises:
             UserError: missing, of a type that is no weight's, or its file is damaged.
         """
-        if name not in self._dtypes:
-            file = self._file_of(name)
-            told = self._opened(
-                file, lambda content: {one: content.get_slice(one).get_dtype() for one in content.keys()}
-            )
-            self._dtypes |= {one: DTYPES.get(kind) for one, kind in told.items()}
-        dtype = self._dtypes.get(name)
+        entry = self._header(self._file_of(name)).get(name)
+        dtype = entry.dtype if entry is not None else None
         if dtype is None or not dtype.is_floating_point:
             raise UserError(
                 f"{self.path / self._file_of(name)}: {name} is missing, or no tensor of F32, F16 or BF16; give the"
                 " weights as they were published, not quantized"
             )
         return dtype
+
+    def together(self, name: str) -> str:
+        """Each is read for itself."""
+        return name
 
     def refuse_others(self, shapes: Mapping[str, tuple[int, ...]], tied: bool) -> None:
         """Do nothing if the names are those of ``shapes``; of a tied model a head that is the embedding may be there.
@@ -157,6 +169,24 @@ class Folder:
             )
         return dict.fromkeys(self._opened(_SINGLE, lambda file: list(file.keys())), _SINGLE)
 
+    def _header(self, file: str) -> dict[str, _Entry]:
+        """Where the tensors of a file lie; the library has found it to be whole."""
+        if file not in self._headers:
+            self._opened(file, lambda content: None)
+            with open(self.path / file, "rb") as opened:
+                start = 8 + int.from_bytes(opened.read(8), "little")
+                header = json.loads(opened.read(start - 8))
+            self._headers[file] = {
+                name: _Entry(
+                    DTYPES.get(told["dtype"]),
+                    tuple(told["shape"]),
+                    Place(start + told["data_offsets"][0], told["data_offsets"][1] - told["data_offsets"][0]),
+                )
+                for name, told in header.items()
+                if name != "__metadata__"
+            }
+        return self._headers[file]
+
     def _opened(self, name: str, read: Callable[[Any], T]) -> T:
         try:
             with safe_open(str(self.path / name), framework="pt") as file:
@@ -167,12 +197,13 @@ class Folder:
 
 
 class Lazy(NamedTuple):
-    """A tensor that is read when its turn comes."""
+    """A tensor that is read when its turn comes, in a thread that reads those of the same ``together`` one by one."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
+    together: str | None = None
 
 
 def write_folder(
@@ -181,24 +212,29 @@ def write_folder(
     config: dict[str, Any],
     tokenizer_folder: Path | None,
     training: dict[str, Any] | None = None,
+    *,
     max_shard_bytes: int = 5 * 2**30,
+    workers: int = 1,
+    settled: Callable[[], None] = lambda: None,
 ) -> None:
     """Write a folder that transformers loads; it appears whole or not at all.
 
     Args:
         path: must not exist, or be empty.
-        tensors: read one by one, in this order; of files with several dtypes the longer first.
+        tensors: in the order in which they lie in the files; of files with several dtypes the longer first.
         config: content of ``config.json``.
         tokenizer_folder: its tokenizer files are copied.
         training: what `read_training` shall find.
         max_shard_bytes: largest safetensors file.
+        workers: threads that read and write.
+        settled: called before the folder appears; it does not if that raises.
 
     Raises:
         UserError: the folder is not empty.
         RunError: it cannot be written.
     """
     with appearing(Path(path)) as staging:
-        _write_shards(staging, tensors, max_shard_bytes)
+        _write_shards(staging, tensors, max_shard_bytes, workers)
         _write_json(staging / "config.json", config)
         generation = {"do_sample": False, "eos_token_id": config.get("eos_token_id")}
         _write_json(staging / "generation_config.json", {k: v for k, v in generation.items() if v is not None})
@@ -207,6 +243,7 @@ def write_folder(
         for name in _TOKENIZER_FILES if tokenizer_folder is not None else ():
             if (Path(tokenizer_folder or "") / name).is_file():
                 shutil.copyfile(Path(tokenizer_folder or "") / name, staging / name)
+        settled()
 
 
 @contextlib.contextmanager
@@ -258,29 +295,45 @@ def refuse_occupied(path: Path) -> None:
         raise UserError(f"--save-dir {path} exists and is not empty; give another folder or remove it")
 
 
-def _write_shards(folder: Path, tensors: Sequence[Lazy], limit: int) -> None:
+def _write_shards(folder: Path, tensors: Sequence[Lazy], limit: int, workers: int) -> None:
     shards: list[list[Lazy]] = [[]]
     for one in tensors:
         if shards[-1] and sum(map(_bytes, shards[-1])) + _bytes(one) > limit:
             shards.append([])
         shards[-1].append(one)
+    names = [f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
     if len(shards) == 1:
-        _write_safetensors(folder / _SINGLE, shards[0])
-        return
-    weight_map = {}
-    for number, shard in enumerate(shards):
-        name = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        _write_safetensors(folder / name, shard)
-        weight_map |= {one.name: name for one in shard}
-    _write_json(folder / _INDEX, {"metadata": {"total_size": sum(map(_bytes, tensors))}, "weight_map": weight_map})
+        names = [_SINGLE]
+    else:
+        weight_map = {one.name: name for name, shard in zip(names, shards, strict=True) for one in shard}
+        _write_json(folder / _INDEX, {"metadata": {"total_size": sum(map(_bytes, tensors))}, "weight_map": weight_map})
+    with contextlib.ExitStack() as opened:
+        files = {}
+        for name, shard in zip(names, shards, strict=True):
+            file = _safetensors_file(folder / name, shard)
+            opened.callback(file.close)
+            files |= {one.name: file for one in shard}
+        groups: dict[str, list[Lazy]] = {}
+        for one in tensors:
+            groups.setdefault(one.together or one.name, []).append(one)
+        run_all((partial(_fill, group, files) for group in groups.values()), workers)
+        for file in dict.fromkeys(files.values()):
+            file.finish()
+
+
+def _fill(group: Sequence[Lazy], files: Mapping[str, PlacedFile]) -> None:
+    for one in group:
+        tensor = one.read()
+        assert tuple(tensor.shape) == one.shape and tensor.dtype is one.dtype, one
+        files[one.name].fill(one.name, [tensor])
 
 
 def _bytes(one: Lazy) -> int:
     return math.prod(one.shape) * one.dtype.itemsize
 
 
-def _write_safetensors(path: Path, tensors: Sequence[Lazy]) -> None:
-    """What ``safetensors.torch.save_file`` writes, which wants all tensors at once.
+def _safetensors_file(path: Path, tensors: Sequence[Lazy]) -> PlacedFile:
+    """Room for what ``safetensors.torch.save_file`` writes, which wants all tensors at once.
 
     A file is the length of a header, the header (JSON), and the tensors' bytes one after the other.
     """
@@ -292,13 +345,9 @@ def _write_safetensors(path: Path, tensors: Sequence[Lazy]) -> None:
         header[one.name] = {"dtype": _KINDS[one.dtype], "shape": list(one.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb", buffering=0) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for one in ordered:
-            tensor = one.read()
-            assert tuple(tensor.shape) == one.shape and tensor.dtype is one.dtype, one
-            write_bytes(file, tensor)
-        os.fsync(file.fileno())
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    places = {one.name: Place(8 + len(text) + header[one.name]["data_offsets"][0], _bytes(one)) for one in ordered}
+    return PlacedFile(path, places, checksum=False)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

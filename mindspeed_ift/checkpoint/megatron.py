@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import functools
-import hashlib
 import json
 import os
 import shutil
@@ -14,12 +13,15 @@ from typing import Any, BinaryIO
 
 import torch
 
+from mindspeed_ift.checkpoint.checksums import described, is_as_described
 from mindspeed_ift.config.errors import RunError, UserError
 from mindspeed_ift.config.layout import Layout
 
 TRACKER = "latest_checkpointed_iteration.txt"
 BEST = "best.txt"
 """Names the step of the checkpoint with the lowest validation loss, as the tracker names the newest."""
+RELEASE = "release"
+"""What Megatron's converters may write instead of a number: the folder of that name is the checkpoint."""
 MODEL_FILE = "model_optim_rng.pt"
 _MANIFEST = "manifest.json"
 _MANIFEST_KEYS = ("architecture", "layout", "stage_layers", "dtype", "distributed_optimizer", "iteration")
@@ -147,7 +149,7 @@ def finish_file(staging: Path, relative: str) -> Files:
     path = staging / relative
     with told_failure(path), open(path, "rb") as file:
         os.fsync(file.fileno())
-    return {relative: {"bytes": path.stat().st_size, "sha256": _sha256(path)}}
+    return {relative: described(path)}
 
 
 def commit(staging: Path, directory: Path, iteration: int, manifest: dict[str, Any], files: Files) -> None:
@@ -186,6 +188,8 @@ def latest_folder(directory: Path) -> Path | None:
     if not path.is_file():
         return None
     text = path.read_text(encoding="utf-8").strip()
+    if text == RELEASE and (released := Path(directory) / RELEASE).is_dir():
+        return released
     if not text.isdigit():
         raise UserError(
             f"{path} holds '{text[:40]}', not the number of a step; write the number of an iter_ folder into it"
@@ -206,8 +210,8 @@ def checkpoints(directory: Path) -> list[Path]:
         UserError: as `latest_folder`.
     """
     latest = latest_folder(directory)
-    if latest is None:
-        return []
+    if latest is None or latest.name == RELEASE:
+        return [] if latest is None else [latest]
     numbers = {int(path.name[5:]): path for path in Path(directory).glob("iter_*") if path.name[5:].isdigit()}
     return [numbers[number] for number in sorted(numbers, reverse=True) if number <= int(latest.name[5:])]
 
@@ -240,7 +244,7 @@ def changed(folder: Path, relatives: Iterable[str]) -> str | None:
     files = (read_manifest(folder) or {}).get("files", {})
     for relative in relatives:
         path = Path(folder) / relative
-        if relative in files and _sha256(path) != files[relative]["sha256"]:
+        if relative in files and not is_as_described(path, files[relative]):
             return f"{path} is not what was written (its checksum differs)"
     return None
 
@@ -315,14 +319,49 @@ def read_file(folder: Path, relative: str) -> Any:
     """
     path = checked_file(folder, relative)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_without_code(path)
     except Exception as error:  # noqa: BLE001 - torch raises many kinds for a damaged file
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{path} cannot be read ({reason}); take an older checkpoint") from None
 
 
-def checked_file(folder: Path, relative: str) -> Path:
-    """A file of a checkpoint, its checksum compared with the manifest's.
+class _Nothing:
+    """Stands for an object of a class that is not known here."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+def load_without_code(file: Any, *, places: bool = False) -> Any:
+    """What `torch.save` wrote, on the host; of arguments that Megatron keeps beside the tensors only plain values.
+
+    Args:
+        file: a path, or a file; of a file that is no path arguments are refused.
+        places: leave the tensors' bytes where they are; their storages say where that is.
+
+    Raises:
+        Exception: of many kinds, if it is damaged, or would run code.
+    """
+    device = "meta" if places else "cpu"
+    if isinstance(file, str | Path):
+        known = {"argparse.Namespace": argparse.Namespace}
+        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+        if "argparse.Namespace" in unknown:
+            with torch.serialization.safe_globals([(known.get(name, _Nothing), name) for name in unknown]):
+                return torch.load(file, map_location=device, weights_only=True)
+    return torch.load(file, map_location=device, weights_only=True)
+
+
+def checked_file(folder: Path, relative: str, *, checksum: bool = True) -> Path:
+    """A file of a checkpoint, its size and its checksum compared with the manifest's.
+
+    Args:
+        folder: of the checkpoint.
+        relative: path in it.
+        checksum: False compares the size alone.
 
     Raises:
         UserError: missing, cut short or changed since it was written.
@@ -331,7 +370,7 @@ def checked_file(folder: Path, relative: str) -> Path:
     if not path.is_file():
         raise UserError(f"{path} is missing: the checkpoint is not complete, or of another layout; take an older one")
     facts = (read_manifest(folder) or {}).get("files", {}).get(relative)
-    if facts is not None and (path.stat().st_size != facts["bytes"] or _sha256(path) != facts["sha256"]):
+    if facts is not None and (path.stat().st_size != facts["bytes"] or (checksum and not is_as_described(path, facts))):
         raise UserError(f"{path} is not what was written (size or checksum differ); take an older checkpoint")
     return path
 
@@ -356,18 +395,3 @@ def _reason_of_failed_write(error: BaseException) -> str:
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__
     return str(getattr(cause, "strerror", None) or " ".join(str(error).split())[:160])
-
-
-def _sha256(path: Path) -> str:
-    facts = path.stat()
-    return _sha256_of(path, facts.st_size, facts.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=4096)
-def _sha256_of(path: Path, size: int, changed_at: int) -> str:
-    """Once for a file as it is: a resume asks before it decides, and again as it reads."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

@@ -7,7 +7,6 @@ index (`index.py`).
 from __future__ import annotations
 
 import functools
-import io
 import itertools
 import math
 import re
@@ -22,15 +21,18 @@ from torch.distributed.checkpoint import metadata
 
 from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.checkpoint.index import Stored, read_index
-from mindspeed_ift.checkpoint.torch_file import LazyTensors
+from mindspeed_ift.checkpoint.placed import Place
+from mindspeed_ift.checkpoint.torch_file import LazyTensors, place_in_archive, read_tensor
 from mindspeed_ift.config.errors import UserError
 
-_RENAMED = {
+RENAMED = {
     ".self_attention.linear_qkv.layer_norm_weight": ".input_layernorm.weight",
     ".mlp.linear_fc1.layer_norm_weight": ".pre_mlp_layernorm.weight",
 }
 """Names that Megatron gives its norms in these files, after layers that fuse them -> those in the model."""
-_NAMES_THERE = {ours: theirs for theirs, ours in _RENAMED.items()}
+_NAMES_THERE = {ours: theirs for theirs, ours in RENAMED.items()}
+_ALIGNED = 64
+"""Archives begin at multiples of so many bytes, as the tensors in them do; they are used where they lie."""
 _LAYER = re.compile(r"(decoder\.layers\.)(\d+)(\..+)")
 
 
@@ -109,6 +111,7 @@ def write_rectangles(
 
     def write(file: BinaryIO) -> None:
         for one in itertools.chain([first], remaining):
+            file.write(bytes(-file.tell() % _ALIGNED))
             start, data = file.tell(), one.data
             torch.save(data, file)
             place = (one.key, data.dtype, one.shape, one.offset, tuple(data.shape))
@@ -150,7 +153,7 @@ class Reader:
         for key in self._tensors:
             layer = _LAYER.fullmatch(key)
             if layer is not None and int(layer[2]) in layers:
-                rest = _RENAMED.get(layer[3], layer[3])
+                rest = RENAMED.get(layer[3], layer[3])
                 names[f"{layer[1]}{int(layer[2]) - layers.start}{rest}"] = key
             elif layer is None and not key.startswith("optimizer.") and (first if key.startswith("embed") else last):
                 names[key] = key
@@ -158,12 +161,14 @@ class Reader:
         return LazyTensors(dtypes, lambda name: self.tensor(names[name]))
 
     def tensor(self, key: str) -> Tensor:
-        """The whole tensor, in the dtype in which it was written.
+        """The whole tensor, in the dtype in which it was written; as it lies in the file if it was written whole.
 
         Raises:
             UserError: it is not there, or not all of it.
         """
         known = self._known(key)
+        if len(known.chunks) == 1 and known.chunks[0].sizes == known.size:
+            return self._part(key, 0)
         whole = torch.empty(known.size, dtype=known.properties.dtype)
         self.fill(Rectangle(key, tuple(known.size), (0,) * whole.dim(), whole))
         return whole
@@ -214,13 +219,7 @@ class Reader:
         reason = megatron.changed(self.folder, [place.relative_path]) if self.check else None
         if reason is not None:
             raise UserError(f"{reason}; take an older checkpoint")
-        try:
-            with open(path, "rb") as file:
-                file.seek(place.offset)
-                return torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
-        except Exception as error:  # noqa: BLE001 - torch raises many kinds for a damaged file
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(f"{path} cannot be read ({reason}); take an older checkpoint") from None
+        return read_tensor(path, *place_in_archive(path, Place(place.offset, place.length)))
 
 
 def _overlap(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -13,7 +14,8 @@ from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.checkpoint.adapters import flags_of, merge_adapters
 from mindspeed_ift.checkpoint.huggingface import Folder, read_training
 from mindspeed_ift.checkpoint.names import ALL_EXPERTS, ExpertPart, hugging_face_shapes, stage_entries
-from mindspeed_ift.checkpoint.stages import layout_of_files, read_stage, stages_of
+from mindspeed_ift.checkpoint.others import is_of_others, manifest_of_others
+from mindspeed_ift.checkpoint.stages import Stages, layout_of_files, stages_of
 from mindspeed_ift.checkpoint.torch_file import LazyTensors
 from mindspeed_ift.checkpoint.transforms import Transform, from_shards, to_shard
 from mindspeed_ift.config.architecture import Architecture
@@ -21,7 +23,7 @@ from mindspeed_ift.config.errors import UserError
 
 
 class Source(Protocol):
-    """Gives the tensors of a model by their Hugging Face names."""
+    """Gives the tensors of a model by their Hugging Face names, to any thread."""
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """One tensor, whole, checked to have the shape.
@@ -36,6 +38,9 @@ class Source(Protocol):
         Raises:
             UserError: it is missing.
         """
+
+    def together(self, name: str) -> str:
+        """The same for tensors that are read together, so that who asks for one should ask for the others next."""
 
 
 class Opened(NamedTuple):
@@ -52,23 +57,37 @@ class Opened(NamedTuple):
     facts: dict[str, Any]
 
 
-def open_source(folder: Path, flag: str = "--load") -> Opened:
+def open_source(
+    folder: Path, flag: str = "--load", *, check: bool = True, architecture: Architecture | None = None
+) -> Opened:
     """Find out what a folder holds: an ``iter_`` folder, a ``--save`` folder (the newest), or a Hugging Face folder.
+
+    Args:
+        folder: of weights.
+        flag: that gave it, for the message.
+        check: compare the checksum of each file of a checkpoint before it is read.
+        architecture: of the model, for a checkpoint without manifest.json, of another toolkit.
 
     Raises:
         UserError: nothing of the kind, it is damaged, or has tensors that its architecture has not.
     """
     folder = megatron.latest_folder(folder) or Path(folder)
-    if megatron.read_manifest(folder) is not None:
-        checkpoint = Checkpoint(folder)
+    of_others = is_of_others(folder)
+    if of_others and architecture is None:
+        raise UserError(
+            f"{flag} {folder} is a checkpoint of another toolkit, which does not say what model it is: convert it with"
+            " tools/convert_ckpt.py, and give it --hf-cfg-dir"
+        )
+    if of_others or megatron.read_manifest(folder) is not None:
+        checkpoint = Checkpoint(folder, check=check, architecture=architecture)
         return Opened(checkpoint, checkpoint.architecture, checkpoint.manifest)
     if (folder / "config.json").is_file():
-        architecture, source = Architecture.from_hugging_face(folder), Folder(folder)
-        source.refuse_others(hugging_face_shapes(architecture), architecture.tied)
-        return Opened(source, architecture, {**read_training(folder), "tokenizer": str(folder.resolve())})
+        published, source = Architecture.from_hugging_face(folder), Folder(folder)
+        source.refuse_others(hugging_face_shapes(published), published.tied)
+        return Opened(source, published, {**read_training(folder), "tokenizer": str(folder.resolve())})
     raise UserError(
-        f"{flag} {folder} is neither a Hugging Face folder nor a checkpoint of this toolkit (a --save or iter_ folder"
-        " with manifest.json)"
+        f"{flag} {folder} is neither a Hugging Face folder nor a Megatron checkpoint (a --save or iter_ folder with"
+        " manifest.json or mp_rank_ folders)"
     )
 
 
@@ -82,37 +101,56 @@ class _Group(NamedTuple):
     holders: tuple[tuple[int, int], ...]
 
 
+class _Held(threading.local):
+    """What a thread has read last."""
+
+    group: _Group | None = None
+    tensors: dict[str, Tensor] = {}
+
+
 class Checkpoint:
     """A Megatron checkpoint of any layout and format, its adapters merged.
 
-    What is held is one group of tensors: those that one Megatron tensor is made of (of experts, those of one layer and
-    expert rank).
+    What is held, for each thread that asks, is one group of tensors: those that one Megatron tensor is made of (of
+    experts, those of one layer and expert rank).
 
     Args:
         folder: an ``iter_`` folder with our manifest.
         base: if it holds adapters only, the weights they were trained on: a Hugging Face folder or a checkpoint.
+        check: compare the checksum of each file before it is read.
+        architecture: of the model, if the folder has no manifest.
 
     Raises:
         UserError: no manifest, adapters without their weights, or weights that they do not go with.
     """
 
-    def __init__(self, folder: Path, base: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        base: Path | None = None,
+        *,
+        check: bool = True,
+        architecture: Architecture | None = None,
+    ) -> None:
         self.folder = Path(folder)
         manifest = megatron.read_manifest(folder)
+        if manifest is None and architecture is not None:
+            manifest = manifest_of_others(self.folder, architecture)
         if manifest is None:
-            raise UserError(f"{folder} has no manifest.json; only checkpoints of this toolkit can be converted yet")
+            raise UserError(f"{folder} has no manifest.json; give a --save folder")
         self.manifest, self.architecture = manifest, Architecture(**manifest["architecture"])
         self._layout, self._stages = layout_of_files(manifest), stages_of(manifest)
+        self._said_by = "--hf-cfg-dir" if manifest.get("of_others") else "manifest.json"
         self._lora = flags_of(manifest["lora"]) if manifest.get("lora") else None
         self._base: Source | None = None
         if base is not None:
             if self._lora is None:
                 raise UserError(f"--lora-load {folder} has no adapters; give the --save folder of a run with adapters")
-            self._base, architecture, _ = open_source(base, "--load-dir")
-            if architecture != self.architecture:
+            self._base, found, _ = open_source(base, "--load-dir", architecture=self.architecture)
+            if found != self.architecture:
                 raise UserError(
                     f"{folder} was trained on another architecture than that of {base}:"
-                    f" {architecture.difference(self.architecture)}"
+                    f" {found.difference(self.architecture)}"
                 )
         elif (manifest.get("lora") or {}).get("filtered"):
             raise UserError(
@@ -121,8 +159,9 @@ class Checkpoint:
             )
         self._shapes = hugging_face_shapes(self.architecture)
         self._groups = {part: group for group in self._all_groups() for part in group.parts}
-        self._files: tuple[int, dict[tuple[int, int], LazyTensors]] = (-1, {})
-        self._held: tuple[_Group | None, dict[str, Tensor]] = (None, {})
+        self._state_dicts, self._lock = Stages(self.folder, manifest, check=check), threading.Lock()
+        self._files: dict[int, dict[tuple[int, int], LazyTensors]] = {}
+        self._held = _Held()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Name and value of all, in the order of the model.
@@ -143,17 +182,21 @@ class Checkpoint:
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """As `Source.tensor`."""
-        group = self._groups[name]
-        if self._held[0] is not group:
-            self._held = (None, {})  # let go of one before the next is read
-            self._held = (group, self._read(group))
-        found = self._held[1][name]
+        group, held = self._groups[name], self._held
+        if held.group is not group:
+            held.group, held.tensors = None, {}  # let go of one before the next is read
+            held.group, held.tensors = group, self._read(group)
+        found = held.tensors[name]
         if tuple(found.shape) != shape:
             raise UserError(
                 f"{self.folder}: {group.name} makes a {name} of shape {tuple(found.shape)}, the architecture says {shape};"
-                " is manifest.json that of these files?"
+                f" is {self._said_by} that of these files?"
             )
         return found
+
+    def together(self, name: str) -> str:
+        """As `Source.together`."""
+        return self._groups[name].parts[0]
 
     def check(self) -> None:
         """Look at the names of all tensors.
@@ -171,8 +214,8 @@ class Checkpoint:
                     raise UserError(f"{self.folder}: the tensor {name} is missing from stage {number}")
                 for name in sorted(stage.keys() - names - adapters - {"output_layer.weight"}):
                     raise UserError(
-                        f"{self.folder}: stage {number} has the tensor {name}, which the architecture of manifest.json has"
-                        " not"
+                        f"{self.folder}: stage {number} has the tensor {name}, which the architecture of {self._said_by}"
+                        " has not"
                     )
 
     def _all_groups(self) -> Iterator[_Group]:
@@ -200,14 +243,14 @@ class Checkpoint:
 
     def _stage(self, number: int) -> dict[tuple[int, int], LazyTensors]:
         """State dicts of a stage by (tensor rank, expert rank), of which only names are held."""
-        if self._files[0] != number:
-            ranks = self._layout.shards()
-            self._files = (number, {one: self._with_base(one, number) for one in ranks})
-        return self._files[1]
+        with self._lock:
+            if number not in self._files:
+                self._files[number] = {one: self._with_base(one, number) for one in self._layout.shards()}
+            return self._files[number]
 
     def _with_base(self, ranks: tuple[int, int], number: int) -> LazyTensors:
         """The weights of the base get the dtype in which the adapters were trained on them."""
-        stage = read_stage(self.folder, self.manifest, ranks, number)
+        stage = self._state_dicts.read(ranks, number)
         if self._base is None:
             return stage
         weights = model_shard(

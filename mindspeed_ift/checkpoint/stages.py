@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_ift.checkpoint import index, megatron, sharded
+from mindspeed_ift.checkpoint.others import own_names
 from mindspeed_ift.checkpoint.torch_file import LazyTensors, places, read_tensors
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.layout import Layout
@@ -23,21 +24,42 @@ def layout_of_files(manifest: dict[str, Any]) -> Layout:
     return Layout() if manifest.get("format") == index.FORMAT else megatron.layout_of_manifest(manifest)
 
 
-def read_stage(folder: Path, manifest: dict[str, Any], ranks: tuple[int, int], number: int) -> LazyTensors:
-    """The state dict of a stage, which may be one of several of its pipeline rank, of a tensor and an expert rank.
+class Stages:
+    """The state dicts of a checkpoint's stages, each tensor read when it is asked for.
 
-    Raises:
-        UserError: a file is missing or damaged.
+    Args:
+        folder: an ``iter_`` folder.
+        manifest: of it.
+        check: compare the checksum of each file before it is read.
     """
-    layout, stages = layout_of_files(manifest), stages_of(manifest)
-    if manifest.get("format") == index.FORMAT:
-        reader = sharded.Reader(folder, check=True)
-        return reader.stage(range(*stages[number]), first=number == 0, last=number == len(stages) - 1)
-    expert = megatron.expert_rank(layout, ranks[1])
-    place = megatron.shard_path(ranks[0], number % layout.pipeline, layout.pipeline, expert_rank=expert)
-    path = megatron.checked_file(folder, place)
-    shard = places(path)
-    key = megatron.model_keys(len(stages) // layout.pipeline)[number // layout.pipeline]
-    if key not in shard:
-        raise UserError(f"{folder} has no {key} in the file of tensor rank {ranks[0]}; it is not as its manifest says")
-    return read_tensors(path, shard[key])
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], *, check: bool = True) -> None:
+        self._folder, self._manifest, self._check = folder, manifest, check
+        self._layout, self._stages = layout_of_files(manifest), stages_of(manifest)
+        self._reader: sharded.Reader | None = None
+        self._shards: dict[str, dict[str, Any]] = {}
+
+    def read(self, ranks: tuple[int, int], number: int) -> LazyTensors:
+        """Of a stage, which may be one of several of its pipeline rank, what a tensor and an expert rank has.
+
+        Raises:
+            UserError: a file is missing or damaged.
+        """
+        folder, layout = self._folder, self._layout
+        if self._manifest.get("format") == index.FORMAT:
+            self._reader = self._reader or sharded.Reader(folder, check=self._check)
+            first, last = number == 0, number == len(self._stages) - 1
+            return self._reader.stage(range(*self._stages[number]), first=first, last=last)
+        expert = megatron.expert_rank(layout, ranks[1])
+        place = megatron.shard_path(ranks[0], number % layout.pipeline, layout.pipeline, expert_rank=expert)
+        path = folder / place
+        if place not in self._shards:
+            self._shards[place] = places(megatron.checked_file(folder, place, checksum=self._check))
+        shard = self._shards[place]
+        key = megatron.model_keys(len(self._stages) // layout.pipeline)[number // layout.pipeline]
+        if key not in shard:
+            raise UserError(
+                f"{folder} has no {key} in the file of tensor rank {ranks[0]}; it is not as its manifest says"
+            )
+        tensors = read_tensors(path, shard[key])
+        return own_names(tensors) if self._manifest.get("of_others") else tensors

@@ -5,15 +5,18 @@ Of the library's own: a file can be saved without its bytes, and loaded as a lis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mindspeed_ift.checkpoint import megatron
+from mindspeed_ift.checkpoint.checksums import described
+from mindspeed_ift.checkpoint.placed import Place, PlacedFile, mapped
 from mindspeed_ift.config.errors import UserError
 
 
@@ -49,9 +52,26 @@ def places(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is damaged.
     """
+    return _load(path, path)
+
+
+def place_in_archive(path: Path, archive: Place) -> tuple[Tensor, Place]:
+    """One tensor that was saved alone somewhere in a file: without its bytes, and where they lie in the file.
+
+    Raises:
+        UserError: it is damaged, or holds something else.
+    """
+    with open(path, "rb") as file:
+        tensor = _load(path, _Window(file, archive))
+    if not isinstance(tensor, Tensor):
+        raise UserError(f"{path} cannot be read (no tensor where one should be); take an older checkpoint")
+    found = _place(tensor)
+    return tensor, Place(archive.start + found.start, found.length)
+
+
+def _load(path: Path, what: Any) -> Any:
     try:
-        with FakeTensorMode():
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return megatron.load_without_code(what, places=True)
     except Exception as error:  # noqa: BLE001 - torch raises many kinds for a damaged file
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{path} cannot be read ({reason}); take an older checkpoint") from None
@@ -60,22 +80,54 @@ def places(path: Path) -> dict[str, Any]:
 def read_tensors(path: Path, content: Mapping[str, Any]) -> LazyTensors:
     """The tensors of one state dict in what `places` found in a file."""
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    dtypes = {name: value.dtype for name, value in tensors.items()}
+    return LazyTensors(dtypes, lambda name: read_tensor(path, tensors[name], _place(tensors[name])))
 
-    def read(name: str) -> Tensor:
-        place = tensors[name]
-        storage = place.untyped_storage()
-        held = torch.empty(storage.nbytes(), dtype=torch.uint8)
-        with open(path, "rb", buffering=0) as file:
-            file.seek(storage._checkpoint_offset)
-            read_bytes(file, held)
-        whole = held.view(place.dtype)
-        return whole.as_strided(place.shape, place.stride(), place.storage_offset())
 
-    return LazyTensors({name: value.dtype for name, value in tensors.items()}, read)
+def read_tensor(path: Path, known: Tensor, place: Place) -> Tensor:
+    """A tensor as it lies in a file: its pages are read by whoever looks at it.
+
+    Raises:
+        UserError: the file ends before.
+    """
+    found = mapped(path, place)
+    if place.start % known.dtype.itemsize:  # archives of others begin anywhere
+        found = found.clone()
+    return found.view(known.dtype).as_strided(known.shape, known.stride(), known.storage_offset())
+
+
+def _place(tensor: Tensor) -> Place:
+    storage = tensor.untyped_storage()
+    return Place(storage._checkpoint_offset, storage.nbytes())
+
+
+class _Window(io.RawIOBase):
+    """A part of a file, as a file."""
+
+    def __init__(self, file: BinaryIO, place: Place) -> None:
+        self._file, self._place, self._at = file, place, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._place.length}[whence]
+        self._at = origin + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")[: max(0, self._place.length - self._at)]
+        self._file.seek(self._place.start + self._at)
+        count = self._file.readinto(view)  # type: ignore[attr-defined]
+        self._at += count
+        return count
 
 
 class ReservedFile:
-    """A file of ``torch.save`` with room for its tensors, which come one by one and in any order.
+    """A file of ``torch.save`` with room for its tensors, which come in any order and from any thread.
 
     The archive's own checksums are those of the empty room; nothing of torch's looks at them.
 
@@ -89,57 +141,42 @@ class ReservedFile:
     """
 
     def __init__(self, staging: Path, relative: str, state: Mapping[str, Any]) -> None:
-        self.staging, self.relative, self.path = staging, relative, staging / relative
+        self.relative, self.path = relative, staging / relative
         room = {key: _room(value) if isinstance(value, Mapping) else value for key, value in state.items()}
         with megatron.told_failure(self.path):
             self.path.parent.mkdir(exist_ok=True)
             with torch.serialization.skip_data(), open(self.path, "wb") as file:
                 torch.save(room, file)
-            self._places = places(self.path)
-            self._file = open(self.path, "r+b", buffering=0)
+            found = {
+                (key, name): _place(value)
+                for key, tensors in places(self.path).items()
+                if isinstance(tensors, Mapping)
+                for name, value in tensors.items()
+            }
+            self._file = PlacedFile(self.path, found, checksum=True)
 
-    def fill(self, key: str, name: str, tensor: Tensor) -> None:
-        """Write one tensor of the state dict ``key``.
+    def fill(self, key: str, name: str, parts: Iterable[Tensor]) -> None:
+        """Write one tensor of the state dict ``key``, which is made of the bytes of some others.
 
         Raises:
             RunError: it cannot be written.
         """
-        place = self._places[key][name]
-        assert place.shape == tensor.shape and place.dtype is tensor.dtype, (name, place, tensor.shape, tensor.dtype)
         with megatron.told_failure(self.path):
-            self._file.seek(place.untyped_storage()._checkpoint_offset)
-            write_bytes(self._file, tensor)
+            self._file.fill((key, name), parts)
 
     def finish(self) -> megatron.Files:
-        """Close it; what the manifest says of it.
+        """Bring it down to the disk; what the manifest says of it.
 
         Raises:
             RunError: it cannot be written.
         """
         with megatron.told_failure(self.path):
-            self._file.close()
-        return megatron.finish_file(self.staging, self.relative)
+            checksum = self._file.finish()
+        return {self.relative: described(self.path, checksum)}
 
-
-def read_bytes(file: Any, held: Tensor) -> None:
-    """Fill a tensor of bytes.
-
-    Raises:
-        UserError: the file is at its end before.
-    """
-    view = memoryview(held.numpy())
-    while view:  # one call reads 2 GiB at most
-        count = file.readinto(view)
-        if not count:
-            raise UserError(f"{file.name} is cut short; take an older checkpoint")
-        view = view[count:]
-
-
-def write_bytes(file: Any, tensor: Tensor) -> None:
-    """The elements of a tensor, row by row."""
-    view = memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
-    while view:  # an unbuffered file may take less
-        view = view[file.write(view) :]
+    def close(self) -> None:
+        """Let go of it, whole or not."""
+        self._file.close()
 
 
 def _room(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

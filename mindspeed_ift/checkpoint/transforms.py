@@ -39,7 +39,7 @@ EXPERTS_IN = Transform("experts_in", 1)
 EXPERTS_OUT = Transform("experts_out", 0)
 
 
-def to_shard(
+def parts_of_shard(
     transform: Transform,
     tensors: Sequence[Tensor],
     architecture: Architecture,
@@ -47,8 +47,8 @@ def to_shard(
     tensor_size: int,
     tensor_rank: int,
     padded_vocab: int,
-) -> Tensor:
-    """One rank's part of a Megatron tensor, in memory of its own.
+) -> list[Tensor]:
+    """Whose elements, one tensor after another, are one rank's part of a Megatron tensor; views where possible.
 
     Args:
         transform: row of the name table.
@@ -58,34 +58,69 @@ def to_shard(
         tensor_rank: which part.
         padded_vocab: rows of the embedding over all ranks; those behind the vocabulary are zero.
     """
+
+    def own(tensor: Tensor, dim: int) -> Tensor:
+        return tensor.chunk(tensor_size, dim)[tensor_rank]
+
     if transform.kind == "gate_up":  # each rank holds its part of both, gate first
-        return torch.cat([tensor.chunk(tensor_size, 0)[tensor_rank] for tensor in tensors])
-    if transform.kind == "experts_in":  # [hidden, experts * (gate + up)], in memory [experts, hidden, gate + up]
-        halves = [tensor.chunk(tensor_size, 0)[tensor_rank] for tensor in tensors]
-        pairs = [torch.cat(halves[first : first + 2]).T for first in range(0, len(halves), 2)]
-        return torch.stack(pairs).view(pairs[0].shape[0], -1)
-    if transform.kind == "experts_out":  # [experts * inner, hidden]
-        return torch.cat([tensor.chunk(tensor_size, 1)[tensor_rank].T for tensor in tensors])
-    whole = tensors[0]
+        return [own(tensor, 0) for tensor in tensors]
+    if transform.kind == "experts_in":
+        pairs = [tensors[first : first + 2] for first in range(0, len(tensors), 2)]
+        return [torch.cat([own(half, 0) for half in pair]).T for pair in pairs]
+    if transform.kind == "experts_out":
+        return [own(tensor, 1).T for tensor in tensors]
     if transform.kind == "qkv":  # for every query group: its query heads, its key, its value
-        grouped = [tensor.unflatten(0, (architecture.num_query_groups, -1)) for tensor in tensors]
-        whole = torch.cat(grouped, dim=1).flatten(0, 1)
-    elif transform.kind == "vocabulary":
-        rows = padded_vocab // tensor_size
-        part = whole[tensor_rank * rows : (tensor_rank + 1) * rows]
-        return torch.cat([part, whole.new_zeros(rows - part.shape[0], whole.shape[1])])
-    return whole.clone() if transform.dim is None else whole.chunk(tensor_size, transform.dim)[tensor_rank].clone()
+        grouped = [own(tensor.unflatten(0, (architecture.num_query_groups, -1)), 0) for tensor in tensors]
+        return [part for group in zip(*grouped, strict=True) for part in group]
+    if transform.kind == "vocabulary":
+        return _words(tensors[0], padded_vocab // tensor_size, tensor_rank)
+    return [tensors[0] if transform.dim is None else own(tensors[0], transform.dim)]
+
+
+def _words(embedding: Tensor, rows: int, rank: int) -> list[Tensor]:
+    part = embedding[rank * rows : (rank + 1) * rows]
+    pads = rows - part.shape[0]
+    return [part, part.new_zeros(pads, part.shape[1])] if pads else [part]
+
+
+def shard_shape(transform: Transform, parts: Sequence[Tensor]) -> tuple[int, ...]:
+    """Of the Megatron tensor that `parts_of_shard` gave."""
+    if transform.kind == "experts_in":  # [hidden, experts * (gate + up)], in memory [experts, hidden, gate + up]
+        return parts[0].shape[0], sum(part.shape[1] for part in parts)
+    return sum(part.shape[0] for part in parts), *parts[0].shape[1:]
+
+
+def to_shard(
+    transform: Transform,
+    tensors: Sequence[Tensor],
+    architecture: Architecture,
+    *,
+    tensor_size: int,
+    tensor_rank: int,
+    padded_vocab: int,
+) -> Tensor:
+    """One rank's part of a Megatron tensor, in memory of its own; arguments as of `parts_of_shard`."""
+    parts = parts_of_shard(
+        transform,
+        tensors,
+        architecture,
+        tensor_size=tensor_size,
+        tensor_rank=tensor_rank,
+        padded_vocab=padded_vocab,
+    )
+    if len(parts) == 1:
+        return parts[0].clone(memory_format=torch.contiguous_format).view(shard_shape(transform, parts))
+    return torch.cat(parts).view(shard_shape(transform, parts))
 
 
 def from_shards(transform: Transform, shards: Sequence[Tensor], architecture: Architecture) -> list[Tensor]:
     """The Hugging Face tensors that the shards of all tensor ranks make, in the order of the table; views where possible."""
     if transform.kind == "gate_up":
         halves = [shard.chunk(2, 0) for shard in shards]
-        return [torch.cat([half[part] for half in halves]) for part in range(2)]
+        return [_joined([half[part] for half in halves], 0) for part in range(2)]
     if transform.of_experts:
         return _experts_from_shards(transform, shards, architecture.moe_ffn_hidden_size // len(shards))
-    alone = transform.dim is None or len(shards) == 1
-    whole = shards[0] if alone else torch.cat(list(shards), transform.dim)
+    whole = shards[0] if transform.dim is None else _joined(shards, transform.dim)
     if transform.kind == "vocabulary":
         return [whole[: architecture.vocab_size]]
     if transform.kind == "qkv":
@@ -97,6 +132,10 @@ def from_shards(transform: Transform, shards: Sequence[Tensor], architecture: Ar
     return [whole]
 
 
+def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
+
+
 def _experts_from_shards(transform: Transform, shards: Sequence[Tensor], width: int) -> list[Tensor]:
     """Of each expert gate and up, or down; ``width`` is that of its part in a shard."""
     if (
@@ -106,7 +145,7 @@ def _experts_from_shards(transform: Transform, shards: Sequence[Tensor], width: 
         shards = [one.reshape((hidden, -1) if transform.kind == "experts_in" else (-1, hidden)) for one in shards]
     if transform.kind == "experts_out":
         stacks = [shard.unflatten(0, (-1, width)).mT for shard in shards]
-        return [torch.cat(parts, 1) for parts in zip(*stacks, strict=True)]
+        return [_joined(parts, 1) for parts in zip(*stacks, strict=True)]
     halves = [shard.reshape(-1, shard.shape[0], 2 * width).mT.chunk(2, 1) for shard in shards]
     experts = range(len(halves[0][0]))
-    return [torch.cat([one[part][expert] for one in halves]) for expert in experts for part in range(2)]
+    return [_joined([one[part][expert] for one in halves], 0) for expert in experts for part in range(2)]

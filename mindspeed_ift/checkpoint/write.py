@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.serialization import config as torch_config
 
 from mindspeed_ift.checkpoint import index, megatron, sharded
 from mindspeed_ift.checkpoint.names import ExpertPart, hugging_face_shapes, stage_entries
 from mindspeed_ift.checkpoint.sharded import Rectangle
 from mindspeed_ift.checkpoint.source import Source
+from mindspeed_ift.checkpoint.threads import run_all
 from mindspeed_ift.checkpoint.torch_file import ReservedFile
-from mindspeed_ift.checkpoint.transforms import Transform, to_shard
+from mindspeed_ift.checkpoint.transforms import Transform, parts_of_shard, shard_shape
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.layout import Layout
+
+_ITERATION = 1
+"""Of a checkpoint that no step has made: Megatron takes no 0 for one, and MindSpeed-LLM writes 1 too."""
+_Shapes = dict[str, tuple[int, ...]]
 
 
 class Target(NamedTuple):
@@ -36,14 +44,24 @@ class Target(NamedTuple):
     padded_vocab: int
 
 
-def write_weights(directory: Path, source: Source, target: Target, facts: dict[str, Any]) -> str:
-    """A checkpoint of step 0 that has weights and nothing else; it appears whole or not at all.
+def write_weights(
+    directory: Path,
+    source: Source,
+    target: Target,
+    facts: dict[str, Any],
+    *,
+    workers: int = 1,
+    settled: Callable[[], None] = lambda: None,
+) -> str:
+    """A checkpoint that has weights and nothing else; it appears whole or not at all.
 
     Args:
         directory: gets the ``iter_`` folder.
         source: of the weights, which keep their dtypes.
         target: what is written.
         facts: what else the manifest says.
+        workers: threads that read and write.
+        settled: called before the checkpoint appears; it does not if that raises.
 
     Returns:
         The dtype of the weights.
@@ -54,10 +72,11 @@ def write_weights(directory: Path, source: Source, target: Target, facts: dict[s
     """
     architecture, layout = target.architecture, target.layout
     dtype = str(source.dtype("model.embed_tokens.weight")).removeprefix("torch.")
-    staging = megatron.begin_save(directory, 0)
+    staging = megatron.begin_save(directory, _ITERATION)
     try:
         write = _write_rectangles if target.ckpt_format == index.FORMAT else _write_shards
-        files = write(staging, source, target)
+        files = write(staging, source, target, workers)
+        settled()
         manifest = {
             "format": target.ckpt_format,
             "weights_only": True,
@@ -67,11 +86,11 @@ def write_weights(directory: Path, source: Source, target: Target, facts: dict[s
             "padded_vocab_size": target.padded_vocab,
             "dtype": dtype,
             "distributed_optimizer": False,
-            "iteration": 0,
+            "iteration": _ITERATION,
             "consumed_samples": 0,
             **facts,
         }
-        megatron.commit(staging, directory, 0, manifest, files)
+        megatron.commit(staging, directory, _ITERATION, manifest, files)
     except BaseException:
         megatron.abandon_save(staging)
         raise
@@ -103,101 +122,108 @@ def _entries(target: Target, number: int) -> Iterator[_Made]:
                 yield _Made(name, parts, transform, expert)
 
 
-def _cuts(made: _Made, tensors: list[Tensor], target: Target) -> Iterator[tuple[tuple[int, int], Tensor]]:
-    """(tensor rank, expert rank) and what that rank holds of the tensor, for each that holds some of it."""
+def _cuts(made: _Made, tensors: list[Tensor], target: Target) -> Iterator[tuple[tuple[int, int], list[Tensor]]]:
+    """(tensor rank, expert rank) and the parts of what that rank holds of the tensor, for each that holds some of it."""
     layout, of_experts = target.layout, made.transform.of_experts
     size = layout.tensor_of_experts if of_experts else layout.tensor
-    held: tuple[int, Tensor | None] = (-1, None)
+    held: tuple[int, list[Tensor]] = (-1, [])
     for rank, expert in sorted(layout.shards()):
         if of_experts and expert != made.expert:
             continue
-        if held[0] != rank % size or held[1] is None:  # ranks that hold the same follow each other
-            cut = to_shard(
-                made.transform,
-                tensors,
-                target.architecture,
-                tensor_size=size,
-                tensor_rank=rank % size,
-                padded_vocab=target.padded_vocab,
-            )
-            held = (rank % size, cut)
+        if held[0] != rank % size:  # ranks that hold the same follow each other
+            held = (rank % size, _parts(made, tensors, target, size, rank % size))
         yield (rank, expert), held[1]
 
 
-def _write_shards(staging: Path, source: Source, target: Target) -> megatron.Files:
+def _parts(made: _Made, tensors: list[Tensor], target: Target, size: int, rank: int) -> list[Tensor]:
+    return parts_of_shard(
+        made.transform,
+        tensors,
+        target.architecture,
+        tensor_size=size,
+        tensor_rank=rank,
+        padded_vocab=target.padded_vocab,
+    )
+
+
+def _write_shards(staging: Path, source: Source, target: Target, workers: int) -> megatron.Files:
     """A file for each tensor, pipeline and expert rank; those of a pipeline rank grow together."""
     layout, shapes = target.layout, hugging_face_shapes(target.architecture)
     files: megatron.Files = {}
-    chunks = layout.chunks(target.architecture.num_layers)
-    keys = megatron.model_keys(chunks)
+    keys = megatron.model_keys(layout.chunks(target.architecture.num_layers))
     for place in range(layout.pipeline):
-        numbers = {key: place + chunk * layout.pipeline for chunk, key in enumerate(keys)}
+        made = [
+            (key, one) for chunk, key in enumerate(keys) for one in _entries(target, place + chunk * layout.pipeline)
+        ]
         states: dict[tuple[int, int], dict[str, Any]] = {
-            ranks: {"checkpoint_version": 3.0, "iteration": 0, **{key: {} for key in keys}} for ranks in layout.shards()
+            ranks: {"checkpoint_version": 3.0, "iteration": _ITERATION, **{key: {} for key in keys}}
+            for ranks in layout.shards()
         }
-        for key, number in numbers.items():
-            for made in _entries(target, number):
-                planned = [torch.empty(shapes[part], dtype=source.dtype(part), device="meta") for part in made.parts]
-                for ranks, cut in _cuts(made, planned, target):
-                    states[ranks][key][made.name] = cut
-        reserved = {}
-        for (rank, expert), state in states.items():
-            number = megatron.expert_rank(layout, expert)
-            path = megatron.shard_path(rank, place, layout.pipeline, expert_rank=number)
-            reserved[rank, expert] = ReservedFile(staging, path, state)
-        for key, number in numbers.items():
-            for made in _entries(target, number):
-                _fill(reserved, key, made, source, target)
-        for one in reserved.values():
-            files |= one.finish()
+        for key, one in made:
+            planned = [torch.empty(shapes[part], dtype=source.dtype(part), device="meta") for part in one.parts]
+            for ranks, parts in _cuts(one, planned, target):
+                shape = shard_shape(one.transform, parts)
+                states[ranks][key][one.name] = parts[0].new_empty(shape)
+        with contextlib.ExitStack() as opened:
+            reserved = {}
+            for (rank, expert), state in states.items():
+                number = megatron.expert_rank(layout, expert)
+                path = megatron.shard_path(rank, place, layout.pipeline, expert_rank=number)
+                reserved[rank, expert] = ReservedFile(staging, path, state)
+                opened.callback(reserved[rank, expert].close)
+            run_all((partial(_fill, reserved, key, one, source, target, shapes) for key, one in made), workers)
+            for told in run_all((one.finish for one in reserved.values()), len(reserved)):
+                files |= told
     return files
 
 
-def _fill(reserved: dict[tuple[int, int], ReservedFile], key: str, made: _Made, source: Source, target: Target) -> None:
-    """Into the file of each rank its part; what was read for it is let go of on return."""
-    shapes = hugging_face_shapes(target.architecture)
-    tensors = [source.tensor(part, shapes[part]) for part in made.parts]
-    for ranks, cut in _cuts(made, tensors, target):
-        reserved[ranks].fill(key, made.name, cut)
-
-
-def _write_rectangles(staging: Path, source: Source, target: Target) -> megatron.Files:
-    """Whole tensors, whatever the layout: a file for each layer, with what comes before the first and after the last."""
-    architecture, shapes = target.architecture, hugging_face_shapes(target.architecture)
-    files: megatron.Files = {}
-    stored: list[index.Stored] = []
-    for layer in range(architecture.num_layers):
-        first, last = layer == 0, layer == architecture.num_layers - 1
-        entries = stage_entries(architecture, range(layer, layer + 1), first_stage=first, last_stage=last)
-        rectangles = (
-            _whole(sharded.key_of(name, layer), parts, transform, source, target, shapes)
-            for name, parts, transform in entries
-            if not (architecture.tied and name == "output_layer.weight")  # a copy of the embedding
-        )
-        written, told = sharded.write_rectangles(staging, 0, rectangles, layer)
-        files |= written
-        stored += told
-    return files | index.write_index(staging, stored, 0)
-
-
-def _whole(
+def _fill(
+    reserved: dict[tuple[int, int], ReservedFile],
     key: str,
-    parts: tuple[str, ...],
-    transform: Transform,
+    made: _Made,
     source: Source,
     target: Target,
-    shapes: dict[str, tuple[int, ...]],
-) -> Rectangle:
-    value = to_shard(
-        transform,
-        [source.tensor(part, shapes[part]) for part in parts],
-        target.architecture,
-        tensor_size=1,
-        tensor_rank=0,
-        padded_vocab=target.padded_vocab,
+    shapes: _Shapes,
+) -> None:
+    """Into the file of each rank its part; what was read for it is let go of on return."""
+    tensors = [source.tensor(part, shapes[part]) for part in made.parts]
+    for ranks, parts in _cuts(made, tensors, target):
+        reserved[ranks].fill(key, made.name, parts)
+
+
+def _write_rectangles(staging: Path, source: Source, target: Target, workers: int) -> megatron.Files:
+    """Whole tensors, whatever the layout: a file for each layer, with what comes before the first and after the last."""
+    shapes, layers = hugging_face_shapes(target.architecture), range(target.architecture.num_layers)
+    jobs = (partial(_write_layer, staging, source, target, shapes, layer) for layer in layers)
+    files: megatron.Files = {}
+    stored: list[index.Stored] = []
+    for written, told in run_all(jobs, workers):
+        files |= written
+        stored += told
+    return files | index.write_index(staging, stored, _ITERATION)
+
+
+def _write_layer(
+    staging: Path, source: Source, target: Target, shapes: _Shapes, layer: int
+) -> tuple[megatron.Files, list[index.Stored]]:
+    architecture = target.architecture
+    first, last = layer == 0, layer == architecture.num_layers - 1
+    entries = stage_entries(architecture, range(layer, layer + 1), first_stage=first, last_stage=last)
+    rectangles = (
+        _whole(_Made(sharded.key_of(name, layer), parts, transform, 0), source, target, shapes)
+        for name, parts, transform in entries
+        if not (architecture.tied and name == "output_layer.weight")  # a copy of the embedding
     )
+    with torch_config.patch("save.compute_crc32", False):  # nothing of torch's looks at it
+        return sharded.write_rectangles(staging, 0, rectangles, layer)
+
+
+def _whole(made: _Made, source: Source, target: Target, shapes: _Shapes) -> Rectangle:
+    transform = made.transform
+    parts = _parts(made, [source.tensor(part, shapes[part]) for part in made.parts], target, 1, 0)
+    value = torch.cat(parts).view(shard_shape(transform, parts)) if len(parts) > 1 else parts[0].contiguous()
     if transform.of_experts:  # in these files one expert after the other; in memory they lie like that
         experts, width = target.architecture.num_experts, target.architecture.moe_ffn_hidden_size
         inside = (-1, 2, width) if transform.kind == "experts_in" else (width, -1)
         value = value.view(experts, *inside)
-    return Rectangle(key, tuple(value.shape), (0,) * value.dim(), value, padded=transform.kind == "vocabulary")
+    return Rectangle(made.name, tuple(value.shape), (0,) * value.dim(), value, padded=transform.kind == "vocabulary")

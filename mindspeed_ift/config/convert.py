@@ -56,6 +56,8 @@ class ConvertConfig:
     """Numbers of layers that do nothing, as training is told them: the pipeline devices that would hold them hold fewer."""
     make_vocab_size_divisible_by: int = 1
     """Pad the embedding to this times the tensor parallel size."""
+    workers: int = 2
+    """Threads that read and write; each holds one group of tensors. What is written does not depend on it."""
     dry_run: bool = False
     """Print the resolved configuration and stop."""
 
@@ -99,6 +101,7 @@ class ConvertConfig:
             ("--target-expert-parallel-size", self.target_expert_parallel_size),
             ("--expert-tensor-parallel-size", self.expert_tensor_parallel_size or 1),
             ("--make-vocab-size-divisible-by", self.make_vocab_size_divisible_by),
+            ("--workers", self.workers),
         ):
             if value < 1:
                 raise UserError(f"{flag} {value} must be at least 1")

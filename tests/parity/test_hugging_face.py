@@ -216,7 +216,7 @@ def test_any_layout_to_any_layout_is_equal_to_the_byte(tmp_path: Path, kind: str
         assert back.keys() == expected.keys()
         for tensor, value in expected.items():
             assert back[tensor].dtype is value.dtype and torch.equal(back[tensor], value), (name, ckpt_format, tensor)
-    cut = {path.name for path in (tmp_path / "mg 2/iter_0000000").glob("mp_rank_*")}
+    cut = {path.name for path in (tmp_path / "mg 2/iter_0000001").glob("mp_rank_*")}
     assert cut == ({"mp_rank_00_000", "mp_rank_01_001"} if experts else {"mp_rank_00", "mp_rank_01"})
     assert Architecture.from_hugging_face(tmp_path / "back 0") == Architecture.from_hugging_face(source)
     AutoModelForCausalLM.from_pretrained(tmp_path / "back 0")
@@ -273,7 +273,7 @@ def test_a_converted_checkpoint_is_what_training_loads(
     convert(ConvertConfig("hf", "mg", source, tmp_path / "mg", ckpt_format=ckpt_format))
     architecture = Architecture.from_hugging_face(source)
     ours, expected = (build_model(architecture, ModelOptions(padded_vocab=250), groups) for _ in "ab")
-    load_model(tmp_path / "mg/iter_0000000", [ours], groups)
+    load_model(tmp_path / "mg/iter_0000001", [ours], groups)
     place = {"layers": range(2), "first_stage": True, "last_stage": True, "tensor_size": 1, "tensor_rank": 0}
     fill(expected, model_shard(Folder(source), architecture, **place, padded_vocab=250), str(source))  # type: ignore[arg-type]
     assert all(map(torch.equal, ours.parameters(), expected.parameters()))
@@ -285,7 +285,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     convert(ConvertConfig("hf", "mg", source, tmp_path / "mg"))
     with pytest.raises(UserError, match="not empty"):
         convert(ConvertConfig("hf", "mg", source, tmp_path / "mg"))
-    shard = tmp_path / "mg/iter_0000000/mp_rank_00/model_optim_rng.pt"
+    shard = tmp_path / "mg/iter_0000001/mp_rank_00/model_optim_rng.pt"
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(UserError, match="checksum"):
         convert(ConvertConfig("mg", "hf", tmp_path / "mg", tmp_path / "back"))

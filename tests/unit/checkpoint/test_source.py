@@ -89,7 +89,7 @@ def test_a_checkpoint_that_is_not_its_manifest(
     source: Path, tmp_path: Path, edit: Callable[[dict[str, Any], dict[str, Any]], Any], message: str, target: Any
 ) -> None:
     convert(ConvertConfig("hf", "mg", source, tmp_path / "mg"))
-    folder = tmp_path / "mg/iter_0000000"
+    folder = tmp_path / "mg/iter_0000001"
     facts = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     state = torch.load(folder / "mp_rank_00/model_optim_rng.pt", weights_only=True)
     edit(state["model"], facts)

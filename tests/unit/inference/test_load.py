@@ -33,7 +33,7 @@ def test_every_kind_of_folder_gives_the_same_model(tmp_path: Path, tied: bool) -
     convert(ConvertConfig("hf", "mg", source, tmp_path / "mg", **layout))
     tokens = torch.arange(20)[None]
     logits = []
-    for folder in (source, tmp_path / "mg", tmp_path / "mg/iter_0000000"):
+    for folder in (source, tmp_path / "mg", tmp_path / "mg/iter_0000001"):
         loaded = load(folder)
         assert not loaded.model.training and loaded.facts["tokenizer"] == str(source)
         with torch.no_grad():
@@ -62,5 +62,5 @@ def _end() -> None:
 
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"--load {tmp_path} is neither a Hugging Face folder nor a checkpoint"):
+    with pytest.raises(UserError, match=f"--load {tmp_path} is neither a Hugging Face folder nor a Megatron"):
         load(tmp_path)

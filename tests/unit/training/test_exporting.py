@@ -24,19 +24,19 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_the_folder_of_a_step_is_written_anew(run: Path) -> None:
-    target = run / "mg2hf_iteration0"
+    target = run / "mg2hf_iteration1"
     for _ in range(2):
-        assert export(run / "iter_0000000", None) == f"saved {target} (Hugging Face)"
+        assert export(run / "iter_0000001", None) == f"saved {target} (Hugging Face)"
         (target / "left").write_text("of a run before")
     (target / "left").unlink()
     assert (target / "config.json").is_file() and (target / "model.safetensors").is_file()
 
 
 def test_a_failure_is_a_line_and_ends_nothing(run: Path) -> None:
-    shard = run / "iter_0000000/mp_rank_00/model_optim_rng.pt"
+    shard = run / "iter_0000001/mp_rank_00/model_optim_rng.pt"
     shard.write_bytes(shard.read_bytes()[:-1])
-    told = export(run / "iter_0000000", None)
-    assert told.startswith("notice: no Hugging Face folder of iter_0000000: ") and "size or checksum differ" in told
+    told = export(run / "iter_0000001", None)
+    assert told.startswith("notice: no Hugging Face folder of iter_0000001: ") and "size or checksum differ" in told
     assert [path.name for path in run.glob("*hf*")] == []
 
 
@@ -45,4 +45,4 @@ def test_a_checkpoint_of_weights_alone_begins_a_training_and_continues_none(run:
         TuneConfig, ["--load", str(run), "--train-iters", "1", "--data-path", "x"], program="tune", description=""
     )
     sources = find_sources(config)
-    assert sources.weights == run / "iter_0000000" and sources.resume is None
+    assert sources.weights == run / "iter_0000001" and sources.resume is None

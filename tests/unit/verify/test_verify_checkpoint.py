@@ -70,7 +70,7 @@ def test_a_damaged_file_of_a_checkpoint(
     tmp_path: Path, made: Path, told: Told, harm: Callable[[Path], None], expected: str
 ) -> None:
     folder = _copy(made / "mg", tmp_path / "mg")
-    harm(folder / "iter_0000000/mp_rank_01/model_optim_rng.pt")
+    harm(folder / "iter_0000001/mp_rank_01/model_optim_rng.pt")
     assert verify([str(folder)]) == 1
     text = told()
     assert expected in text and "mp_rank_01/model_optim_rng.pt" in text and "mp_rank_00/model_optim_rng.pt" not in text
@@ -78,11 +78,11 @@ def test_a_damaged_file_of_a_checkpoint(
 
 def test_older_checkpoints_are_looked_at_too(tmp_path: Path, made: Path, told: Told) -> None:
     folder = _copy(made / "mg", tmp_path / "mg")
-    _copy(folder / "iter_0000000", folder / "iter_0000004")
+    _copy(folder / "iter_0000001", folder / "iter_0000004")
     (folder / "latest_checkpointed_iteration.txt").write_text("4", encoding="utf-8")
-    (folder / "iter_0000000/mp_rank_00/model_optim_rng.pt").unlink()
+    (folder / "iter_0000001/mp_rank_00/model_optim_rng.pt").unlink()
     assert verify([str(folder)]) == 1
-    assert "iter_0000004 (torch): files and checksums" in (text := told()) and "iter_0000000/mp_rank_00" in text
+    assert "iter_0000004 (torch): files and checksums" in (text := told()) and "iter_0000001/mp_rank_00" in text
 
 
 def test_wrong_tensors_of_a_hugging_face_folder(tmp_path: Path, made: Path, told: Told) -> None:
@@ -107,7 +107,7 @@ def test_a_missing_shard_and_a_damaged_manifest(tmp_path: Path, made: Path, told
     )
     assert verify([str(folder)]) == 1 and "gone.safetensors" in told()
     folder = _copy(made / "mg", tmp_path / "mg")
-    (folder / "iter_0000000/manifest.json").write_text("{", encoding="utf-8")
+    (folder / "iter_0000001/manifest.json").write_text("{", encoding="utf-8")
     assert verify([str(folder)]) == 1 and "manifest.json is damaged" in told()
 
 
