@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.data.indexed import IndexedColumn, column_path
 from mindspeed_ift.data.preprocess import Summary, preprocess
+from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
 from tests.tiny_tokenizer import make_tiny_tokenizer
 
 RECORDS = [
@@ -23,6 +25,12 @@ GOOD = {"instruction": "q", "output": "a"}
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny tokenizer, for all tests of a module."""
     return make_tiny_tokenizer(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def words(tokenizer: Path) -> Tokenizer:
+    """It loaded."""
+    return load_tokenizer(tokenizer)
 
 
 @pytest.fixture
@@ -45,6 +53,12 @@ def write(file: Path, records: list[dict[str, Any]]) -> Path:
 def run(config: PreprocessConfig) -> Summary:
     """Prepare without a word."""
     return preprocess(config, report=lambda line: None)
+
+
+def prepared(config: PreprocessConfig, records: list[dict[str, Any]], **flags: Any) -> Summary:
+    """Prepare these records under ``--prompt-type qwen``, however many of them are malformed."""
+    write(Path(config.input), records)
+    return run(replace(config, prompt_type="qwen", max_drop_fraction=1.0, **flags))
 
 
 def contents(config: PreprocessConfig) -> dict[str, bytes]:

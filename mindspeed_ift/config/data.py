@@ -87,6 +87,9 @@ class PreprocessConfig:
     json_keys: tuple[str, ...] = ("text",)
     """Columns of plain text (GeneralPretrainHandler); one dataset a column."""
 
+    dataset_additional_keys: tuple[str, ...] = ()
+    """Columns of text kept beside each prompt (R1...InstructionHandler); labels is the record's own answer."""
+
     seq_length: int | None = None
     """Longest sample: longer ones are cut or left out, as the mode and template do. Length of a row with --pack."""
 
@@ -338,6 +341,14 @@ def _text_columns_differ(config: PreprocessConfig) -> None:
             raise UserError(f"--json-keys names {column} twice; each column is a dataset, give it once")
 
 
+def _kept_columns_are_others(config: PreprocessConfig) -> None:
+    for column in config.dataset_additional_keys:
+        if column in ("input_ids", "attention_mask") or config.dataset_additional_keys.count(column) > 1:
+            raise UserError(
+                f"--dataset-additional-keys {column}: a column of the dataset is called so already; leave it out"
+            )
+
+
 _RULES = (
     _paths_are_given,
     _packing_needs_a_length,
@@ -347,6 +358,7 @@ _RULES = (
     _fractions_are_possible,
     _text_is_not_packed,
     _text_columns_differ,
+    _kept_columns_are_others,
     _probabilities_need_interleaving,
     _overlong_needs_a_length,
     _shards_are_of_one_set,

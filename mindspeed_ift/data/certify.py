@@ -9,7 +9,7 @@ from typing import Any
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data import template_comparison
-from mindspeed_ift.data.conversation import Conversation, DropRecord, LeaveOut, PreferencePair
+from mindspeed_ift.data.conversation import Conversation, DropRecord, LeaveOut, PreferencePair, RolloutPrompt
 from mindspeed_ift.data.encode import Encoder
 from mindspeed_ift.data.formats import Format
 from mindspeed_ift.data.records import Origin, Record
@@ -164,7 +164,8 @@ def samples_of(form: Format, records: Iterable[tuple[Record, Origin]]) -> Iterat
     for record, origin in records:
         try:
             found = form.convert(record)
-            yield str(origin), found.chosen if isinstance(found, PreferencePair) else found
+            found = found.chosen if isinstance(found, PreferencePair) else found
+            yield str(origin), found.conversation if isinstance(found, RolloutPrompt) else found
         except DropRecord as reason:
             yield str(origin), reason
 

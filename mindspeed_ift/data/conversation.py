@@ -103,6 +103,19 @@ class PreferencePair:
 
 
 @dataclass(frozen=True)
+class RolloutPrompt:
+    """What a model is to answer anew in reinforcement learning.
+
+    Attributes:
+        conversation: Its last answer is not shown.
+        texts: Kept beside it.
+    """
+
+    conversation: Conversation
+    texts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ToolCall:
     """A call of a function: its name and its arguments (any JSON value, an object as a rule)."""
 

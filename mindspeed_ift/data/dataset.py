@@ -74,8 +74,9 @@ class InstructionDataset:
 
     def __init__(self, prefix: str | Path) -> None:
         self.prefix = str(prefix)
-        _check_files(self.prefix)
         self.manifest = read_manifest(self.prefix)
+        _check_learnt(self.prefix, self.manifest)
+        _check_files(self.prefix)
         """What preprocess.py noted (see there), or None for a dataset of MindSpeed-LLM."""
         weights = (WEIGHTS,) if Path(f"{column_path(self.prefix, WEIGHTS)}.idx").is_file() else ()
         self._columns = {name: IndexedColumn(column_path(self.prefix, name)) for name in (*COLUMNS, *weights)}
@@ -184,6 +185,15 @@ class InstructionDataset:
 def is_dataset(prefix: str) -> bool:
     """Whether any file of a dataset lies at ``prefix``."""
     return any(Path(column_path(prefix, name) + ".idx").is_file() for name in COLUMNS)
+
+
+def _check_learnt(prefix: str, manifest: dict[str, Any] | None) -> None:
+    if manifest is not None and manifest.get("learnt_tokens") == 0:
+        raise UserError(
+            f"dataset {prefix} holds prompts for reinforcement learning, of which nothing is learnt; prepare the records"
+            " with another --handler-name, or look at a column with show-data"
+            f" {column_path(prefix, 'input_ids')}"
+        )
 
 
 def _check_files(prefix: str) -> None:

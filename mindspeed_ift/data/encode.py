@@ -276,7 +276,7 @@ class Encoder:
         options, pairs = self.options, written.turns
         efficient = self.template.efficient_eos
         whole = self._length(written)
-        pairs = self._cut(pairs)
+        pairs = self.cut(pairs)
         last = len(pairs) - 1
         # LLaMA-Factory counts turns from the one that takes its room first: with only the last answer learnt, its
         # prompt is the one whose first position does not learn the end of the answer before.
@@ -314,7 +314,7 @@ class Encoder:
             labels[0] = self.end_id
         return labels
 
-    def _cut(self, pairs: list[Pair]) -> list[Pair]:
+    def cut(self, pairs: list[Pair]) -> list[Pair]:
         """Turns cut to the lengths asked for, all of them together and each by itself."""
         options, rules = self.options, self.template.rules
         # With only the last answer learnt, the last turn takes its room first.

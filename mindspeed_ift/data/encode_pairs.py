@@ -31,6 +31,16 @@ class EncodedPair:
     notes: tuple[str, ...] = ()
     cut_tokens: int = 0
 
+    @property
+    def tokens(self) -> int:
+        """Of both."""
+        return len(self.chosen) + len(self.rejected)
+
+    @property
+    def learnt_tokens(self) -> int:
+        """Of both."""
+        return self.chosen.learnt_tokens + self.rejected.learnt_tokens
+
     def columns(self) -> dict[str, np.ndarray]:
         """By `PAIR_COLUMNS`, int32 ``[n]`` each."""
         found = (self.chosen.input_ids, self.chosen.labels, self.rejected.input_ids, self.rejected.labels)

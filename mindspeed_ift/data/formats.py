@@ -18,7 +18,7 @@ from mindspeed_ift.data.column_formats import AlpacaFormat, AlpacaPairFormat
 from mindspeed_ift.data.conversation import Conversation, DropRecord, PreferencePair
 from mindspeed_ift.data.dialogue_formats import MossFormat
 from mindspeed_ift.data.fields import Record, unwrapped
-from mindspeed_ift.data.handlers import AUTO, HANDLERS, check_handler
+from mindspeed_ift.data.handlers import AUTO, HANDLERS, KEEPERS, ROLLOUTS, check_handler
 from mindspeed_ift.data.message_formats import (
     OpenAIFormat,
     OpenAIPairFormat,
@@ -26,6 +26,7 @@ from mindspeed_ift.data.message_formats import (
     SharegptPairFormat,
     Tags,
 )
+from mindspeed_ift.data.rollout_formats import RolloutFormat
 from mindspeed_ift.data.text_formats import MadeTextFormat, TextFormat
 
 OPTIONAL_COLUMNS = ("system", "history", "tools")
@@ -120,11 +121,16 @@ class AutoFormat:
         return self._known[key]
 
 
-Format = InstructionFormat | TextFormat | AutoFormat
+Format = InstructionFormat | RolloutFormat | TextFormat | AutoFormat
 
 
 def make_format(
-    handler: str, map_keys: Mapping[str, Any], json_keys: tuple[str, ...], first: Sequence[Record], where: str
+    handler: str,
+    map_keys: Mapping[str, Any],
+    json_keys: tuple[str, ...],
+    first: Sequence[Record],
+    where: str,
+    kept: tuple[str, ...] = (),
 ) -> Format:
     """The format of a dataset.
 
@@ -134,6 +140,7 @@ def make_format(
         json_keys: ``--json-keys``.
         first: The first records, to recognize (auto) and to find columns that are not there; not empty.
         where: Origin of the first record, for messages.
+        kept: ``--dataset-additional-keys``.
 
     Raises:
         UserError: Unknown handler or key, a column that is not in the data, or records of unknown or several kinds.
@@ -152,6 +159,8 @@ def make_format(
         remedy = "name the right one with --json-keys"
     else:
         form = found(**_checked_keys(found, map_keys, handler)).adapt(columns)
+    if handler in ROLLOUTS:
+        form = RolloutFormat(form, kept if handler in KEEPERS else ())
     for column in form.required():
         if column not in columns:
             raise UserError(_no_column(column, first, where, remedy))

@@ -8,6 +8,7 @@ from typing import Any
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.column_formats import AlpacaFormat, AlpacaPairFormat
 from mindspeed_ift.data.dialogue_formats import BelleFormat, JoinedFormat, LeetcodeFormat, MossFormat
+from mindspeed_ift.data.hunyuan_template import HUNYUAN
 from mindspeed_ift.data.message_formats import OpenAIFormat, SharegptFormat, SharegptPairFormat
 from mindspeed_ift.data.text_formats import (
     AlpacaTextFormat,
@@ -29,6 +30,10 @@ HANDLERS: dict[str, type[Any]] = {
     "MOSSInstructionHandler": MossFormat,
     "MOSSMultiTurnHandler": MossFormat,
     "LeetcodePythonInstructionHandler": LeetcodeFormat,
+    "HunyuanInstructionHandler": SharegptFormat,
+    "PPOAlpacaStyleInstructionHandler": AlpacaFormat,
+    "R1AlpacaStyleInstructionHandler": AlpacaFormat,
+    "R1SharegptStyleInstructionHandler": SharegptFormat,
     "GeneralPretrainHandler": TextFormat,
     "AlpacaPretrainHandler": AlpacaTextFormat,
     "SharegptPretrainHandler": SharegptTextFormat,
@@ -36,29 +41,26 @@ HANDLERS: dict[str, type[Any]] = {
 }
 """``--handler-name`` -> format."""
 
+KEEPERS = ("R1AlpacaStyleInstructionHandler", "R1SharegptStyleInstructionHandler")
+"""Handlers that keep other columns beside a prompt."""
+
+ROLLOUTS = ("PPOAlpacaStyleInstructionHandler", *KEEPERS)
+"""Handlers that write the prompt alone, for reinforcement learning."""
+
 OWN_PROMPTS: dict[str, str] = {
     "GeneralInstructionHandler": STEPS.name,
     "BelleMultiTurnInstructionHandler": STEPS.name,
     "LeetcodePythonInstructionHandler": STEPS.name,
     "MOSSInstructionHandler": EACH_ANSWER.name,
     "MOSSMultiTurnHandler": MARKS.name,
+    "HunyuanInstructionHandler": HUNYUAN.name,
 }
 """``--handler-name`` -> the template that it writes, whatever ``--prompt-type`` says."""
 
 AUTO = ("auto", "LlamaFactoryInstructionHandler")
 """Names that ask to recognize the format; the second leaves it to a file of LLaMA-Factory's in MindSpeed-LLM."""
 
-_ROLLOUTS = (
-    "it prepares prompts for reinforcement learning, which is not done here; give an ...InstructionHandler to tune"
-)
-_OTHERS: dict[str, str] = {
-    "HunyuanInstructionHandler": "it needs Hunyuan's own tokenizer; give SharegptStyleInstructionHandler",
-    "AlpacaStyleProcessRewardHandler": "it prepares process rewards, which are not learnt here",
-    "PPOAlpacaStyleInstructionHandler": _ROLLOUTS,
-    "R1AlpacaStyleInstructionHandler": _ROLLOUTS,
-    "R1SharegptStyleInstructionHandler": _ROLLOUTS,
-}
-"""Handlers of MindSpeed-LLM that are none here, and what to do instead."""
+_REMOVED = "AlpacaStyleProcessRewardHandler"
 
 
 def check_handler(name: str) -> None:
@@ -69,14 +71,12 @@ def check_handler(name: str) -> None:
     """
     if name in AUTO or name in HANDLERS:
         return
-    if name in _OTHERS:
-        raise UserError(f"--handler-name {name} is not supported: {_OTHERS[name]}")
+    if name == _REMOVED:
+        raise UserError(
+            f"--handler-name {name} is not supported: its labels are process rewards, whose training MindSpeed-LLM has"
+            " removed; give AlpacaStyleInstructionHandler to tune on answers"
+        )
     known = [*AUTO, *HANDLERS]
     near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"give one of: {', '.join(known)}"
     raise UserError(f"--handler-name {name} is not a handler; {hint}")
-
-
-def template_of_handler(name: str) -> str | None:
-    """The template that a handler writes whatever ``--prompt-type`` says; None for one that writes that."""
-    return OWN_PROMPTS.get(name)

@@ -29,14 +29,18 @@ _ANSWER = "This is the answer."
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
-def chat_messages(conversation: Conversation) -> list[dict[str, Any]]:
+def chat_messages(conversation: Conversation, always_system: bool = False) -> list[dict[str, Any]]:
     """A conversation in the form of `apply_chat_template`: role and content, calls apart.
+
+    Args:
+        conversation: What to write.
+        always_system: Begin with a message of the system, if need be an empty one.
 
     Raises:
         DropRecord: A call cannot be read.
     """
     messages: list[dict[str, Any]] = []
-    if conversation.system:
+    if conversation.system or always_system:
         messages.append({"role": "system", "content": conversation.system})
     for message in conversation.messages:
         if message.role is Role.OBSERVATION:
@@ -59,7 +63,11 @@ def chat_messages(conversation: Conversation) -> list[dict[str, Any]]:
 
 
 def render_chat(
-    tokenizer: Tokenizer, conversation: Conversation, generation_prompt: bool = False, **options: Any
+    tokenizer: Tokenizer,
+    conversation: Conversation,
+    generation_prompt: bool = False,
+    always_system: bool = False,
+    **options: Any,
 ) -> str:
     """What the tokenizer's chat template writes.
 
@@ -67,22 +75,27 @@ def render_chat(
         tokenizer: With a chat template.
         conversation: May end in a prompt.
         generation_prompt: Go on to where the model answers.
+        always_system: See `chat_messages`.
         options: For the template (``enable_thinking``, say).
 
     Raises:
         DropRecord: The template refuses the conversation, or a call or tool cannot be read.
         UserError: The template itself cannot be used.
     """
-    return _render(tokenizer, conversation, generation_prompt, **options)[0]
+    return _render(tokenizer, conversation, generation_prompt, always_system, **options)[0]
 
 
 def _render(
-    tokenizer: Tokenizer, conversation: Conversation, generation_prompt: bool = False, **options: Any
+    tokenizer: Tokenizer,
+    conversation: Conversation,
+    generation_prompt: bool = False,
+    always_system: bool = False,
+    **options: Any,
 ) -> tuple[str, list[tuple[int, int]]]:
     from jinja2 import TemplateError
 
     assert tokenizer.chat_template is not None
-    messages = chat_messages(conversation)
+    messages = chat_messages(conversation, always_system)
     tools = parse_tools(conversation.tools) if conversation.tools.strip() else None
     try:
         return tokenizer.chat_template.render(messages, tools or None, generation_prompt, **options)
@@ -107,18 +120,24 @@ class ChatTemplateEncoder(Encoder):
         UserError: There is no chat template, or it cannot do what the options ask.
     """
 
+    always_system = False
+    """See `chat_messages`."""
+
     def __init__(self, template: Template, tokenizer: Tokenizer, options: EncodeOptions) -> None:
         super().__init__(template, tokenizer, options)
         if tokenizer.chat_template is None:
             raise UserError(
-                f"--prompt-type hf: tokenizer {tokenizer.path} has no chat template; name one of the built-in templates"
+                f"--prompt-type {template.name}: tokenizer {tokenizer.path} has no chat template; name one of the built-in"
+                " templates"
             )
         for flag, given in (
             ("--escape-special-tokens", options.escape_special_tokens),
             ("--drop-thinking", options.drop_thinking),
         ):
             if given:
-                raise UserError(f"{flag} does not go with --prompt-type hf, whose template decides; leave it out")
+                raise UserError(
+                    f"{flag} does not go with --prompt-type {template.name}, whose template decides; leave it out"
+                )
         self._source = tokenizer.chat_template.source
         self._marked = _MARK.search(self._source) is not None
         self._template_options = (
@@ -201,11 +220,11 @@ class ChatTemplateEncoder(Encoder):
         )
 
     def _text(self, conversation: Conversation) -> str:
-        return render_chat(self.tokenizer, conversation, **self._template_options)
+        return render_chat(self.tokenizer, conversation, always_system=self.always_system, **self._template_options)
 
     def _prompt(self, conversation: Conversation) -> list[int]:
         return self.tokenizer.encode(
-            render_chat(self.tokenizer, conversation, generation_prompt=True, **self._template_options)
+            render_chat(self.tokenizer, conversation, True, self.always_system, **self._template_options)
         )
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.data.formats import OPTIONAL_COLUMNS, AutoFormat, Format
-from mindspeed_ift.data.handlers import template_of_handler
+from mindspeed_ift.data.handlers import KEEPERS, OWN_PROMPTS
 from mindspeed_ift.data.ledger import Ledger
+from mindspeed_ift.data.rollout_formats import RolloutFormat
 from mindspeed_ift.data.template_choice import definition
 from mindspeed_ift.data.template_table import TEMPLATES
 from mindspeed_ift.data.templates import Template, TokenId
@@ -64,7 +65,7 @@ def _about_template(template: Template, tokenizer: Tokenizer, path: str) -> Iter
 
 
 def _about_own_prompt(config: PreprocessConfig, template: Template, tokenizer: Tokenizer) -> Iterator[str]:
-    own = template_of_handler(config.handler_name) is not None
+    own = config.handler_name in OWN_PROMPTS
     if own and config.prompt_type not in ("qwen", template.name):
         yield f"--prompt-type {config.prompt_type} changes nothing: {config.handler_name} writes a prompt of its own"
     if own and config.prompt_type_path:
@@ -89,3 +90,7 @@ def _about_records(config: PreprocessConfig, form: Format, ledger: Ledger) -> It
     for flag, given in (("--append-eod", config.append_eod), ("--train-on-prompt", config.train_on_prompt)):
         if given and form.makes_pairs:
             yield f"{flag} changes nothing: of preference pairs the answers alone are learnt (as in MindSpeed-LLM)"
+        if given and isinstance(form, RolloutFormat):
+            yield f"{flag} changes nothing: of {form.title} nothing is learnt (as in MindSpeed-LLM)"
+    if config.dataset_additional_keys and config.handler_name not in KEEPERS:
+        yield f"--dataset-additional-keys changes nothing: {' and '.join(KEEPERS)} keep columns"

@@ -28,7 +28,7 @@ from mindspeed_ift.data.formats import (
     Format,
     make_format,
 )
-from mindspeed_ift.data.handlers import check_handler, template_of_handler
+from mindspeed_ift.data.handlers import OWN_PROMPTS, check_handler
 from mindspeed_ift.data.hub import load_hub_dataset, read_parameters
 from mindspeed_ift.data.indexed import WEIGHTS, DatasetWriter, IndexedColumn, column_path
 from mindspeed_ift.data.intake import InputMarks, Intake, fingerprint, open_intake
@@ -40,6 +40,7 @@ from mindspeed_ift.data.notices import notices
 from mindspeed_ift.data.packed_rows import write_packed
 from mindspeed_ift.data.progress import Progress, Show, SpaceWatch
 from mindspeed_ift.data.records import Origin, Readable, Record, find_datasets
+from mindspeed_ift.data.rollout_formats import RolloutFormat
 from mindspeed_ift.data.shards import Share, Shares, ShareWriter, check_sources
 from mindspeed_ift.data.staging import Mark, Staging, report_write_errors
 from mindspeed_ift.data.template_certificate import KEY as CERTIFICATE
@@ -135,7 +136,7 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print, 
 def _prepare(config: PreprocessConfig, report: Callable[[str], None]) -> _Work:
     config.check()
     check_handler(config.handler_name)
-    own = template_of_handler(config.handler_name)
+    own = OWN_PROMPTS.get(config.handler_name)
     row = None if own else find_row(config.prompt_type, config.prompt_type_path)
     template = get_template(own or config.prompt_type, row, config.prompt_type_path)
     datasets = _datasets(config, report)
@@ -146,7 +147,12 @@ def _prepare(config: PreprocessConfig, report: Callable[[str], None]) -> _Work:
     pool = WorkerPool(tokenizer, workers, config.tokenizer_backend, report)
     first, records = _peek(iter(mixture), inputs)
     form = make_format(
-        config.handler_name, config.mapped_keys(), config.json_keys, [record for record, _ in first], inputs
+        config.handler_name,
+        config.mapped_keys(),
+        config.json_keys,
+        [record for record, _ in first],
+        inputs,
+        config.dataset_additional_keys,
     )
     if isinstance(form, AutoFormat | TextFormat) and form.seen:
         report(form.seen)
@@ -254,6 +260,9 @@ def _writer(config: PreprocessConfig, form: Format, waits: Staging, marks: Mappi
         return DatasetWriter(config.output_prefix, form.json_keys, packed_name=False, staging=waits, marks=marks)
     if form.makes_pairs:
         return DatasetWriter(config.output_prefix, PAIR_COLUMNS, staging=waits, marks=marks)
+    if isinstance(form, RolloutFormat):
+        columns = ("input_ids", "attention_mask", *form.kept)
+        return DatasetWriter(config.output_prefix, columns, staging=waits, marks=marks)
     prefix, columns = config.output_prefix, COLUMNS
     if config.pack:
         prefix, columns = f"{prefix}.samples", SAMPLE_COLUMNS
@@ -295,11 +304,12 @@ def _peek(
 
 
 def _check_mode(form: Format, config: PreprocessConfig) -> None:
-    kind = "preference pairs" if form.makes_pairs else "plain text" if isinstance(form, TextFormat) else ""
+    whole = isinstance(form, RolloutFormat) or form.makes_pairs
+    kind = "preference pairs" if form.makes_pairs else form.title if whole or isinstance(form, TextFormat) else ""
     if kind and config.pack:
         raise UserError(f"--pack is for instruction data, and these records are {kind}: leave --pack out")
-    if form.makes_pairs and config.overlong == "split":
-        raise UserError("--overlong split does not go with preference pairs; give truncate, drop or error")
+    if whole and config.overlong == "split":
+        raise UserError(f"--overlong split does not go with {kind}; give truncate, drop or error")
     if config.pad_to_multiple_of > 1 and not config.neat_pack and not isinstance(form, TextFormat):
         raise UserError(
             "--pad-to-multiple-of is about packed rows and plain text; add --pack --neat-pack, or leave it out"
@@ -355,7 +365,7 @@ def _check(config: PreprocessConfig, work: _Work, ledger: Ledger) -> None:
         raise UserError(
             f"no sample is left of the {ledger.read} records of {work.inputs}: {ledger.reasons()}; nothing was written"
         )
-    if not ledger.learnt_tokens:
+    if not ledger.learnt_tokens and not isinstance(work.job.form, RolloutFormat):
         raise UserError(
             f"no token is learnt in the {ledger.kept} samples of {work.inputs}: there would be nothing to train on;"
             " give a larger --seq-length, or mend which messages count; nothing was written"

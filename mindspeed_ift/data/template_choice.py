@@ -7,6 +7,7 @@ import difflib
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.encode import EncodeOptions, Encoder
 from mindspeed_ift.data.hf_template import CHAT_TEMPLATE, ChatTemplateEncoder
+from mindspeed_ift.data.hunyuan_template import HUNYUAN, HunyuanEncoder
 from mindspeed_ift.data.template_files import Row, read_rows, template_of
 from mindspeed_ift.data.template_fingerprint import fingerprint
 from mindspeed_ift.data.template_table import TEMPLATES
@@ -14,11 +15,12 @@ from mindspeed_ift.data.templates import Template
 from mindspeed_ift.data.tokenizer import Tokenizer
 from mindspeed_ift.data.whole_text import EACH_ANSWER, MARKS, STEPS, EachAnswerEncoder, WholeTextEncoder
 
-OF_HANDLERS = {template.name: template for template in (STEPS, EACH_ANSWER, MARKS)}
+OF_HANDLERS = {template.name: template for template in (STEPS, EACH_ANSWER, MARKS, HUNYUAN)}
 """Name -> template of handlers with a prompt of their own (handlers.py)."""
 
 _KINDS: tuple[tuple[Template, type[Encoder]], ...] = (
     (CHAT_TEMPLATE, ChatTemplateEncoder),
+    (HUNYUAN, HunyuanEncoder),
     (STEPS, WholeTextEncoder),
     (EACH_ANSWER, EachAnswerEncoder),
 )
@@ -77,8 +79,8 @@ def make_encoder(template: Template, tokenizer: Tokenizer, options: EncodeOption
 
 
 def definition(template: Template) -> str | None:
-    """`Encoder.fingerprint` as far as it can be told without a tokenizer: None for the tokenizer's own template."""
-    return None if template is CHAT_TEMPLATE else fingerprint(template)
+    """`Encoder.fingerprint` as far as it can be told without a tokenizer: None where the tokenizer's chat template writes."""
+    return None if template is CHAT_TEMPLATE or template is HUNYUAN else fingerprint(template)
 
 
 def check_definition(found: str | None, recorded: str | None, name: str, where: str) -> None:

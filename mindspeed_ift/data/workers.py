@@ -12,27 +12,31 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mindspeed_ift.config.errors import RunError, UserError
-from mindspeed_ift.data.conversation import Conversation, DropRecord, LeaveOut, PreferencePair
+from mindspeed_ift.data.conversation import Conversation, DropRecord, LeaveOut, PreferencePair, RolloutPrompt
 from mindspeed_ift.data.cutting import fit_text
 from mindspeed_ift.data.encode import CUT_NOTE, SPLIT_NOTE, EncodeOptions, Encoder, StopRun, refuse_overlong
-from mindspeed_ift.data.encode_pairs import PAIR_COLUMNS, encode_pairs
+from mindspeed_ift.data.encode_pairs import PAIR_COLUMNS, EncodedPair, encode_pairs
+from mindspeed_ift.data.encode_rollouts import EncodedRollout, encode_rollouts
 from mindspeed_ift.data.fast_tokenizer import PACKAGE, is_installed
 from mindspeed_ift.data.formats import OPTIONAL_COLUMNS, Format
 from mindspeed_ift.data.indexed import WEIGHTS
 from mindspeed_ift.data.learning import plain_weights
 from mindspeed_ift.data.ledger import Ledger
 from mindspeed_ift.data.records import Origin, Record
+from mindspeed_ift.data.rollout_formats import RolloutFormat
 from mindspeed_ift.data.sample import Sample
 from mindspeed_ift.data.template_choice import get_template, make_encoder
 from mindspeed_ift.data.template_files import Row
@@ -103,7 +107,11 @@ class Worker:
         if self.encoder is None:
             return self._encode_text(chunk, ledger)
         if self.job.form.makes_pairs:
-            return self._encode_pairs(chunk, ledger, self.encoder)
+            return self._encode_columns(chunk, ledger, PAIR_COLUMNS, partial(encode_pairs, self.encoder))
+        if isinstance(self.job.form, RolloutFormat):
+            kept = self.job.form.kept
+            encode = partial(encode_rollouts, self.encoder, kept=kept)
+            return self._encode_columns(chunk, ledger, ("input_ids", *kept), encode)
         return self._encode_conversations(chunk, ledger, self.encoder)
 
     def prove(self, chunk: Chunk) -> str | None:
@@ -139,33 +147,39 @@ class Worker:
         values = _columns(samples)
         return EncodedChunk(values, dict.fromkeys(values, lengths), ledger)
 
-    def _encode_pairs(self, chunk: Chunk, ledger: Ledger, encoder: Encoder) -> EncodedChunk:
+    def _encode_columns(
+        self,
+        chunk: Chunk,
+        ledger: Ledger,
+        names: Sequence[str],
+        encode: Callable[[list[Any]], Sequence[EncodedPair | EncodedRollout | DropRecord]],
+    ) -> EncodedChunk:
+        """Records whose columns have lengths of their own."""
         converted = [self._convert(record) for record, _ in chunk]
-        encoded = iter(encode_pairs(encoder, [one for one in converted if isinstance(one, PreferencePair)]))
+        encoded = iter(encode([one for one in converted if not isinstance(one, DropRecord)]))
         found = []
         for one, (_, origin) in zip(converted, chunk):
-            result = next(encoded) if isinstance(one, PreferencePair) else one
+            result = one if isinstance(one, DropRecord) else next(encoded)
             if isinstance(result, StopRun):
                 raise UserError(f"{origin}: {result}")
             if isinstance(result, DropRecord):
                 _drop(ledger, origin, result)
                 continue
             found.append(result.columns())
-            samples = (result.chosen, result.rejected)
             ledger.keep(
                 origin,
                 result.notes,
-                tokens=sum(map(len, samples)),
-                learnt_tokens=sum(sample.learnt_tokens for sample in samples),
+                tokens=result.tokens,
+                learnt_tokens=result.learnt_tokens,
                 cut_tokens=result.cut_tokens,
             )
         return EncodedChunk(
-            {name: _joined([columns[name] for columns in found]) for name in PAIR_COLUMNS},
-            {name: np.array([len(columns[name]) for columns in found], np.int32) for name in PAIR_COLUMNS},
+            {name: _joined([columns[name] for columns in found]) for name in names},
+            {name: np.array([len(columns[name]) for columns in found], np.int32) for name in names},
             ledger,
         )
 
-    def _convert(self, record: Record) -> Conversation | PreferencePair | DropRecord:
+    def _convert(self, record: Record) -> Conversation | PreferencePair | RolloutPrompt | DropRecord:
         try:
             return self.job.form.convert(record)
         except DropRecord as reason:

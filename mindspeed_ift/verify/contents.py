@@ -46,11 +46,16 @@ class Contents:
     ) -> None:
         self.prefix, self.manifest, self.columns, self.report = prefix, manifest, columns, report
         self.vocab_size = vocab_size or manifest.get("vocab_size")
-        self.groups = [
-            _Group(column, *(columns.get(f"{kind}{one}") for one in ("labels", "attention_mask", WEIGHTS)))
-            for name, column in columns.items()
-            if name.endswith("input_ids") and f"{(kind := name.removesuffix('input_ids'))}labels" in columns
-        ]
+        prompts = manifest.get("learnt_tokens") == 0
+        self.groups = (
+            []
+            if prompts
+            else [
+                _Group(column, *(columns.get(f"{kind}{one}") for one in ("labels", "attention_mask", WEIGHTS)))
+                for name, column in columns.items()
+                if name.endswith("input_ids") and f"{(kind := name.removesuffix('input_ids'))}labels" in columns
+            ]
+        )
         self.learnt = self.segments = 0
         self.neat = bool(manifest.get("neat_pack", False))
         self.end, self.pad = manifest.get("eod_id"), manifest.get("pad_id")
@@ -97,7 +102,7 @@ class Contents:
     def _check_ids(self, check: Check) -> None:
         count = 0
         for name, column in self.columns.items():
-            if name.endswith(("labels", "attention_mask", WEIGHTS)):
+            if name.endswith(("labels", "attention_mask", WEIGHTS)) and self.groups:
                 continue
             count += len(column.values)
             found = _Finding(column, "id {value}, which is none of the vocabulary")

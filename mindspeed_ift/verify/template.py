@@ -14,7 +14,7 @@ from mindspeed_ift.data.certify import Report, certify, samples_of
 from mindspeed_ift.data.conversation import Conversation, Message, Role
 from mindspeed_ift.data.encode import EncodeOptions
 from mindspeed_ift.data.formats import PEEKED, AutoFormat, InstructionFormat, make_format
-from mindspeed_ift.data.handlers import check_handler, template_of_handler
+from mindspeed_ift.data.handlers import OWN_PROMPTS, check_handler
 from mindspeed_ift.data.modes import encode_options
 from mindspeed_ift.data.records import Origin, Record, find_datasets, read_records
 from mindspeed_ift.data.template_certificate import KEY, check_certificate, check_tokenizer
@@ -35,7 +35,7 @@ def verify_template(config: VerifyTemplateConfig) -> Report:
     """
     config.check()
     check_handler(config.handler_name)
-    own = template_of_handler(config.handler_name)
+    own = OWN_PROMPTS.get(config.handler_name)
     row = None if own else find_row(config.prompt_type, config.prompt_type_path)
     template = get_template(own or config.prompt_type, row, config.prompt_type_path)
     tokenizer = load_tokenizer(config.tokenizer_folder, config.trust_remote_code)

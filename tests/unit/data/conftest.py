@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.preparing import config, tokenizer
+from tests.preparing import config, tokenizer, words
 
-__all__ = ["config", "tokenizer"]
+__all__ = ["config", "tokenizer", "words"]

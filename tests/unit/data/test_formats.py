@@ -145,8 +145,7 @@ def test_wrong_flags_are_named(handler: str, keys: dict[str, Any], message: str)
 @pytest.mark.parametrize(
     ("handler", "message"),
     [
-        ("HunyuanInstructionHandler", "is not supported: it needs Hunyuan's own tokenizer; give Sharegpt"),
-        ("R1AlpacaStyleInstructionHandler", "is not supported: it prepares prompts for reinforcement learning"),
+        ("AlpacaStyleProcessRewardHandler", "is not supported: its labels are process rewards"),
         ("SharegptStylePairwiseHandlr", "did you mean SharegptStylePairwiseHandler"),
     ],
 )

@@ -14,9 +14,8 @@ from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.handlers import AUTO, HANDLERS
 from mindspeed_ift.data.indexed import IndexedColumn, column_path
-from mindspeed_ift.data.preprocess import Summary
-from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
-from tests.preparing import column, contents, run, write
+from mindspeed_ift.data.tokenizer import Tokenizer
+from tests.preparing import column, contents, prepared, run, write
 
 BEGIN = (
     "\nBelow is an instruction that describes a task, paired with an input that provides further context. Write a"
@@ -120,16 +119,6 @@ WRITTEN: dict[str, tuple[list[dict[str, Any]], list[tuple[str, str]], list[str]]
         ],
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def words(tokenizer: Path) -> Tokenizer:
-    return load_tokenizer(tokenizer)
-
-
-def prepared(config: PreprocessConfig, records: list[dict[str, Any]], **flags: Any) -> Summary:
-    write(Path(config.input), records)
-    return run(replace(config, prompt_type="qwen", max_drop_fraction=1.0, **flags))
 
 
 @pytest.mark.parametrize("handler", WRITTEN)
@@ -308,6 +297,8 @@ NAMES = {
     *("SharegptStyleInstructionHandler", "OpenAIInstructionHandler", "AlpacaStylePairwiseHandler"),
     *("SharegptStylePairwiseHandler", "GeneralInstructionHandler", "BelleMultiTurnInstructionHandler"),
     *("MOSSMultiTurnHandler", "MOSSInstructionHandler", "LeetcodePythonInstructionHandler"),
+    *("PPOAlpacaStyleInstructionHandler", "R1AlpacaStyleInstructionHandler", "R1SharegptStyleInstructionHandler"),
+    "HunyuanInstructionHandler",
 }
 """The classes ...Handler of MindSpeed-LLM's data_handler.py, which are its names for --handler-name."""
 
