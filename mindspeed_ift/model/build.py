@@ -92,13 +92,13 @@ class Qwen3Model(GPTModel):
             position_ids: int64 ``[B, S]``.
             boundaries: of the whole rows, int32 ``[n + 1]`` on the host, or None.
             labels: int64 ``[B, S]``, shifted; None asks for logits.
-            loss_mask: fp32 ``[B, S]``; without labels bool: one position a row, the only one whose logits are asked for.
+            loss_mask: fp32 ``[B, S]``, where there are labels.
             pads: bool ``[B, S]``, where no sample is: left out where the load of experts is balanced. None: nowhere.
             each: do not sum the loss, see `head.loss_sum`.
 
         Returns:
             Hidden states for the next stage; on the last stage the loss sum (fp32 scalar; with ``each`` fp32 ``[L]``), or
-            without labels this tensor rank's logits ``[B, S (1 with a mask), padded vocabulary / TP]``.
+            without labels this tensor rank's logits ``[B, S, padded vocabulary / TP]``.
         """
         self.rotary_pos_emb.set_positions(position_ids)
         self._each = each
@@ -115,8 +115,6 @@ class Qwen3Model(GPTModel):
             return hidden_states
         shared = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if shared else self.output_layer.weight
-        if labels is None and loss_mask is not None:
-            hidden_states = hidden_states.transpose(0, 1)[loss_mask][None]
         if labels is None:
             return self.output_layer(hidden_states, weight=weight)[0].transpose(0, 1).contiguous()
         return head.loss_sum(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -147,6 +148,9 @@ def grouped_matmul(tokens_TI: Tensor, weights_EIO: Tensor, counts: Sequence[int]
     Returns:
         ``[T, O]``.
     """
+    if len(tokens_TI) and not torch.is_grad_enabled():  # no gradients of zeros to give: a few of many have a token
+        busy = [(expert, end) for expert, end in enumerate(accumulate(counts)) if counts[expert]]
+        return torch.cat([tokens_TI[end - counts[expert] : end] @ weights_EIO[expert] for expert, end in busy])
     parts = zip(tokens_TI.split(list(counts)), weights_EIO.unbind(0), strict=True)
     return torch.cat([part @ weight for part, weight in parts])
 

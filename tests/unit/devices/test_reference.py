@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from mindspeed_ift.devices.kernels import reference
@@ -44,3 +45,14 @@ def test_tokens_ordered_by_expert_and_back() -> None:
     torch.testing.assert_close(back, tokens * factors, **KERNEL)
     (grad,) = torch.autograd.grad(back.sum(), tokens)
     torch.testing.assert_close(grad, factors.expand(4, 5).float(), **KERNEL)
+
+
+@pytest.mark.parametrize("counts", [[0, 3, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
+def test_products_of_many_matrices_need_no_gradient(counts: list[int]) -> None:
+    """The way without gradients leaves out matrices that have no token, and gives what the other gives."""
+    torch.manual_seed(2)
+    tokens, weights = torch.randn(sum(counts), 6), torch.randn(5, 6, 3)
+    expected = reference.grouped_matmul(tokens, weights, counts)
+    with torch.no_grad():
+        found = reference.grouped_matmul(tokens, weights, counts)
+    assert found.shape == (sum(counts), 3) and torch.equal(found, expected)

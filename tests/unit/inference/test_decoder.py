@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+from mindspeed_ift.config.architecture import Architecture
+from mindspeed_ift.config.lora import LoraFlags
 from mindspeed_ift.inference.decoder import Decoder
-from mindspeed_ift.model.build import Qwen3Model
-from tests.tiny_model import tiny_model, world_of_one
+from mindspeed_ift.model.build import ModelOptions, Qwen3Model, build_model
+from mindspeed_ift.parallel.groups import Groups
+from tests.tiny_model import tiny_architecture, tiny_experts, tiny_model, world_of_one
 from tests.tolerances import LOGITS
 
 ROWS = [[3, 4, 5, 6], [7, 8], [9, 1, 2]]
@@ -18,11 +25,42 @@ def _whole(model: Qwen3Model, row: list[int]) -> torch.Tensor:
         return model(torch.tensor([row]), torch.arange(len(row))[None], None)[0, -1, : model.architecture.vocab_size]
 
 
-def test_rows_of_any_lengths_as_if_each_were_alone() -> None:
-    """Prompts padded to the longest, then three tokens each; after the first, the row in the middle leaves."""
+def _model(groups: Groups, architecture: Architecture, lora: LoraFlags | None) -> Qwen3Model:
+    """No two weights alike, those of norms, biases and adapters neither."""
+    model = build_model(architecture, ModelOptions(padded_vocab=32, lora=lora), groups)
+    torch.manual_seed(4)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or "bias" in name or "lora" in name:
+                parameter.uniform_(0.5, 1.5)
+            elif "router" in name:
+                parameter.normal_()
+    return model.eval()
+
+
+ALL_LINEAR = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "lora"),
+    [
+        (tiny_architecture(), None),
+        (tiny_architecture(tied=True), LoraFlags(lora_r=2, lora_alpha=2, lora_target_modules=ALL_LINEAR)),
+        (tiny_architecture(), LoraFlags(lora_r=2, lora_alpha=2, use_dora=True, lora_target_modules=ALL_LINEAR)),
+        (tiny_architecture(qk_layernorm=False, add_qkv_bias=True), None),
+        (tiny_experts(), None),
+        (tiny_experts(norm_topk_prob=False, dense_layers=(0,)), None),
+        (tiny_experts(), LoraFlags(lora_r=2, lora_alpha=2, lora_target_modules=ALL_LINEAR)),
+    ],
+    ids=["dense", "tied, LoRA", "DoRA", "Qwen2.5", "experts", "experts, shares of all", "experts, LoRA"],
+)
+def test_rows_of_any_lengths_as_if_each_were_alone(architecture: Architecture, lora: LoraFlags | None) -> None:
+    """Prompts padded to the longest, then three tokens each; after the first, the row in the middle leaves.
+
+    Held to Megatron's own forward pass over each whole row.
+    """
     with world_of_one() as groups:
-        model = tiny_model(groups).eval()
-        own = [layer.self_attention.core_attention.attend for layer in model.decoder.layers]
+        model = _model(groups, architecture, lora)
         decoder, rows, left = Decoder(model, groups), [list(row) for row in ROWS], [0, 1, 2]
         logits = decoder.start(ROWS, 4)
         for turn in range(4):
@@ -37,14 +75,27 @@ def test_rows_of_any_lengths_as_if_each_were_alone() -> None:
                     rows[row].append(THEN[row][turn])
                 logits = decoder.step([rows[row][-1] for row in left])
         again = decoder.start([[5, 6]], 2)  # nothing is left of the rows before
+        assert again is not None
         torch.testing.assert_close(again[0], _whole(model, [5, 6]), **LOGITS)
-        assert own == [layer.self_attention.core_attention.attend for layer in model.decoder.layers]
+
+
+class Products(TorchFunctionMode):
+    """Remembers the shape of what is multiplied with a weight of 40 rows, the vocabulary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if function is torch.nn.functional.linear and len(given["weight"]) == 40:
+            self.shapes.append(tuple(args[0].shape))
+        return function(*args, **given)
 
 
 def test_only_the_asked_position_meets_the_vocabulary() -> None:
     with world_of_one() as groups:
-        model = tiny_model(groups).eval()
-        shapes = []
-        model.output_layer.register_forward_hook(lambda _, given, __: shapes.append(tuple(given[0].shape)))
-        Decoder(model, groups).start(ROWS, 1)
-    assert shapes == [(1, 3, model.config.hidden_size)]
+        decoder, products = Decoder(tiny_model(groups, padded_vocab=40).eval(), groups), Products()
+        with products:
+            decoder.start(ROWS, 1)
+    assert products.shapes == [(1, 3, 16)]
