@@ -17,6 +17,7 @@ from mindspeed_ift.checkpoint.huggingface import Lazy, refuse_occupied, write_fo
 from mindspeed_ift.checkpoint.names import hugging_face_shapes
 from mindspeed_ift.checkpoint.others import is_of_others
 from mindspeed_ift.checkpoint.peft_folder import write_peft_folder
+from mindspeed_ift.checkpoint.serving import answers_end
 from mindspeed_ift.checkpoint.source import Checkpoint, Opened, Source, open_source
 from mindspeed_ift.checkpoint.write import Target, write_weights
 from mindspeed_ift.config.architecture import Architecture
@@ -149,7 +150,7 @@ def write_hugging_face(
         for name, shape in shapes.items()
     ]
     training = {key: opened.facts[key] for key in TRAINING_FACTS if key in opened.facts}
-    content = opened.architecture.to_hugging_face(_dtype(opened))
+    content = {**opened.architecture.to_hugging_face(_dtype(opened)), **answers_end(opened.facts, tokenizer)}
     write_folder(target, tensors, content, tokenizer, training, workers=workers, settled=settled)
 
 
