@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from mindspeed_ift.cli.generate import main as generate
 from tests.device import torch_npu_wheel
 from tests.device.checks import HERE, assert_passed, report_of
 from tests.device.emulated_npu.environment import environment
-from tests.tolerances import LAYOUT_LOSS
+from tests.distributed import worlds
+from tests.tolerances import BF16_LAYOUT, LAYOUT_LOSS
 from tests.training_runs import gradient_norms, losses, make_datasets, make_hugging_face_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
@@ -20,8 +22,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 SCRIPTS = torch_npu_wheel.ROOT / "examples/qwen3"
 STEPS = 3
 CONSTANT = ("--lr-decay-style", "constant")  # so that a run of fewer steps is the start of one of more
-MODES = {"dynamic": ("tune_qwen3_8b.sh", "single"), "packed": ("tune_qwen3_8b_pack.sh", "packed")}
-"""Mode -> script and dataset."""
+RUNS = {
+    "dynamic": ("tune_qwen3_8b.sh", "single", "dense", ()),
+    "packed": ("tune_qwen3_8b_pack.sh", "packed", "dense", ()),
+    "experts": ("tune_qwen3_30b_a3b.sh", "single", "experts", ()),
+    "adapters": ("tune_qwen3_8b_lora.sh", "single", "dense", ("--bf16",)),
+}
+"""Name -> script, dataset, model and flags besides."""
+_RECORDER = """#!/usr/bin/env bash
+printf '%s\\n' "$@" > "$RECORD"
+"""
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +45,27 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, emulated: dict[str, str]) -> Path:
-    """With datasets, a tokenizer, a model, and each mode's run of one more step on the CPU, ``cpu-MODE``."""
+    """With datasets, a tokenizer, models, and for each of `RUNS` ``cpu-NAME``: its script's training on one CPU rank."""
     made = tmp_path_factory.mktemp("emulated")
     make_datasets(made)
-    make_hugging_face_model(made / "model", tied=True, vocab_size=400)
-    for mode in MODES:
-        variables = {"SAVE": str(made / f"cpu-{mode}"), "DEVICES": "1", "TRAIN_ITERS": str(STEPS + 1)}
-        said = _tune(mode, made, dict(os.environ, MINDSPEED_IFT_DEVICE="cpu"), **variables)
-        assert "device: cpu" in said
+    make_hugging_face_model(made / "dense", tied=True, vocab_size=400)
+    make_hugging_face_model(made / "experts", tied=False, vocab_size=400, experts={})
+    recorder, lines = made / "python", []
+    recorder.write_text(_RECORDER, encoding="utf-8")
+    recorder.chmod(0o755)
+    for name in RUNS:
+        record = made / f"words-{name}"
+        steps = str(STEPS + (name == "packed"))
+        taken = {
+            "PYTHON": str(recorder),
+            "RECORD": str(record),
+            "TRAIN_ITERS": steps,
+            "SAVE": str(made / f"cpu-{name}"),
+        }
+        _tune(name, made, dict(os.environ), DEVICES="1", **taken)
+        words = record.read_text(encoding="utf-8").splitlines()
+        lines.append(words[words.index(str(torch_npu_wheel.ROOT / "tools/posttrain_gpt.py")) + 1 :])
+    worlds.run(lines, 1)
     return made
 
 
@@ -52,35 +75,43 @@ def test_the_device_does_what_it_says(emulated: dict[str, str]) -> None:
         assert_passed(report, checks)
 
 
-def test_one_device_trains_exports_and_answers_as_the_cpu(emulated: dict[str, str], folder: Path) -> None:
-    saved, exported = str(folder / "one"), str(folder / "exported")
-    assert "device: npu" in _tune("dynamic", folder, emulated, SAVE=saved, DEVICES="1")
-    _assert_as_on_cpu(folder / "one", folder / "cpu-dynamic", STEPS)
-    _script("ckpt_convert_qwen3_mcore2hf.sh", folder, emulated, LOAD=saved, HF_OUTPUT=exported)
-    ask = ("--prompt", "add 3 and 6")
-    variables = {"LOAD": exported, "TOKENIZER": str(folder / "tokenizer"), "MAX_NEW_TOKENS": "6"}
-    answers = []
-    for of_device in (emulated, dict(os.environ, MINDSPEED_IFT_DEVICE="cpu")):
-        said = _script("generate_qwen3_8b.sh", folder, of_device, *ask, **variables)
-        answers.append(said[said.index("> add 3 and 6") :])
-    assert answers[0] == answers[1] and answers[0].removeprefix("> add 3 and 6").strip()
+def test_one_device_trains_exports_and_answers_as_the_cpu(
+    emulated: dict[str, str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved, exported = folder / "one", folder / "exported"
+    assert "device: npu" in _tune("dynamic", folder, emulated, SAVE=str(saved), DEVICES="1")
+    _assert_as_on_cpu(saved, folder / "cpu-dynamic", STEPS)
+    _script("ckpt_convert_qwen3_mcore2hf.sh", folder, emulated, LOAD=str(saved), HF_OUTPUT=str(exported))
+    variables = {"LOAD": str(exported), "TOKENIZER": str(folder / "tokenizer"), "MAX_NEW_TOKENS": "6"}
+    found = _answer(_script("generate_qwen3_8b.sh", folder, emulated, "--prompt", "add 3 and 6", **variables))
+    words = ["--load", str(exported), "--tokenizer-name-or-path", str(folder / "tokenizer"), "--max-new-tokens", "6"]
+    generate([*words, "--prompt", "add 3 and 6"])
+    assert found == _answer(capsys.readouterr().out) and found
 
 
-def test_two_devices_share_packed_rows_and_go_on(emulated: dict[str, str], folder: Path) -> None:
-    """In a ring, with a distributed optimizer; resumed with gathered keys and values."""
-    variables = {"SAVE": str(folder / "two"), "DEVICES": "2", "CP": "2"}
-    said = _tune("packed", folder, emulated, **variables)
+def test_two_devices_share_packed_rows_and_four_go_on(emulated: dict[str, str], folder: Path) -> None:
+    """In a ring, with a distributed optimizer; resumed in two stages, point to point among them, with gathered keys."""
+    variables = {"SAVE": str(folder / "shared"), "CP": "2"}
+    said = _tune("packed", folder, emulated, **variables, DEVICES="2")
     assert "device: npu" in said and "context 2" in said
-    more = {"TRAIN_ITERS": str(STEPS + 1), "CP_ALGO": "kvallgather_cp_algo"}
-    assert f"resuming after step {STEPS}" in _tune("packed", folder, emulated, **variables, **more)
-    _assert_as_on_cpu(folder / "two", folder / "cpu-packed", STEPS + 1)
+    more = {"DEVICES": "4", "PP": "2", "CP_ALGO": "kvallgather_cp_algo", "TRAIN_ITERS": str(STEPS + 1)}
+    said = _tune("packed", folder, emulated, **variables, **more)
+    assert f"resuming after step {STEPS}" in said and "pipeline 2 x context 2" in said
+    _assert_as_on_cpu(folder / "shared", folder / "cpu-packed", STEPS + 1)
 
 
-def test_four_devices_in_two_stages_of_split_layers(emulated: dict[str, str], folder: Path) -> None:
-    """Tensor and pipeline parallel: point to point among stages."""
-    said = _tune("packed", folder, emulated, SAVE=str(folder / "four"), DEVICES="4", TP="2", PP="2")
-    assert "device: npu" in said and "tensor 2 x pipeline 2" in said
-    _assert_as_on_cpu(folder / "four", folder / "cpu-packed", STEPS)
+def test_two_devices_share_experts_and_rows(emulated: dict[str, str], folder: Path) -> None:
+    """Half of the experts each; data parallel for all else."""
+    said = _tune("experts", folder, emulated, SAVE=str(folder / "experts-two"), DEVICES="2", EP="2")
+    assert "device: npu" in said and "data 2" in said and "npu_grouped_matmul" in said
+    _assert_as_on_cpu(folder / "experts-two", folder / "cpu-experts", STEPS)
+
+
+def test_two_devices_split_layers_with_adapters_in_bf16(emulated: dict[str, str], folder: Path) -> None:
+    said = _tune("adapters", folder, emulated, SAVE=str(folder / "adapters-two"), DEVICES="2", TP="2")
+    assert "device: npu" in said and "tensor 2" in said and "adapters: fresh" in said
+    found, expected = losses(folder / "adapters-two"), losses(folder / "cpu-adapters")
+    assert len(found) == STEPS and found == pytest.approx(expected, **BF16_LAYOUT)
 
 
 def _assert_as_on_cpu(run: Path, expected: Path, steps: int) -> None:
@@ -89,12 +120,17 @@ def _assert_as_on_cpu(run: Path, expected: Path, steps: int) -> None:
     assert gradient_norms(run) == pytest.approx(gradient_norms(expected)[:steps], **LAYOUT_LOSS)
 
 
-def _tune(mode: str, folder: Path, of_device: dict[str, str], **variables: str) -> str:
-    script, data = MODES[mode]
+def _answer(said: str) -> str:
+    """To the only prompt."""
+    return said[said.index("> add 3 and 6") :].removeprefix("> add 3 and 6").strip()
+
+
+def _tune(name: str, folder: Path, of_device: dict[str, str], **variables: str) -> str:
+    script, data, model, flags = RUNS[name]
     given = {"SMOKE": "1", "SEQ_LENGTH": "128", "TRAIN_ITERS": str(STEPS), "LR": "1e-3", "MIN_LR": "1e-4"}
-    given |= {"DATA_PATH": str(folder / data), "HF_MODEL": str(folder / "model")}
+    given |= {"DATA_PATH": str(folder / data), "HF_MODEL": str(folder / model)}
     tokenizer = ("--tokenizer-name-or-path", str(folder / "tokenizer"))
-    return _script(script, folder, of_device, *tokenizer, *CONSTANT, **(given | variables))
+    return _script(script, folder, of_device, *tokenizer, *CONSTANT, *flags, **(given | variables))
 
 
 def _script(name: str, folder: Path, of_device: dict[str, str], *flags: str, **variables: str) -> str:
