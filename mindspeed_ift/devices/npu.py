@@ -5,11 +5,14 @@ Nothing of the vendor's MindSpeed is needed or imported.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib.metadata
 import importlib.util
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,6 +30,11 @@ ENVIRONMENT = {
     "TORCH_NPU_DEVICE_CAPABILITY": "8.0",  # torch.distributed asks what it takes for CUDA; None would end a broadcast
 }
 """Read by torch_npu and CANN when their runtime starts; what the user has set stays."""
+
+
+UNUSED = ("accelerate", "peft", "transformers", "trl")
+"""Libraries whose trainers transfer_to_npu imports where they are installed, to let them see that there is no CUDA. Of these
+only the tokenizers of transformers are used here, and the import takes as long as half of a start."""
 
 
 def set_environment() -> bool:
@@ -70,10 +78,28 @@ def prepare() -> None:
     """
     if "megatron.core" in sys.modules:
         raise RunError("megatron.core was imported before mindspeed_ift.mcore; import mindspeed_ift.mcore first")
-    with warnings.catch_warnings(record=True):  # it warns of what it does, whatever the filters, and changes these
+    # It warns of what it does, whatever the filters, and changes these.
+    with warnings.catch_warnings(record=True), _without(UNUSED):
         from torch_npu.contrib import transfer_to_npu  # noqa: F401 - importing it redirects torch.cuda
     without_cuda.import_uncompiled()
     speak_of_cuda()
+
+
+@contextlib.contextmanager
+def _without(packages: tuple[str, ...]) -> Iterator[None]:
+    """Within, whoever asks for the version of one of the packages is told that it is not installed."""
+    version = importlib.metadata.version
+
+    def version_of(name: str) -> str:
+        if name in packages:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    importlib.metadata.version = version_of
+    try:
+        yield
+    finally:
+        importlib.metadata.version = version
 
 
 def speak_of_cuda() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import sys
 import warnings
 
 
@@ -13,6 +15,7 @@ def main() -> None:
     filters = list(warnings.filters)
     npu.prepare()
     assert warnings.filters == filters, "transfer_to_npu lets every warning through"
+    assert "transformers.trainer" not in sys.modules and importlib.metadata.version("transformers")
     import torch
     from megatron.core.transformer.moe.router import TopKRouter
     from megatron.core.transformer.transformer_config import torch as torch_of_megatron
