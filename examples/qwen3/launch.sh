@@ -103,7 +103,9 @@ run_training() {  # run_training LOG FLAGS...: tools/posttrain_gpt.py on DEVICES
         stoppable "$name" "${command[@]}" || code=$?
         # Not after a flag to mend (2), nor after a signal.
         if [ "$code" != 0 ] && [ "$code" != 2 ] && [ "$code" -lt 128 ]; then
-            echo "to look for the cause, and to report it: PYTHONPATH=$ROOT $PYTHON -m mindspeed_ift.cli.main doctor" >&2
+            echo "the doctor looks for the cause; a report begins with what it says, kept in $LOG_DIR/$name.doctor.log" >&2
+            WORLD_SIZE="$((DEVICES * ${NNODES:-1}))" "$PYTHON" -m mindspeed_ift.cli.main doctor "$@" 2>&1 |
+                tee "$LOG_DIR/$name.doctor.log" >&2 || true
         fi
         return "$code"
     fi

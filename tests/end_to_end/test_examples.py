@@ -85,16 +85,19 @@ def test_a_script_hands_on_that_it_is_told_to_stop(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("code", "told"), [(0, False), (1, True), (2, False), (137, False)])
-def test_a_training_that_fails_ends_with_what_to_run(tmp_path: Path, code: int, told: bool) -> None:
-    """But not one that was asked for what cannot be, or that was killed."""
+def test_of_a_training_that_fails_the_doctor_speaks(tmp_path: Path, code: int, told: bool) -> None:
+    """But not of one that was asked for what cannot be, or that was killed."""
     program = tmp_path / "python"
-    program.write_text(f"#!/bin/bash\nexit {code}\n")
+    program.write_text(f'#!/bin/bash\necho "${{WORLD_SIZE:-}} ${{*:2}}"\nexit {code}\n')
     program.chmod(0o755)
-    script = f"set -euo pipefail\nsource {FOLDER / 'launch.sh'}\nDEVICES=1 run_training tune\n"
-    environment = dict(os.environ, PYTHON=str(program), LOG_DIR=str(tmp_path / "logs"))
+    script = f"set -euo pipefail\nsource {FOLDER / 'launch.sh'}\nDEVICES=2 run_training tune --seq-length 8\n"
+    environment = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
+    environment |= {"PYTHON": str(program), "LOG_DIR": str(tmp_path / "logs")}
     done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
-    line = f"to look for the cause, and to report it: PYTHONPATH={ROOT} {program} -m mindspeed_ift.cli.main doctor\n"
-    assert (done.returncode, done.stderr) == (code, line if told else "")
+    kept, words = tmp_path / "logs/tune.doctor.log", "2 mindspeed_ift.cli.main doctor --seq-length 8\n"
+    line = f"the doctor looks for the cause; a report begins with what it says, kept in {kept}\n"
+    assert (done.returncode, done.stderr) == (code, line + words if told else "")
+    assert kept.read_text(encoding="utf-8") == words if told else not kept.exists()
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
