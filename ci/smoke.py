@@ -58,9 +58,10 @@ class Training:
         return f"CPU, {self.mode}, {self.precision}"
 
 
-def trainings(processes: int) -> tuple[list[Training], list[Training], list[Row]]:
-    """On one device, on all, and what so few cannot do."""
-    modes = [(mode, precision) for mode in MODES for precision in TOLERANCES]
+def trainings(processes: int, quick: bool) -> tuple[list[Training], list[Training], list[Row]]:
+    """On one device, on all, and what so few cannot do; quick: of packed rows in bf16 alone."""
+    precisions = ["bf16"] if quick else list(TOLERANCES)
+    modes = [(mode, precision) for mode in (["packed"] if quick else MODES) for precision in precisions]
     one = [Training(f"1 device, {mode}, {precision}", mode, precision) for mode, precision in modes]
     if processes == 1:
         return one, [], [Row("all devices", "skipped", "there is one")]
@@ -71,7 +72,7 @@ def trainings(processes: int) -> tuple[list[Training], list[Training], list[Row]
     every = [Training(f"{start}, {mode}, {precision}", mode, precision, layouts[mode]) for mode, precision in modes]
     contexts, skipped = context_layouts(processes)
     for word, layout in contexts.items():
-        every += [Training(f"{start}, {word}, {one}", "packed", one, layout) for one in TOLERANCES]
+        every += [Training(f"{start}, {word}, {one}", "packed", one, layout) for one in precisions]
     return one, every, [Row(f"{start}, {word}", "skipped", "needs a multiple of 4 devices") for word in skipped]
 
 
@@ -95,10 +96,11 @@ class Smoke:
         folder: for all that is made.
         device: of the environment variable MINDSPEED_IFT_DEVICE.
         processes: devices to train on.
+        quick: packed rows in bf16 alone.
     """
 
-    def __init__(self, folder: Path, device: str, processes: int) -> None:
-        self.folder, self.device, self.processes = folder, device, processes
+    def __init__(self, folder: Path, device: str, processes: int, quick: bool = False) -> None:
+        self.folder, self.device, self.processes, self.quick = folder, device, processes, quick
         self.batch = processes * -(-8 // processes)
         self.data = make_datasets(folder)
         self.weights = make_hugging_face_model(folder / "model", tied=False, vocab_size=400)
@@ -182,7 +184,7 @@ class Smoke:
 
     def tune(self) -> None:
         """The CPU, one device, all devices; then a row for each training on a device."""
-        one, every, skipped = trainings(self.processes)
+        one, every, skipped = trainings(self.processes, self.quick)
         references = {training.reference: training for training in one}
         self.train([(name, self.flags(training, name)) for name, training in references.items()], 1, "cpu")
         if self.device != "cpu":  # else they are the same
@@ -277,6 +279,9 @@ def main() -> int:
     """Try everything; 1 if a row failed."""
     parser = argparse.ArgumentParser(description="Whether this machine trains as the CPU does.")
     parser.add_argument("--processes", type=int, help="devices to train on; default: all, on a CPU 2")
+    parser.add_argument(
+        "--quick", action="store_true", help="packed rows in bf16 only, instead of all modes and fp32 too"
+    )
     parser.add_argument("--output", type=Path, help="folder for smoke.json and what is made; default: a temporary one")
     options = parser.parse_args()
     device, start = os.environ.get("MINDSPEED_IFT_DEVICE") or "cpu", time.time()
@@ -285,7 +290,7 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         parser.error(f"--output {folder} is not empty; name another folder")
-    smoke = Smoke(folder.absolute(), device, processes)
+    smoke = Smoke(folder.absolute(), device, processes, options.quick)
     print(f"{device}, {processes} processes, {folder}", flush=True)
     findings = smoke.doctor()
     smoke.tune()

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # ci/smoke.sh on the Ascend devices of this machine.
-# Usage: bash ci/smoke_npu.sh [--processes N] [--output FOLDER]
+# Usage: bash ci/smoke_npu.sh [--processes N] [--quick] [--output FOLDER]
 # Needs: driver, firmware, CANN (its set_env.sh is sourced from where it usually lies, or from SET_ENV), the torch-npu of
 # this torch. Prints and returns what ci/smoke.sh does.
 set -euo pipefail

@@ -50,13 +50,19 @@ def test_on_the_cpu(tmp_path: Path) -> None:
 def test_what_is_tried_on_so_many_devices() -> None:
     smoke = load()
     for processes, skipped in ((1, ["all devices"]), (8, []), (6, ["6 devices, hybrid_cp_algo"])):
-        one, every, left_out = smoke.trainings(processes)
+        one, every, left_out = smoke.trainings(processes, quick=False)
         assert len(one) == 6 and [row.what for row in left_out] == skipped
         every_name = [training.name for training in (*one, *every)]
         assert len(set(every_name)) == len(every_name), "each has a folder of its own"
         names = {training.name.split(", ")[1] for training in every}
         assert processes == 1 or names >= {"fixed", "dynamic", "packed", *ALGORITHMS[:2], ALGORITHMS[3]}
         assert (ALGORITHMS[2] in names) == (processes == 8)
+
+
+def test_quickly_packed_rows_in_bf16_alone_are_tried() -> None:
+    one, every, _ = load().trainings(2, quick=True)
+    assert {(training.mode, training.precision) for training in (*one, *every)} == {("packed", "bf16")}
+    assert len(one) == 1 and len(every) == 4
 
 
 def test_losses_that_are_not_the_cpus_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

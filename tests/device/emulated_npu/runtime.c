@@ -16,7 +16,12 @@ static int handle(void **place) {
     return *place ? 0 : NO_MEMORY;
 }
 
-int aclrtGetDeviceCount(uint32_t *count) { *count = DEVICES; return 0; }
+int aclrtGetDeviceCount(uint32_t *count) {
+    const char *visible = getenv("ASCEND_RT_VISIBLE_DEVICES");
+    *count = visible ? *visible != 0 : DEVICES;
+    while (visible && (visible = strchr(visible, ','))) { ++*count; ++visible; }
+    return 0;
+}
 int aclrtSetDevice(int32_t device) { current = device; return 0; }
 int aclrtGetDevice(int32_t *device) { *device = current; return 0; }
 int aclrtGetPrimaryCtxState(int32_t device, uint32_t *flags, int32_t *active) { if (active) *active = 1; return 0; }
