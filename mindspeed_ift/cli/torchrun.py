@@ -36,8 +36,8 @@ def main(argv: list[str]) -> int:
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     report = Path(tempfile.mkdtemp(prefix="mindspeed_ift_")) / "reported"
     os.environ[REPORT] = str(report)
-    set_environment()
     words = torchrun.parse_args(argv)
+    set_environment(int(words.nproc_per_node) if words.nproc_per_node.isdecimal() else None)
     words.signals_to_handle = "SIGHUP,SIGQUIT"  # SIGTERM and SIGINT are for the processes to answer
     asked = _pass_on(SignalException)
     try:

@@ -13,8 +13,8 @@ import torch
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.devices import cuda, npu
-from mindspeed_ift.devices.kernels import table
-from mindspeed_ift.devices.kernels.table import Kernels
+from mindspeed_ift.devices.kernels import cpu
+from mindspeed_ift.devices.kernels.table import Kernels, with_fused
 from mindspeed_ift.devices.peaks import peak_operations
 
 
@@ -95,7 +95,12 @@ SETTINGS_OF_DETERMINISM: dict[str, dict[str, str]] = {
 }
 """Kind of device -> what its libraries need in the environment to sum in one order always."""
 
-KERNELS: dict[str, Callable[[], tuple[Kernels, str]]] = {"npu": npu.kernels, "cuda": cuda.kernels, "cpu": table.plain}
+
+def _of_cpu() -> tuple[Kernels, str]:
+    return with_fused(cpu.offers())
+
+
+KERNELS: dict[str, Callable[[], tuple[Kernels, str]]] = {"npu": npu.kernels, "cuda": cuda.kernels, "cpu": _of_cpu}
 """Kind of device -> its kernels, and how the log says it."""
 
 
@@ -130,12 +135,19 @@ def count() -> int:
     return 1 if kind == "cpu" else torch.get_device_module(kind).device_count()
 
 
-def set_environment() -> None:
+def set_environment(processes: int | None = None) -> None:
     """Set the defaults of environment variables that a device's runtime reads, for processes started from here.
 
     Where torch imports the device's module by itself, it does so before such a process comes to say anything.
+
+    Args:
+        processes: that will share this machine's cores; each gets as many threads as cores come to it. torchrun would
+            give one thread to each of several. None: not known.
     """
     npu.set_environment()
+    if processes is not None:
+        threads = len(os.sched_getaffinity(0)) // processes
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(threads, 1)))
 
 
 def prepare(device: Device) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as functional
 from torch import Tensor
 
+from mindspeed_ift.devices.device import current
 from mindspeed_ift.mcore import ProcessGroupCollection, tensor_parallel
 
 # Shapes: S positions, B rows, H hidden size, V rows of the output layer on this tensor rank, L learnt positions,
@@ -163,13 +163,14 @@ def _walk(
         grad_weight: to add the gradient to, or None.
         factor: what both gradients are multiplied by; None for 1.
     """
+    linear = current().kernels.linear
     rows = weight_VH.shape[0]
     first_row = dist.get_rank(group) * rows
     total = hidden_LH.new_zeros((), dtype=torch.float32)
     for start in range(0, len(labels_L), chunk_size):
         piece = slice(start, start + chunk_size)
         hidden_PH, weights_P = hidden_LH[piece], weights_L[piece]
-        logits_PV = functional.linear(hidden_PH, weight_VH).float()
+        logits_PV = linear(hidden_PH, weight_VH).float()
         mask_padding(logits_PV, vocab_size - first_row)
         local_P = labels_L[piece] - first_row
         here_P = (local_P >= 0) & (local_P < rows)
@@ -187,7 +188,7 @@ def _walk(
         scaled_P = weights_P if factor is None else weights_P * factor
         grad_PV = exponentials_PV.mul_((scaled_P / sums_P)[:, None])
         grad_PV = grad_PV.scatter_add_(1, local_P, -(here_P * scaled_P)[:, None]).to(hidden_LH.dtype)
-        torch.mm(grad_PV, weight_VH, out=grad_hidden[piece])
+        grad_hidden[piece] = linear(grad_PV, weight_VH.t())
         if grad_weight is not None and grad_weight.dtype == grad_PV.dtype:
             grad_weight.addmm_(grad_PV.t(), hidden_PH)
         elif grad_weight is not None:

@@ -63,9 +63,9 @@ def check_environment(facts: Facts, kind: str, own: Mapping[str, str]) -> list[F
 
 
 def _threads(value: str, cpus: int) -> Finding:
-    name, remedy = "OMP_NUM_THREADS", "unset OMP_NUM_THREADS: torchrun sets 1 for several ranks"
+    name, remedy = "OMP_NUM_THREADS", "unset OMP_NUM_THREADS: a run shares the cores among its ranks"
     if not value:
-        return Finding(name, "green", "not set; torchrun sets 1 for several ranks")
+        return Finding(name, "green", "not set; a run shares the cores among its ranks")
     if not value.isdecimal() or not 0 < int(value) <= cpus:
         return Finding(name, "yellow", f"{value}, for {cpus} cores", remedy)
     return Finding(name, "green", f"{value}; ranks x threads should not pass {cpus} cores")

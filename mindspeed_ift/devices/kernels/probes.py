@@ -88,6 +88,12 @@ def _permute(kernels: Kernels, make: Callable[..., Tensor], place: torch.device)
     return [copies, places, kernels.unpermute(copies * make(24, 16), places, 2)]
 
 
+def _linear(kernels: Kernels, make: Callable[..., Tensor], place: torch.device) -> list[Tensor]:
+    tokens, weight = make(24, 16).detach(), make(40, 16).detach()
+    logits = kernels.linear(tokens, weight)
+    return [logits, kernels.linear(logits, weight.t())]
+
+
 def _adamw(kernels: Kernels, make: Callable[..., Tensor], place: torch.device) -> list[Tensor]:
     weight = make(8, 8).detach().float().requires_grad_()
     weight.grad = make(8, 8).detach().float()
@@ -106,6 +112,7 @@ _PROBES: dict[str, Probe] = {
     "rotary": _rotary,
     "grouped_matmul": lambda kernels, make, place: [kernels.grouped_matmul(make(8, 16), make(3, 16, 8), _COUNTS)],
     "permute": _permute,
+    "linear": _linear,
     "adamw": _adamw,
 }
 PROBED = {group: [torch.float32] if group == "adamw" else list(TOLERANCES) for group in _PROBES}

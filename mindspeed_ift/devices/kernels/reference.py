@@ -17,6 +17,7 @@ __all__ = [
     "attention_backward",
     "attention_forward",
     "grouped_matmul",
+    "linear",
     "permute",
     "rms_norm",
     "rotary",
@@ -153,6 +154,14 @@ def grouped_matmul(tokens_TI: Tensor, weights_EIO: Tensor, counts: Sequence[int]
         return torch.cat([tokens_TI[end - counts[expert] : end] @ weights_EIO[expert] for expert, end in busy])
     parts = zip(tokens_TI.split(list(counts)), weights_EIO.unbind(0), strict=True)
     return torch.cat([part @ weight for part, weight in parts])
+
+
+def linear(tokens_TI: Tensor, weight_OI: Tensor) -> Tensor:
+    """``[T, I]`` times the transpose of ``[O, I]``: ``[T, O]``, for the output layer, whose gradient is taken by hand.
+
+    Either may be the transpose of what lies in memory.
+    """
+    return functional.linear(tokens_TI, weight_OI)
 
 
 def permute(tokens_TH: Tensor, experts_TK: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "rotary": ("rotary",),
     "grouped_matmul": ("grouped_matmul",),
     "permute": ("permute", "unpermute"),
+    "linear": ("linear",),
     "adamw": ("fused_adamw",),
 }
 """Name in `SWITCH` -> the functions that it stands for."""
@@ -43,15 +44,11 @@ class Kernels:
     grouped_matmul: Kernel = reference.grouped_matmul
     permute: Kernel = reference.permute
     unpermute: Kernel = reference.unpermute
+    linear: Kernel = reference.linear
     fused_adamw: bool = False
 
 
 PLAIN = Kernels()
-
-
-def plain() -> tuple[Kernels, str]:
-    """Plain torch for everything, and how the log says it."""
-    return PLAIN, "plain torch"
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from mindspeed_ift.devices.kernels import npu, table
 
 def check_that_every_kernel_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(table.SWITCH, raising=False)
-    assert set(npu.offers()) == set(table.GROUPS)
+    assert set(npu.offers()) == set(table.GROUPS) - {"linear"}
     kernels, notice = device.kernels()
     assert kernels.attention is npu.attention and kernels.fused_adamw and "plain" not in notice
     monkeypatch.setenv(table.SWITCH, "attention,adamw")
     kernels, notice = device.kernels()
     assert kernels.attention is table.PLAIN.attention and not kernels.fused_adamw
-    assert notice.endswith(f"plain torch for attention ({table.SWITCH}), adamw ({table.SWITCH})")
+    assert notice.endswith(f"plain torch for attention ({table.SWITCH}), linear, adamw ({table.SWITCH})")
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,8 @@ def start(tmp_path: Path, program: str, *flags: str, restarts: int = 0) -> subpr
     head += "from mindspeed_ift.config.errors import *\nrank = int(os.environ['RANK'])\n"
     script.write_text(head + program)
     words = ["--standalone", "--nproc_per_node", "2", "--max_restarts", str(restarts), str(script), *flags]
-    environment = dict(os.environ, PYTHONPATH=f"{ROOT}:{tmp_path}", OMP_NUM_THREADS="1")
+    environment = dict(os.environ, PYTHONPATH=f"{ROOT}:{tmp_path}")
+    environment.pop("OMP_NUM_THREADS", None)
     command = [sys.executable, "-m", "mindspeed_ift.cli.torchrun", *words]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -184,10 +185,13 @@ def test_our_torchrun_ends_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "torch_npu.py").touch()
     monkeypatch.delenv("CPU_AFFINITY_CONF", raising=False)
     # One write a line: torchrun starts Python unbuffered, and two processes share the pipe.
-    program = "sys.stdout.write(f'here {rank} ' + os.environ.get('CPU_AFFINITY_CONF', 'unset') + '\\n')"
+    names = ("CPU_AFFINITY_CONF", "OMP_NUM_THREADS")
+    told = " + ' ' + ".join(f"os.environ.get('{name}', 'unset')" for name in names)
+    program = f"sys.stdout.write(f'here {{rank}} ' + {told} + '\\n')"
     done = launched(tmp_path, program)
     assert done.returncode == 0 and done.stderr == ""
-    assert set(done.stdout.split("\n")) - {""} == {"here 0 1", "here 1 1"}
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert set(done.stdout.split("\n")) - {""} == {f"here 0 1 {threads}", f"here 1 1 {threads}"}
 
 
 STOPS = """

@@ -88,6 +88,22 @@ def test_npu_before_cuda_before_cpu(monkeypatch: pytest.MonkeyPatch, ascend: boo
     assert ascend or found.kernels.fused_adamw and "fused AdamW" in found.kernel_notice
 
 
+@pytest.mark.parametrize(
+    ("processes", "given", "threads"),
+    [(1, None, "8"), (3, None, "2"), (16, None, "1"), (2, "3", "3"), (None, None, None)],
+)
+def test_processes_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, processes: int | None, given: str | None, threads: str | None
+) -> None:
+    monkeypatch.setattr(npu, "set_environment", lambda: False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setenv("OMP_NUM_THREADS", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    device.set_environment(processes)
+    assert os.environ.get("OMP_NUM_THREADS") == threads
+
+
 @pytest.mark.parametrize("wanted", ["npu", "cuda", "tpu"])
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
     without_accelerators(monkeypatch)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.devices import device
-from mindspeed_ift.devices.kernels import npu, reference, table
+from mindspeed_ift.devices.kernels import cpu, npu, reference, table
+from mindspeed_ift.devices.kernels.probes import PROBED, TOLERANCES, deviations
 
 
 def fused() -> int:
@@ -58,7 +60,24 @@ def test_every_function_has_a_switch_and_every_device_a_table() -> None:
     fields = {field.name for field in dataclasses.fields(table.Kernels)}
     grouped = [name for names in table.GROUPS.values() for name in names]
     assert sorted(grouped) == sorted(fields)
-    assert set(device.KERNELS) == {"npu", "cuda", "cpu"} and device.KERNELS["cpu"]() == (table.PLAIN, "plain torch")
+    assert set(device.KERNELS) == {"npu", "cuda", "cpu"}
+
+
+def test_the_cpu_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(table.SWITCH, raising=False)
+    kernels, notice = device.KERNELS["cpu"]()
+    assert kernels == dataclasses.replace(table.PLAIN, linear=cpu.linear, fused_adamw=True)
+    assert notice.startswith("oneDNN linear; fused AdamW; plain torch for attention, ")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    kernels, notice = device.KERNELS["cpu"]()
+    assert kernels.linear is reference.linear and "linear (this torch has no oneDNN)" in notice
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_the_kernels_of_the_cpu_are_their_twins(dtype: torch.dtype) -> None:
+    for group in ("linear", "adamw"):
+        for kind in {dtype} & set(PROBED[group]):
+            assert max(deviations(device.KERNELS["cpu"]()[0], group, torch.device("cpu"), kind)) <= TOLERANCES[kind]
 
 
 def test_the_npu_says_what_its_torch_npu_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +85,9 @@ def test_the_npu_says_what_its_torch_npu_lacks(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv(table.SWITCH, raising=False)
     offers = npu.offers()
     assert {group: set(offer.functions) for group, offer in offers.items()} == {
-        group: set(names) for group, names in table.GROUPS.items()
+        group: set(names)
+        for group, names in table.GROUPS.items()
+        if group != "linear"  # torch serves that
     }
     kernels, notice = table.with_fused(offers)
     assert kernels == table.PLAIN and "attention (this torch_npu has no npu_fusion_attention)" in notice
