@@ -172,7 +172,9 @@ class Ledger:
 
     def rows(self) -> list[tuple[str, int, str]]:
         """For the table: what, how many, where first."""
-        rows = [("read", self.read, ""), ("kept", self.kept, "")]
+        records = self.read - sum(tally.count for tally in self.dropped.values())
+        kept = "kept" if records == self.kept else f"kept, as {self.kept:,} samples"
+        rows = [("read", self.read, ""), (kept, records, "")]
         for kind, tallies in (("  kept, but: ", self.noted), ("dropped: ", self.dropped)):
             for reason, tally in sorted(tallies.items(), key=lambda item: -item[1].count):
                 more = ", ..." if tally.count > len(tally.first) else ""

@@ -42,6 +42,7 @@ def test_every_record_has_a_row() -> None:
         Entry("a", 5, Outcome.DROPPED, "too long", 0, 0, 0, 11),
     ]
     assert (ledger.kept, ledger.tokens, ledger.learnt_tokens, ledger.malformed) == (5, 23, 5, 0)
+    assert ledger.rows()[:2] == [("read", 5, ""), ("kept, as 5 samples", 4, "")]
     assert ("  kept, but: cut, 3 tokens lost", 1, "a:3") in ledger.rows()
     assert ("dropped: too long, 11 tokens lost", 1, "a:5") in ledger.rows()
 
