@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from mindspeed_ift.config.describe import describe
@@ -67,17 +68,35 @@ def main(argv: list[str]) -> int:
 
 
 def _questions(config: GenerateConfig) -> list[dict[str, Any]]:
-    questions = [{"prompt": text} for text in config.prompt]
+    questions: list[dict[str, Any]] = [{"prompt": text} for text in config.prompt]
     if config.input is not None:
-        try:
-            lines = config.input.read_text(encoding="utf-8").splitlines()
-        except OSError:
-            raise UserError(f"--input {config.input} cannot be read") from None
-        for number, line in enumerate(lines, 1):
-            try:
-                questions.append({"prompt": str(json.loads(line)["prompt"]), **json.loads(line)})
-            except (ValueError, KeyError, TypeError):
-                raise UserError(f'{config.input}:{number}: not a JSON object with "prompt"') from None
+        questions += read_questions(config.input)
     if not questions:
         raise UserError("nothing to answer: give --prompt TEXT or --input FILE")
     return questions
+
+
+def read_questions(path: Path) -> list[dict[str, Any]]:
+    """A question a line: "prompt", perhaps "system", and whatever else shall stand beside its answer.
+
+    Raises:
+        UserError: the file cannot be read, or a line is no such object.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError:
+        raise UserError(f"--input {path} cannot be read") from None
+    except UnicodeDecodeError:
+        raise UserError(f"--input {path} is not UTF-8 text; convert it first") from None
+    return [_question(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _question(line: str, where: str) -> dict[str, Any]:
+    try:
+        question = json.loads(line)
+    except ValueError:
+        question = None
+    texts = [question.get("prompt"), question.get("system", "")] if isinstance(question, dict) else [None]
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(f'{where}: not a JSON object with "prompt", and "system" if any, as text')
+    return question
