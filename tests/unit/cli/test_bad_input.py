@@ -54,7 +54,7 @@ CASES = [
     (f"{TUNE} {WEIGHTS}/nowhere", "nowhere/config.json is missing"),
     (f"{TUNE} --load {{0}}/nowhere", "--load {0}/nowhere holds no Megatron checkpoint"),
     (f"{TUNE} --load {{0}}/hf", "add --enable-hf2mg-convert"),
-    (f"{ASK}/nowhere", "neither a Hugging Face folder nor a checkpoint"),
+    (f"{ASK}/nowhere", "neither a Hugging Face folder nor a Megatron checkpoint"),
     (f"{ASK}/hf --input {{0}}/nowhere.jsonl", "nowhere.jsonl cannot be read"),
     (f"{ASK}/hf --input {{0}}/records.jsonl", 'records.jsonl:1: not a JSON object with "prompt"'),
     (f"{TO_MEGATRON}/nowhere", "nowhere/config.json is missing"),
