@@ -7,15 +7,16 @@ from setuptools import find_packages, setup
 
 PACKAGE = Path(__file__).parent / "mindspeed_ift" / "__init__.py"
 VERSION = re.findall(r'^__version__ = "(.+)"$', PACKAGE.read_text(encoding="utf-8"), re.MULTILINE)[0]
+# Where constraints.txt names one version, every test runs on it; ci/compatibility.sh tries others in these ranges.
 DEPENDENCIES = [
-    "torch==2.13.0",
-    "megatron-core==0.16.1",
+    "torch>=2.6,<2.15",
+    "megatron-core>=0.16.1,<0.20,!=0.17.*,!=0.18.*",
     "einops==0.8.2",  # Megatron-core needs it for the groups of hybrid context parallelism, and does not say so
-    "transformers==5.2.0",
-    "tokenizers==0.22.2",
+    "transformers>=4.51,<6",
+    "tokenizers>=0.21,<0.24",
     "safetensors==0.8.0",
     "xxhash>=3.5,<5",
-    "datasets==5.2.0",
+    "datasets>=4,<6",
     "pyarrow>=21,<27",
     "numpy>=2.2,<3",
     "orjson>=3.10,<4",

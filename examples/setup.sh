@@ -54,7 +54,7 @@ _setup() {
             extra="${EXTRAS:+[$EXTRAS]}"
             echo "environment: installing the pinned dependencies into $ROOT/.venv (once; some minutes)"
             "$PYTHON" -m pip install --quiet --disable-pip-version-check packaging
-            "$PYTHON" -m pip install --quiet --disable-pip-version-check -e "$ROOT$extra"
+            "$PYTHON" -m pip install --quiet --disable-pip-version-check -c "$ROOT/constraints.txt" -e "$ROOT$extra"
         fi
     fi
     export PYTHON

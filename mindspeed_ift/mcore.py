@@ -6,16 +6,18 @@ and no module imports Megatron before it is prepared for the current device.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import logging
 import sys
 import warnings
+from typing import Any
 
 from mindspeed_ift.config.errors import RunError
 from mindspeed_ift.devices import device as _device
 from mindspeed_ift.devices.megatron_names import NO_GRAPHS, random_streams, seed_random_streams
 
-SUPPORTED_VERSIONS = ("0.16.",)
+SUPPORTED_VERSIONS = ("0.16.", "0.19.")
 """Prefixes of the megatron-core versions that the tests run on."""
 
 _version = importlib.metadata.version("megatron-core")
@@ -64,6 +66,12 @@ if not hasattr(moe_utils, "te_general_gemm"):
         None  # the router asks for it by this name, also where TransformerEngine is not installed
     )
 
+
+def submodules(spec: Any) -> Any:
+    """The parts of a layer's part, to be replaced in place: of a ModuleSpec, or, from 0.17 on, of a partial."""
+    return spec.keywords["submodules"] if isinstance(spec, functools.partial) else spec.submodules
+
+
 if not sys.warnoptions:  # python -W shows them: what the libraries have to say to each other is nothing a user can mend
     warnings.filterwarnings("ignore", module=r"megatron\.core\.")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
@@ -103,5 +111,6 @@ __all__ = [
     "parallel_state",
     "random_streams",
     "seed_random_streams",
+    "submodules",
     "tensor_parallel",
 ]

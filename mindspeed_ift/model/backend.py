@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from mindspeed_ift.config.lora import LoraFlags
 from mindspeed_ift.devices.device import current
-from mindspeed_ift.mcore import ModuleSpec, TransformerBlockSubmodules, TransformerConfig, get_gpt_layer_local_spec
+from mindspeed_ift.mcore import (
+    ModuleSpec,
+    TransformerBlockSubmodules,
+    TransformerConfig,
+    get_gpt_layer_local_spec,
+    submodules,
+)
 from mindspeed_ift.model.attention import BoundaryAttention, RotaryAttention
 from mindspeed_ift.model.experts import experts_spec
 from mindspeed_ift.model.lora import add_adapters
@@ -81,7 +87,7 @@ def _layer_spec(qk_layernorm: bool, experts: bool, lora: LoraFlags | None) -> Mo
     if experts:
         parts.mlp = experts_spec()
     else:
-        parts.mlp.submodules.activation_func = SwiGLU
+        submodules(parts.mlp).activation_func = SwiGLU
     if lora is not None:
         add_adapters(layer, lora)
     return layer

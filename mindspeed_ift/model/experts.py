@@ -66,7 +66,7 @@ class GroupedExperts(nn.Module):
     """
 
     def __init__(
-        self, num_local_experts: int, config: TransformerConfig, pg_collection: ProcessGroupCollection
+        self, num_local_experts: int, config: TransformerConfig, pg_collection: ProcessGroupCollection, **_: Any
     ) -> None:
         super().__init__()
         self.num_local_experts, self.config = num_local_experts, config

@@ -25,6 +25,7 @@ from mindspeed_ift.mcore import (
     apply_swiglu_sharded_factory,
     make_sharded_tensors_for_checkpoint,
     random_streams,
+    submodules,
     tensor_parallel,
 )
 from mindspeed_ift.model.experts import GroupedExperts
@@ -196,7 +197,7 @@ class LoraGroupedExperts(GroupedExperts):
 
 def add_adapters(layer: ModuleSpec, lora: LoraFlags) -> None:
     """Replace the targeted linear layers in the spec of a transformer layer."""
-    attention, mlp = layer.submodules.self_attention.submodules, layer.submodules.mlp.submodules
+    attention, mlp = layer.submodules.self_attention.submodules, submodules(layer.submodules.mlp)
     experts = isinstance(mlp, MoESubmodules)
     for owner, name, kind in (
         (attention, "linear_qkv", LoraColumnLinear),

@@ -125,7 +125,7 @@ class Plain:
     def __init__(self, folder: Path, reduction: str) -> None:
         from transformers import Qwen3ForCausalLM
 
-        self.model = Qwen3ForCausalLM.from_pretrained(folder / "hf", dtype=torch.float32, attn_implementation="sdpa")
+        self.model = Qwen3ForCausalLM.from_pretrained(folder / "hf", attn_implementation="sdpa").float()
         self.dataset = InstructionDataset(folder / "single")
         decayed = [p for p in self.model.parameters() if p.dim() > 1]
         spared = [p for p in self.model.parameters() if p.dim() == 1]

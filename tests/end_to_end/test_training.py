@@ -136,7 +136,7 @@ def test_twenty_steps_equal_plain_torch_on_the_samples_alone(made: Made, name: s
     )
     run([line], 1)
 
-    model = Qwen3ForCausalLM.from_pretrained(folder / source, dtype=torch.float32, attn_implementation="sdpa")
+    model = Qwen3ForCausalLM.from_pretrained(folder / source, attn_implementation="sdpa").float()
     decayed = [p for p in model.parameters() if p.dim() > 1]
     spared = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": spared, "weight_decay": 0.0}]
@@ -177,7 +177,7 @@ def test_evaluation_is_the_loss_over_the_validation_samples(made: Made, mode: st
     still = ["--train-iters", "3", "--lr", "1e-30", "--split", split, "--eval-interval", "2", "--eval-iters"]
     names = {count: f"evaluated {mode} {count}" for count in (100, 1, 0)}
     run([_line(made, mode, name, *still, str(count)) for count, name in names.items()], 1)
-    model = Qwen3ForCausalLM.from_pretrained(weights, dtype=torch.float32, attn_implementation="sdpa")
+    model = Qwen3ForCausalLM.from_pretrained(weights, attn_implementation="sdpa").float()
     for count, name in names.items():
         lines = (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         found = [record for record in map(json.loads, lines) if "validation_loss" in record]

@@ -78,7 +78,7 @@ def ours_of(folder: Path, groups: Groups, aux_loss_coeff: float = 0.0) -> Qwen3M
 
 
 def theirs_of(folder: Path) -> Any:
-    return Qwen3MoeForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").train()
+    return Qwen3MoeForCausalLM.from_pretrained(folder, attn_implementation="sdpa").float().train()
 
 
 def as_in_the_folder(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -61,7 +61,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         padded_vocab=PADDED,
     )
     fill(ours, weights, str(folder))
-    reference = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    reference = Qwen3ForCausalLM.from_pretrained(folder, attn_implementation="sdpa").float()
     return reference, ours
 
 

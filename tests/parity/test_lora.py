@@ -74,7 +74,7 @@ def _peft_model(weights: Path, lora: LoraFlags) -> nn.Module:
     """PEFT's, starting from our adapters; what we fuse shares one A there, so it is the same function."""
     from peft import LoraConfig, get_peft_model
 
-    base = Qwen3ForCausalLM.from_pretrained(weights, dtype=torch.float32, attn_implementation="sdpa")
+    base = Qwen3ForCausalLM.from_pretrained(weights, attn_implementation="sdpa").float()
     names = [module.rpartition(".")[2] for modules in PEFT_MODULES.values() for module in modules]
     config = LoraConfig(
         r=lora.lora_r,
@@ -144,7 +144,7 @@ def test_ten_steps_equal_peft(made: tuple[Path, dict[str, Path], Path], kind: li
 
     convert(ConvertConfig(load_dir=folder / name, save_dir=folder / f"{name}_merged"))
     convert(ConvertConfig(load_dir=folder / name, save_dir=folder / f"{name}_peft", save_lora_to_hf=True))
-    base = Qwen3ForCausalLM.from_pretrained(weights, dtype=torch.float32, attn_implementation="sdpa")
+    base = Qwen3ForCausalLM.from_pretrained(weights, attn_implementation="sdpa").float()
     exported = PeftModel.from_pretrained(base, folder / f"{name}_peft")
     _merged_alike(folder / f"{name}_merged", exported, MERGED_WEIGHTS)
     _merged_alike(folder / f"{name}_merged", model, LORA_STEPS_WEIGHTS)

@@ -49,7 +49,9 @@ def apply_chat_template(folder: Path, messages: list[dict[str, Any]]) -> list[in
     """What transformers makes of messages."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True).apply_chat_template(messages)["input_ids"]
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True).apply_chat_template(
+        messages, return_dict=True
+    )["input_ids"]
 
 
 def encoder(tokenizer: Tokenizer, **options: object) -> Encoder:

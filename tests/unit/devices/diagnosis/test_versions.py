@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from mindspeed_ift.devices.diagnosis.facts import Ascend, Facts
 from mindspeed_ift.devices.diagnosis.versions import (
@@ -74,8 +75,16 @@ def test_torch_npu() -> None:
     assert same.level == "green"
 
 
-def test_the_first_set_is_what_the_package_pins() -> None:
-    tree = ast.parse((Path(__file__).resolve().parents[4] / "setup.py").read_text(encoding="utf-8"))
-    strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+def test_the_first_set_is_what_is_pinned_and_the_ranges_allow_every_set() -> None:
+    root = Path(__file__).resolve().parents[4]
+    lines = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    first, *_ = known_sets()
+    assert {f"{name}=={version}" for name, version in first.packages.items()} <= set(lines)
+    tree = ast.parse((root / "setup.py").read_text(encoding="utf-8"))
+    asked = next(node for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "DEPENDENCIES")
+    ranges = {need.name: need.specifier for need in map(Requirement, ast.literal_eval(asked.value))}
+    pinned = {need.name: need.specifier for need in map(Requirement, [line for line in lines if "==" in line])}
+    assert all("==" not in str(ranges[name]) for name in pinned)
     for one in known_sets():
-        assert {f"{name}=={version}" for name, version in one.packages.items()} <= strings
+        own = {name: version for name, version in one.packages.items() if name in ranges}
+        assert len(own) >= 3 and all(version in ranges[name] for name, version in own.items())
