@@ -84,7 +84,7 @@ def tune(plan: Plan, fail: Callable[[RunError], None]) -> None:
         )
         _say(groups, f"device: {device.kind} ({device.reason}); kernels: {device.kernel_notice}")
         plan = _with_whole_sources(restarts.after_restart(plan, groups), groups)
-        stages = build_stages(plan.architecture, _model_options(plan), groups)
+        stages = build_stages(plan.architecture, model_options(plan), groups)
         _load_weights(plan, stages, groups)
         if config.optimizer.optimizer_cpu_offload and not device.asynchronous:
             _say(groups, "notice: --optimizer-cpu-offload changes nothing here: the device is the host")
@@ -289,7 +289,7 @@ def _refused(run: _Run, training: MicroBatches, iteration: int, report: StepRepo
     _say(run.groups, f"step {iteration}/{metrics.total}  refused: {report.refusal}; no weight was moved, {told}")
 
 
-def _model_options(plan: Plan) -> ModelOptions:
+def model_options(plan: Plan) -> ModelOptions:
     config = plan.config
     optimizer = config.optimizer
     rows = padded_vocab_size(
