@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from mindspeed_ift.checkpoint import index, megatron
 from mindspeed_ift.checkpoint.huggingface import DTYPES, Folder, read_training
+from mindspeed_ift.checkpoint.loading import load_without_code
 from mindspeed_ift.checkpoint.names import hugging_face_shapes
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.errors import UserError
@@ -132,7 +133,7 @@ def _of_index(folder: Path) -> Iterator[Tensor]:
 
 def _of_torch_file(path: Path, relative: str) -> Iterator[Tensor]:
     try:
-        content = megatron.load_without_code(path, places=True)
+        content = load_without_code(path, places=True)
     except Exception as error:  # noqa: BLE001 - torch raises many kinds for a damaged file
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path} cannot be read without running code of its own, or is damaged ({reason})") from None

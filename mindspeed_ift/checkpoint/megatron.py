@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -14,6 +13,7 @@ from typing import Any, BinaryIO
 import torch
 
 from mindspeed_ift.checkpoint.checksums import described, is_as_described
+from mindspeed_ift.checkpoint.loading import load_without_code
 from mindspeed_ift.config.errors import RunError, UserError
 from mindspeed_ift.config.layout import Layout
 
@@ -323,36 +323,6 @@ def read_file(folder: Path, relative: str) -> Any:
     except Exception as error:  # noqa: BLE001 - torch raises many kinds for a damaged file
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{path} cannot be read ({reason}); take an older checkpoint") from None
-
-
-class _Nothing:
-    """Stands for an object of a class that is not known here."""
-
-    def __init__(self, *_: Any) -> None:
-        pass
-
-    def __setstate__(self, _: Any) -> None:
-        pass
-
-
-def load_without_code(file: Any, *, places: bool = False) -> Any:
-    """What `torch.save` wrote, on the host; of arguments that Megatron keeps beside the tensors only plain values.
-
-    Args:
-        file: a path, or a file; of a file that is no path arguments are refused.
-        places: leave the tensors' bytes where they are; their storages say where that is.
-
-    Raises:
-        Exception: of many kinds, if it is damaged, or would run code.
-    """
-    device = "meta" if places else "cpu"
-    if isinstance(file, str | Path):
-        known = {"argparse.Namespace": argparse.Namespace}
-        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-        if "argparse.Namespace" in unknown:
-            with torch.serialization.safe_globals([(known.get(name, _Nothing), name) for name in unknown]):
-                return torch.load(file, map_location=device, weights_only=True)
-    return torch.load(file, map_location=device, weights_only=True)
 
 
 def checked_file(folder: Path, relative: str, *, checksum: bool = True) -> Path:

@@ -80,6 +80,8 @@ def open_source(
         )
     if of_others or megatron.read_manifest(folder) is not None:
         checkpoint = Checkpoint(folder, check=check, architecture=architecture)
+        if of_others:  # nobody has said which tensors these are
+            checkpoint.check()
         return Opened(checkpoint, checkpoint.architecture, checkpoint.manifest)
     if (folder / "config.json").is_file():
         published, source = Architecture.from_hugging_face(folder), Folder(folder)

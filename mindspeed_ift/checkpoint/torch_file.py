@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.checkpoint.checksums import described
+from mindspeed_ift.checkpoint.loading import load_without_code
 from mindspeed_ift.checkpoint.placed import Place, PlacedFile, mapped
 from mindspeed_ift.config.errors import UserError
 
@@ -71,7 +72,7 @@ def place_in_archive(path: Path, archive: Place) -> tuple[Tensor, Place]:
 
 def _load(path: Path, what: Any) -> Any:
     try:
-        return megatron.load_without_code(what, places=True)
+        return load_without_code(what, places=True)
     except Exception as error:  # noqa: BLE001 - torch raises many kinds for a damaged file
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{path} cannot be read ({reason}); take an older checkpoint") from None

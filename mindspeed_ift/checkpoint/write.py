@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.serialization import config as torch_config
 
 from mindspeed_ift.checkpoint import index, megatron, sharded
+from mindspeed_ift.checkpoint.arguments import arguments_of
 from mindspeed_ift.checkpoint.names import ExpertPart, hugging_face_shapes, stage_entries
 from mindspeed_ift.checkpoint.sharded import Rectangle
 from mindspeed_ift.checkpoint.source import Source
@@ -149,15 +150,16 @@ def _parts(made: _Made, tensors: list[Tensor], target: Target, size: int, rank: 
 def _write_shards(staging: Path, source: Source, target: Target, workers: int) -> megatron.Files:
     """A file for each tensor, pipeline and expert rank; those of a pipeline rank grow together."""
     layout, shapes = target.layout, hugging_face_shapes(target.architecture)
+    arguments = arguments_of(target.architecture, layout, target.padded_vocab, _ITERATION)
     files: megatron.Files = {}
     keys = megatron.model_keys(layout.chunks(target.architecture.num_layers))
     for place in range(layout.pipeline):
         made = [
             (key, one) for chunk, key in enumerate(keys) for one in _entries(target, place + chunk * layout.pipeline)
         ]
+        facts = {"args": arguments, "checkpoint_version": 3.0, "iteration": _ITERATION}
         states: dict[tuple[int, int], dict[str, Any]] = {
-            ranks: {"checkpoint_version": 3.0, "iteration": _ITERATION, **{key: {} for key in keys}}
-            for ranks in layout.shards()
+            ranks: {**facts, **{key: {} for key in keys}} for ranks in layout.shards()
         }
         for key, one in made:
             planned = [torch.empty(shapes[part], dtype=source.dtype(part), device="meta") for part in one.parts]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mindspeed_ift.checkpoint import megatron
+from mindspeed_ift.checkpoint.arguments import arguments_of
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.model.build import Qwen3Model
 from mindspeed_ift.model.weights import fill
@@ -33,7 +34,9 @@ def shards(
     """What this rank writes: one replica the weights, and each that has optimizer state of its own that."""
     content: Shards = {}
     if groups.model_writer:
-        state: dict[str, Any] = {"checkpoint_version": 3.0, "iteration": iteration}
+        model = stages[0]
+        arguments = arguments_of(model.architecture, groups.layout, model.options.padded_vocab, iteration)
+        state: dict[str, Any] = {"args": arguments, "checkpoint_version": 3.0, "iteration": iteration}
         for key, stage in zip(megatron.model_keys(len(stages)), stages, strict=True):
             tensors = {name: value for name, value in stage.state_dict().items() if isinstance(value, torch.Tensor)}
             state[key] = _on_host({name: value for name, value in tensors.items() if saved(stage, name)})

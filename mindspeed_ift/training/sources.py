@@ -64,8 +64,9 @@ def find_sources(config: TuneConfig, damaged: Mapping[Path, str] | None = None) 
 
 
 def _converted(checkpoint: Path) -> bool:
-    """Whether it has weights and nothing that a training would be continued with."""
-    return bool((megatron.read_manifest(checkpoint) or {}).get("weights_only"))
+    """Whether it has weights and nothing that a training would be continued with, or is of another toolkit."""
+    manifest = megatron.read_manifest(checkpoint)
+    return manifest is None or bool(manifest.get("weights_only"))
 
 
 def _refuse_adapters_without_weights(config: TuneConfig, weights: Path | None) -> None:

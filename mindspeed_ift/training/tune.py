@@ -13,6 +13,7 @@ from torch.profiler import record_function as named
 from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.checkpoint.convert import TRAINING_FACTS
 from mindspeed_ift.checkpoint.names import ExpertPart
+from mindspeed_ift.checkpoint.others import is_of_others
 from mindspeed_ift.checkpoint.source import model_shard, open_source
 from mindspeed_ift.config.describe import settings
 from mindspeed_ift.config.errors import RunError
@@ -329,9 +330,11 @@ def _with_whole_sources(plan: Plan, groups: Groups) -> Plan:
 
 def _load_weights(plan: Plan, stages: list[Qwen3Model], groups: Groups) -> None:
     sources = plan.sources
-    if sources.hugging_face is not None:
-        folder = sources.hugging_face
-        source = open_source(folder).source
+    folder, kind = sources.hugging_face, "Hugging Face"
+    if folder is None and sources.weights is not None and is_of_others(sources.weights):
+        folder, kind = sources.weights, "of another toolkit, whose training is not continued"
+    if folder is not None:
+        source = open_source(folder, architecture=plan.architecture).source
         for stage in stages:
             weights = model_shard(
                 source,
@@ -345,7 +348,7 @@ def _load_weights(plan: Plan, stages: list[Qwen3Model], groups: Groups) -> None:
                 experts=ExpertPart.of(groups.layout, groups.tensor_rank, groups.expert_rank),
             )
             fill(stage, weights, str(folder), without_adapters)
-        _say(groups, f"weights: {folder} (Hugging Face)")
+        _say(groups, f"weights: {folder} ({kind})")
     elif sources.weights is not None:
         state.load_model(sources.weights, stages, groups, without_adapters)
         _say(groups, f"weights: {sources.weights}")

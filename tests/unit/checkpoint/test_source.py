@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.checkpoint.convert import convert
 from mindspeed_ift.config.convert import ConvertConfig
 from mindspeed_ift.config.errors import UserError
@@ -91,7 +92,7 @@ def test_a_checkpoint_that_is_not_its_manifest(
     convert(ConvertConfig("hf", "mg", source, tmp_path / "mg"))
     folder = tmp_path / "mg/iter_0000001"
     facts = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    state = torch.load(folder / "mp_rank_00/model_optim_rng.pt", weights_only=True)
+    state = megatron.read_file(folder, "mp_rank_00/model_optim_rng.pt")
     edit(state["model"], facts)
     torch.save(state, folder / "mp_rank_00/model_optim_rng.pt")
     (folder / "manifest.json").write_text(json.dumps({**facts, "files": {}}), encoding="utf-8")

@@ -5,16 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.checkpoint.adapters import describe_adapters
+from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.flags import parse
 from mindspeed_ift.config.lora import LoraFlags
 from mindspeed_ift.config.tuning import TuneConfig
+from mindspeed_ift.model.build import ModelOptions, build_model
 from mindspeed_ift.training.sources import Sources, find_sources
+from mindspeed_ift.training.tune import _load_weights
+from tests.megatron_files import write_as_mindspeed_llm
+from tests.tiny_model import world_of_one
+from tests.training_runs import make_hugging_face_model
 
 LORA = "--lora-target-modules linear_qkv linear_fc2"
 
@@ -113,3 +121,20 @@ def test_of_two_folders_only_the_continued_one_gives_way(tmp_path: Path) -> None
     found = sources(f"{LORA} --load {plain.parent} --lora-load {adapters.parent}")
     assert found.weights == plain and found.adapters == found.resume == adapters.with_name("iter_0000003")
     assert len(found.notices) == 1 and f"{adapters / 'mp_rank_00/x.pt'} is missing" in found.notices[0]
+
+
+def test_weights_of_another_toolkit_begin_a_training_in_any_layout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hugging_face = make_hugging_face_model(tmp_path / "hf", tied=True, vocab_size=104)
+    write_as_mindspeed_llm(hugging_face, tmp_path / "theirs", tensor=2, pipeline=2)
+    found = sources(f"--load {tmp_path / 'theirs'}")
+    assert found.weights == tmp_path / "theirs/iter_0000001" and found.resume is None
+    architecture = Architecture.from_hugging_face(hugging_face)
+    with world_of_one() as groups:
+        loaded, expected = (build_model(architecture, ModelOptions(padded_vocab=104), groups) for _ in "ab")
+        for one, stage in ((found, loaded), (Sources(hugging_face=hugging_face), expected)):
+            plan = SimpleNamespace(sources=one, architecture=architecture, config=SimpleNamespace(lora=LoraFlags()))
+            _load_weights(plan, [stage], groups)  # type: ignore[arg-type]
+    assert "theirs/iter_0000001 (of another toolkit, whose training is not continued)" in capsys.readouterr().out
+    assert all(map(torch.equal, loaded.parameters(), expected.parameters()))
