@@ -77,7 +77,7 @@ def make_model(folder: Path) -> int:
     """A Hugging Face folder of random weights; returns its size."""
     chance = torch.Generator().manual_seed(1)
     tensors = [
-        Lazy(name, torch.bfloat16, shape, lambda shape=shape: torch.randn(shape, generator=chance).bfloat16())
+        Lazy(name, torch.bfloat16, shape, lambda shape=shape: [torch.randn(shape, generator=chance).bfloat16()])
         for name, shape in hugging_face_shapes(MODEL).items()
     ]
     write_folder(folder, tensors, MODEL.to_hugging_face(), None)

@@ -61,10 +61,14 @@ def write_as_mindspeed_llm(
                     state |= _layer(weights, config, layer, f"decoder.layers.{place - first}.", split, experts)
             state |= _ends(weights, first == 0, first + each == layers, (tensor, rank), pipeline)
             content["model" if virtual == 1 else f"model{chunk}"] = {k: v.clone() for k, v in state.items()}
-        folder = f"mp_rank_{rank:02}" + (f"_{pipe:03}" if pipeline > 1 else "") + (f"_{part:03}" if expert > 1 else "")
-        (target / "iter_0000001" / folder).mkdir(parents=True)
-        torch.save(content, target / "iter_0000001" / folder / "model_optim_rng.pt", pickle_protocol=4)
+        folder = target / "iter_0000001" / _folder(rank, (pipe, pipeline), (part, expert))
+        folder.mkdir(parents=True)
+        torch.save(content, folder / "model_optim_rng.pt", pickle_protocol=4)
     (target / "latest_checkpointed_iteration.txt").write_text("1")
+
+
+def _folder(rank: int, pipeline: tuple[int, int], expert: tuple[int, int]) -> str:
+    return f"mp_rank_{rank:02}" + "".join(f"_{one:03}" for one, size in (pipeline, expert) if size > 1)
 
 
 def _layer(weights: State, config: dict[str, Any], layer: int, prefix: str, split: Any, experts: str) -> State:

@@ -146,7 +146,7 @@ def write_hugging_face(
     require_space(target, _bytes_of_weights(opened), flag)
     shapes, source = hugging_face_shapes(opened.architecture), opened.source
     tensors = [
-        Lazy(name, source.dtype(name), shape, partial(source.tensor, name, shape), source.together(name))
+        Lazy(name, source.dtype(name), shape, partial(source.parts, name, shape), source.together(name))
         for name, shape in shapes.items()
     ]
     training = {key: opened.facts[key] for key in TRAINING_FACTS if key in opened.facts}

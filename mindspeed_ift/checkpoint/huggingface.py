@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -124,6 +124,10 @@ class Folder:
             )
         return dtype
 
+    def parts(self, name: str, shape: tuple[int, ...]) -> list[Tensor]:
+        """The tensor, in one."""
+        return [self.tensor(name, shape)]
+
     def together(self, name: str) -> str:
         """Each is read for itself."""
         return name
@@ -197,12 +201,15 @@ class Folder:
 
 
 class Lazy(NamedTuple):
-    """A tensor that is read when its turn comes, in a thread that reads those of the same ``together`` one by one."""
+    """A tensor that is read when its turn comes, in parts whose bytes are its own one after another.
+
+    Those of the same ``together`` are read one by one in one thread.
+    """
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    read: Callable[[], Tensor]
+    read: Callable[[], Iterable[Tensor]]
     together: str | None = None
 
 
@@ -323,9 +330,7 @@ def _write_shards(folder: Path, tensors: Sequence[Lazy], limit: int, workers: in
 
 def _fill(group: Sequence[Lazy], files: Mapping[str, PlacedFile]) -> None:
     for one in group:
-        tensor = one.read()
-        assert tuple(tensor.shape) == one.shape and tensor.dtype is one.dtype, one
-        files[one.name].fill(one.name, [tensor])
+        files[one.name].fill(one.name, one.read())
 
 
 def _bytes(one: Lazy) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -17,7 +17,7 @@ from mindspeed_ift.checkpoint.names import ALL_EXPERTS, ExpertPart, hugging_face
 from mindspeed_ift.checkpoint.others import is_of_others, manifest_of_others
 from mindspeed_ift.checkpoint.stages import Stages, layout_of_files, stages_of
 from mindspeed_ift.checkpoint.torch_file import LazyTensors
-from mindspeed_ift.checkpoint.transforms import Transform, from_shards, to_shard
+from mindspeed_ift.checkpoint.transforms import Pieces, Transform, pieces_from_shards, to_shard
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.errors import UserError
 
@@ -31,6 +31,9 @@ class Source(Protocol):
         Raises:
             UserError: missing, of another shape, or its file is damaged.
         """
+
+    def parts(self, name: str, shape: tuple[int, ...]) -> Iterable[Tensor]:
+        """As `tensor`, but in parts whose bytes, one after another, are those of the tensor; to be taken at once."""
 
     def dtype(self, name: str) -> torch.dtype:
         """Of a tensor, without reading it.
@@ -107,7 +110,7 @@ class _Held(threading.local):
     """What a thread has read last."""
 
     group: _Group | None = None
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Pieces] = {}
 
 
 class Checkpoint:
@@ -184,14 +187,21 @@ class Checkpoint:
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """As `Source.tensor`."""
+        return self._pieces(name, shape).joined()
+
+    def parts(self, name: str, shape: tuple[int, ...]) -> Iterable[Tensor]:
+        """As `Source.parts`."""
+        return self._pieces(name, shape).parts()
+
+    def _pieces(self, name: str, shape: tuple[int, ...]) -> Pieces:
         group, held = self._groups[name], self._held
         if held.group is not group:
             held.group, held.tensors = None, {}  # let go of one before the next is read
             held.group, held.tensors = group, self._read(group)
         found = held.tensors[name]
-        if tuple(found.shape) != shape:
+        if found.shape != shape:
             raise UserError(
-                f"{self.folder}: {group.name} makes a {name} of shape {tuple(found.shape)}, the architecture says {shape};"
+                f"{self.folder}: {group.name} makes a {name} of shape {found.shape}, the architecture says {shape};"
                 f" is {self._said_by} that of these files?"
             )
         return found
@@ -272,14 +282,14 @@ class Checkpoint:
             lambda name: stage[name] if name in stage else weights[name].to(dtype),
         )
 
-    def _read(self, group: _Group) -> dict[str, Tensor]:
+    def _read(self, group: _Group) -> dict[str, Pieces]:
         self.dtype(group.parts[0])  # it is there
         stage = self._stage(group.stage)
         shards = [stage[ranks] for ranks in group.holders]
         weights = [shard[group.name] for shard in shards]
         if self._lora is not None:
             weights = merge_adapters(group.name, weights, shards, self._lora)
-        values = from_shards(group.transform, weights, self.architecture)
+        values = pieces_from_shards(group.transform, weights, self.architecture)
         return dict(zip(group.parts, values, strict=True))
 
 

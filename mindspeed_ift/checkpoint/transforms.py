@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +37,10 @@ VOCABULARY = Transform("vocabulary", 0)
 # Of each expert: its gate and up, transposed, gate first; and its down, transposed. One expert after another.
 EXPERTS_IN = Transform("experts_in", 1)
 EXPERTS_OUT = Transform("experts_out", 0)
+
+
+_BLOCK = 1 << 18
+"""Bytes of rows that are put together at a time."""
 
 
 def parts_of_shard(
@@ -130,6 +134,50 @@ def from_shards(transform: Transform, shards: Sequence[Tensor], architecture: Ar
         parts = grouped.split([heads * size, size, size], dim=1)
         return [part.flatten(0, 1).contiguous() for part in parts]
     return [whole]
+
+
+class Pieces(NamedTuple):
+    """A tensor that is not yet in one piece.
+
+    Attributes:
+        shape: of it.
+        parts: gives tensors that make it, one below another.
+    """
+
+    shape: tuple[int, ...]
+    parts: Callable[[], Iterable[Tensor]]
+
+    def joined(self) -> Tensor:
+        """The tensor; the part itself if there is but one."""
+        return _joined(list(self.parts()), 0)
+
+
+def pieces_from_shards(transform: Transform, shards: Sequence[Tensor], architecture: Architecture) -> list[Pieces]:
+    """As `from_shards`, but for what is many copies of something large."""
+    if len(shards) > 1 and transform.kind == "vocabulary":
+        rows = range(0, architecture.vocab_size, shards[0].shape[0])
+        parts = [shard[: architecture.vocab_size - first] for first, shard in zip(rows, shards)]
+        return [Pieces((architecture.vocab_size, shards[0].shape[1]), lambda: parts)]
+    if len(shards) > 1 and transform.kind == "gate_up":
+        halves = list(zip(*(shard.chunk(2, 0) for shard in shards), strict=True))
+        return [Pieces(_stacked(half, 0), lambda half=half: half) for half in halves]
+    if len(shards) > 1 and (transform.kind, transform.dim) == ("copy", 1):
+        return [Pieces(_stacked(shards, 1), lambda: _side_by_side(shards))]
+    tensors = from_shards(transform, shards, architecture)
+    return [Pieces(tuple(one.shape), lambda one=one: [one]) for one in tensors]
+
+
+def _stacked(parts: Sequence[Tensor], dim: int) -> tuple[int, ...]:
+    shape = list(parts[0].shape)
+    shape[dim] = sum(part.shape[dim] for part in parts)
+    return tuple(shape)
+
+
+def _side_by_side(shards: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Some rows at a time."""
+    rows = max(1, _BLOCK // (len(shards) * shards[0][0].nbytes))
+    for blocks in zip(*(shard.split(rows) for shard in shards), strict=True):
+        yield torch.cat(blocks, 1)
 
 
 def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:

@@ -16,7 +16,7 @@ TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(5), "c": torch.zer
 
 
 def lazy() -> list[Lazy]:
-    return [Lazy(name, value.dtype, tuple(value.shape), lambda one=value: one) for name, value in TENSORS.items()]
+    return [Lazy(name, value.dtype, tuple(value.shape), lambda one=value: [one]) for name, value in TENSORS.items()]
 
 
 def test_one_file(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_several_files_and_their_index(tmp_path: Path) -> None:
 
 def test_tensors_of_several_types_lie_where_the_library_expects_them(tmp_path: Path) -> None:
     mixed = {"a": torch.ones(3, dtype=torch.bfloat16), "b": torch.arange(5.0), "c": torch.tensor(2.0).half()}
-    tensors = [Lazy(name, value.dtype, tuple(value.shape), lambda one=value: one) for name, value in mixed.items()]
+    tensors = [Lazy(name, value.dtype, tuple(value.shape), lambda one=value: [one]) for name, value in mixed.items()]
     write_folder(tmp_path / "hf", tensors, {}, None)
     found, folder = load_file(tmp_path / "hf/model.safetensors"), Folder(tmp_path / "hf")
     for name, value in mixed.items():
@@ -67,7 +67,7 @@ def test_tokenizer_files_come_along(tmp_path: Path) -> None:
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     def failing(error: Exception) -> list[Lazy]:
-        def read() -> torch.Tensor:
+        def read() -> list[torch.Tensor]:
             raise error
 
         return [*lazy(), Lazy("d", torch.float32, (1,), read)]

@@ -23,7 +23,7 @@ QWEN = {"prompt_type": "qwen", "template_row": None, "template_sha256": definiti
 
 
 def test_an_exported_folder_remembers_its_template(tmp_path: Path) -> None:
-    tensors = [Lazy("x", torch.float32, (1,), lambda: torch.zeros(1))]
+    tensors = [Lazy("x", torch.float32, (1,), lambda: [torch.zeros(1)])]
     write_folder(tmp_path / "ours", tensors, {}, None, QWEN)
     write_folder(tmp_path / "others", tensors, {}, None)
     assert read_training(tmp_path / "ours") == QWEN and read_training(tmp_path / "others") == {}

@@ -16,6 +16,7 @@ from mindspeed_ift.checkpoint.transforms import (
     VOCABULARY,
     Transform,
     from_shards,
+    pieces_from_shards,
     to_shard,
 )
 from mindspeed_ift.config.architecture import Architecture
@@ -85,6 +86,9 @@ def test_there_and_back(transform: Transform, shapes: list[tuple[int, ...]], siz
     tensors = [torch.randn(shape, generator=torch.Generator().manual_seed(3)) for shape in shapes]
     shards = [shard(transform, tensors, size, rank) for rank in range(size)]
     back = from_shards(transform, shards, MODEL)
+    pieces = pieces_from_shards(transform, shards, MODEL)
+    assert [piece.shape for piece in pieces] == [tuple(one.shape) for one in back]
+    assert all(map(torch.equal, (piece.joined() for piece in pieces), back))
     assert len(back) == len(tensors) and all(map(torch.equal, back, tensors))
 
 
