@@ -48,11 +48,12 @@ setup(
         "npu": ["torch-npu==2.13.0"],
         "track": ["tensorboard>=2.20,<3", "wandb>=0.25,<1", "swanlab>=0.10,<1"],
         "fast": ["gigatoken==0.10.0"],
-        "evaluate": ["rouge-score==0.1.2", "sacrebleu>=2.5,<3"],
+        "evaluate": ["rouge-score==0.1.2", "sacrebleu>=2.5,<3", "lm-eval==0.4.13"],
         "dev": [
             "peft==0.21.2",
             "rouge-score==0.1.2",
             "sacrebleu>=2.5,<3",
+            "lm-eval==0.4.13",
             "gigatoken==0.10.0",
             "pytest>=9,<10",
             "pytest-xdist>=3.8,<4",

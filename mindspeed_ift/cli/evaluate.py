@@ -1,7 +1,8 @@
-"""Command ``evaluate`` / ``tools/evaluation.py``: loss and answers on held-out records, of one model or against another."""
+"""Command ``evaluate`` / ``tools/evaluation.py``: held-out records and benchmarks, of one model or against another."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from mindspeed_ift.config.describe import describe
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 def main(argv: list[str]) -> int:
     """Parse, measure, print, write."""
     parsed = parse_with_origins(
-        EvaluateConfig, argv, program="evaluation.py", description="Measure a model on held-out records."
+        EvaluateConfig, argv, program="evaluation.py", description="Measure a model on held-out records and benchmarks."
     )
     config = parsed.config
     config.check()
@@ -30,6 +31,8 @@ def main(argv: list[str]) -> int:
             require_folder(path.parent, flag)
             path.parent.mkdir(parents=True, exist_ok=True)
     comparison = compare(config)
+    if os.environ.get("RANK", "0") != "0":
+        return 0
     _print(comparison)
     if config.output is not None:
         write_json(comparison, config.output)
@@ -47,7 +50,9 @@ def _print(comparison: Comparison) -> None:
     from mindspeed_ift.cli.console import Console
 
     models = comparison.models
-    table = Table(title=f"{len(comparison.items):,} records, {comparison.learnt_tokens:,} learnt tokens")
+    table = Table()
+    if comparison.items:
+        table.title = f"{len(comparison.items):,} records, {comparison.learnt_tokens:,} learnt tokens"
     table.add_column("")
     for model in models:
         table.add_column(Text(model.name), justify="right")
@@ -56,5 +61,5 @@ def _print(comparison: Comparison) -> None:
     Console().print(table)
     for reason, count in comparison.left_out.items():
         print(f"left out: {count:,} records ({reason})")
-    if len(models) > 1:
+    if comparison.items and len(models) > 1:
         print(f"the loss of {comparison.better():,} of {len(comparison.items):,} records is lower after")

@@ -9,7 +9,9 @@ from typing import Literal
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.inference import GenerateConfig
+from mindspeed_ift.config.layout import Layout, LayoutFlags, layout_of, world_size
 
+FRESH = Path("fresh")
 METRICS = ("exact_match", "rouge_l", "bleu", "chrf")
 
 
@@ -20,7 +22,7 @@ class EvaluateConfig:
     load: Path | None = None
     """Hugging Face folder, or the --save folder of a run (its latest checkpoint)."""
     baseline: Path | None = None
-    """Another of these to compare with: the model before tuning, say."""
+    """Another of these to compare with: the model before tuning, say. Or "fresh": the same model with fresh weights."""
     input: tuple[str, ...] = field(default=(), metadata={"repeatable": True})
     """Held-out records, as for preprocess: the last answer of each is what the model should say."""
     handler_name: str = "auto"
@@ -28,9 +30,17 @@ class EvaluateConfig:
     map_keys: str = ""
     """Columns, as JSON, as for preprocess."""
     max_samples: int | None = None
-    """Only the first so many records."""
+    """Only the first so many records, and questions of each of --tasks."""
     metrics: tuple[Literal["exact_match", "rouge_l", "bleu", "chrf"], ...] = ()
     """Compare written answers with those of the records; default: the loss only, no answer is written."""
+    tasks: tuple[str, ...] = ()
+    """Benchmarks of lm-evaluation-harness: its names (arc_easy, mmlu), YAML files in its format, or groups of them."""
+    include_path: tuple[Path, ...] = ()
+    """Folders with further YAML files of --tasks."""
+    num_fewshot: int | None = None
+    """Examples before each question of --tasks; default: what the task says."""
+    apply_chat_template: bool = False
+    """Ask --tasks in the template, as a user would, and not as plain text."""
     tokenizer_name_or_path: str | None = None
     """Tokenizer folder; default: the one the checkpoint names."""
     prompt_type: str | None = None
@@ -45,6 +55,11 @@ class EvaluateConfig:
     """Longest written answer in tokens."""
     micro_batch_size: int = 8
     """Answers written at once."""
+    tensor_model_parallel_size: int = 1
+    """Devices that share each weight matrix; start as many processes with torchrun, or a multiple: what is left of them
+    shares the records."""
+    pipeline_model_parallel_size: int = 1
+    """Devices in a row that each hold some layers."""
     output: Path | None = None
     """File for all figures and answers (JSON)."""
     html: Path | None = None
@@ -60,18 +75,39 @@ class EvaluateConfig:
         """
         if self.load is None:
             raise UserError("--load is missing: a Hugging Face folder, or the --save folder of a run")
-        if not "".join(self.input).strip():
-            raise UserError("--input is missing: held-out records")
-        if self.html is not None and not self.metrics:
+        has_records = bool("".join(self.input).strip())
+        if not has_records and not self.tasks:
+            raise UserError("--input is missing: held-out records; or give --tasks, benchmarks")
+        if self.metrics and not has_records:
+            raise UserError("--metrics is about the answers to records; give --input, held-out records")
+        if self.html is not None and has_records and not self.metrics:
             raise UserError("--html shows written answers; give --metrics too, such as exact_match rouge_l")
+        self._check_tasks()
         for flag, value in (
             ("--max-samples", 1 if self.max_samples is None else self.max_samples),
             ("--seq-length", self.seq_length),
             ("--max-new-tokens", self.max_new_tokens),
             ("--micro-batch-size", self.micro_batch_size),
+            ("--tensor-model-parallel-size", self.tensor_model_parallel_size),
+            ("--pipeline-model-parallel-size", self.pipeline_model_parallel_size),
         ):
             if value < 1:
                 raise UserError(f"{flag} {value} must be at least 1")
+
+    def _check_tasks(self) -> None:
+        if not self.tasks and (self.include_path or self.num_fewshot is not None or self.apply_chat_template):
+            raise UserError("--include-path, --num-fewshot and --apply-chat-template are for --tasks, which is missing")
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise UserError(f"--num-fewshot {self.num_fewshot} must not be negative")
+
+    def layout(self) -> Layout:
+        """Who holds what of the processes that were started.
+
+        Raises:
+            UserError: the sizes do not divide them.
+        """
+        sizes = LayoutFlags(self.tensor_model_parallel_size, self.pipeline_model_parallel_size)
+        return layout_of(sizes, world_size())
 
     def preparation(self) -> PreprocessConfig:
         """The records as options of ``preprocess``."""

@@ -1,1 +1,1 @@
-"""Is a tuned model better? Read `records.py`, `losses.py`, `scores.py`, then `comparison.py`."""
+"""Is a tuned model better? Read `records.py`, `losses.py`, `scores.py`, `comparison.py`, then `benchmarks.py`."""

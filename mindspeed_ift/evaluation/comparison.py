@@ -1,4 +1,4 @@
-"""One model, or two to compare, measured on held-out records: figures, answers, a page."""
+"""One model, or two to compare, measured on held-out records and benchmarks: figures, answers, a page."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import numpy as np
 from jinja2 import Environment
 
 from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.config.evaluation import EvaluateConfig
+from mindspeed_ift.config.evaluation import FRESH, EvaluateConfig
 from mindspeed_ift.data.encode import Encoder
 from mindspeed_ift.data.staging import write_text
+from mindspeed_ift.evaluation.answers import answer
+from mindspeed_ift.evaluation.benchmarks import open_tasks, run_tasks
 from mindspeed_ift.evaluation.losses import record_losses
 from mindspeed_ift.evaluation.records import Item, make_items, read_conversations
 from mindspeed_ift.evaluation.scores import require, score
 from mindspeed_ift.inference.asking import make_asking_encoder
-from mindspeed_ift.inference.decoder import Decoder
-from mindspeed_ift.inference.generate import generate
 from mindspeed_ift.inference.load import Loaded, load
 from mindspeed_ift.inference.sampling import Sampling
 from mindspeed_ift.parallel import groups as process_groups
@@ -35,9 +35,9 @@ class Measured:
     """What one model came to.
 
     Attributes:
-        name: its folder.
+        name: its folder, or that its weights are fresh.
         losses: mean loss of each record over its learnt tokens, nats; NaN where nothing is learnt.
-        figures: name -> figure of all records.
+        figures: name -> figure of all records, or of a benchmark; of benchmarks on the first rank only.
         answers: greedy, one a record; empty if none were asked for.
         scores: metric -> score of each record.
     """
@@ -51,7 +51,7 @@ class Measured:
 
 @dataclass
 class Comparison:
-    """The records, and what each model came to: the baseline first, if there is one.
+    """The records, if any, and what each model came to: the baseline first, if there is one.
 
     Attributes:
         items: records that were measured.
@@ -97,61 +97,64 @@ def compare(config: EvaluateConfig) -> Comparison:
     """
     assert config.load is not None
     require(config.metrics)
-    conversations = read_conversations(config)
-    loaded = load(config.load)
+    conversations = read_conversations(config) if config.input else []
+    tasks = open_tasks(config) if config.tasks else None
+    layout = config.layout()
+    loaded = load(config.load, layout)
     encoder = make_asking_encoder(config.asking(config.load), loaded.facts)
     items, left_out = make_items(conversations, encoder)
-    if not items:
+    if conversations and not items:
         raise UserError(f"no record of --input can be written ({', '.join(left_out)})")
-    tuned = _measure(str(config.load), loaded, encoder, items, config)
+    tuned = _measure(loaded, encoder, items, tasks, config)
     models = [tuned]
     if config.baseline is not None:
-        process_groups.stop(loaded.groups)
-        models.insert(0, _measure(str(config.baseline), load(config.baseline), encoder, items, config))
+        process_groups.leave()
+        del loaded  # two models need not be held at once
+        fresh = config.baseline == FRESH
+        before = load(config.load if fresh else config.baseline, layout, fresh=fresh)
+        models.insert(0, _measure(before, encoder, items, tasks, config))
     learnt = sum(int((item.sample.labels[1:] >= 0).sum()) for item in items)
     return Comparison(items, left_out, learnt, models)
 
 
-def _measure(name: str, loaded: Loaded, encoder: Encoder, items: Sequence[Item], config: EvaluateConfig) -> Measured:
-    vocab_size = loaded.model.architecture.vocab_size
-    highest = max(int(item.sample.input_ids.max()) for item in items)
-    if highest >= vocab_size:
-        raise UserError(
-            f"the tokenizer gives the id {highest}, but the model of {name} has the ids 0 to {vocab_size - 1}; give"
-            " --tokenizer-name-or-path the tokenizer it was trained with"
-        )
+def _measure(
+    loaded: Loaded, encoder: Encoder, items: Sequence[Item], tasks: dict[str, Any] | None, config: EvaluateConfig
+) -> Measured:
+    measured = Measured(loaded.name, [], {})
+    if items:
+        _measure_records(measured, loaded, encoder, items, config)
+    if tasks is not None:
+        measured.figures.update(run_tasks(tasks, loaded, encoder, config))
+    return measured
+
+
+def _measure_records(
+    measured: Measured, loaded: Loaded, encoder: Encoder, items: Sequence[Item], config: EvaluateConfig
+) -> None:
     pad_id = encoder.tokenizer.pad_id
-    losses, learnt = record_losses(loaded.model, [item.sample for item in items], config.seq_length, pad_id)
+    losses, learnt, _ = record_losses(loaded, [item.sample for item in items], config.seq_length, pad_id)
     if not learnt.any():
         raise UserError("no record of --input has an answer to measure")
     means = np.divide(losses, learnt, out=np.full(len(losses), np.nan), where=learnt > 0)
     per_token = float(losses.sum() / learnt.sum())
-    figures = {
+    measured.losses = means.tolist()
+    measured.figures = {
         "loss": per_token,
         "perplexity": math.exp(min(per_token, 700.0)),
         "loss_per_record": float(np.nanmean(means)),
     }
-    measured = Measured(name, means.tolist(), figures)
     if config.metrics:
         measured.answers = _answers(loaded, encoder, items, config)
         references = [item.reference for item in items]
         for metric in config.metrics:
-            figures[metric], measured.scores[metric] = score(metric, measured.answers, references)
-    return measured
+            measured.figures[metric], measured.scores[metric] = score(metric, measured.answers, references)
 
 
 def _answers(loaded: Loaded, encoder: Encoder, items: Sequence[Item], config: EvaluateConfig) -> list[str]:
-    """Greedy answers; prompts of like length share a batch."""
-    decoder, tokenizer = Decoder(loaded.model, loaded.groups), encoder.tokenizer
-    stops, sampling = [*encoder.stop_ids, tokenizer.pad_id], Sampling(config.max_new_tokens)
-    order = sorted(range(len(items)), key=lambda number: len(items[number].prompt))
-    answers = [""] * len(items)
-    for start in range(0, len(order), config.micro_batch_size):
-        batch = order[start : start + config.micro_batch_size]
-        written = generate(decoder, [items[number].prompt for number in batch], stops, sampling)
-        for number, ids in zip(batch, written, strict=True):
-            answers[number] = tokenizer.decode(ids)
-    return answers
+    """Greedy ones."""
+    stops, sampling = [*encoder.stop_ids, encoder.tokenizer.pad_id], Sampling(config.max_new_tokens)
+    written = answer(loaded, [item.prompt for item in items], stops, sampling, config.micro_batch_size)
+    return [encoder.tokenizer.decode(ids) for ids in written]
 
 
 def write_json(comparison: Comparison, path: Path) -> None:

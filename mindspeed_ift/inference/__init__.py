@@ -1,1 +1,1 @@
-"""Answers from a tuned model. Read `load.py`, `generate.py`, then `decoder.py` and `layers.py`."""
+"""Answers from a tuned model. Read `load.py`, `generate.py`, then `decoder.py`, `layers.py` and `stages.py`."""

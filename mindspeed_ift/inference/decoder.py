@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mindspeed_ift.devices.device import current
 from mindspeed_ift.inference.layers import PlainLayer, plain_linear, plain_norm
+from mindspeed_ift.inference.stages import hand_on, receive
 from mindspeed_ift.mcore import tensor_parallel
 from mindspeed_ift.model.build import Qwen3Model
 from mindspeed_ift.parallel.groups import Groups
@@ -63,11 +64,11 @@ class LayerCache:
 
 
 class Decoder:
-    """A model, or this rank's part of it: all ranks of a layout take the same calls in the same order.
+    """A model, or this rank's part of it: all ranks that hold parts of one take the same calls in the same order.
 
     Args:
         model: this rank's stage, in evaluation mode; read through its own weights (`layers.PlainLayer`).
-        groups: tensor and pipeline parallel peers; no other kind of parallelism.
+        groups: tensor and pipeline parallel peers; data parallel ones hold models of their own.
     """
 
     def __init__(self, model: Qwen3Model, groups: Groups) -> None:
@@ -81,7 +82,6 @@ class Decoder:
             self._last_norm = plain_norm(model.decoder.final_layernorm)
             self._head = plain_linear(model.output_layer, shared)
         self._lengths: list[int] = []
-        self._speaker = groups.layout.tensor * (groups.layout.pipeline - 1)  # first tensor rank of the last stage
 
     @torch.inference_mode()
     def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Tensor | None:
@@ -120,11 +120,11 @@ class Decoder:
 
     def agree(self, tokens: Sequence[int] | None) -> list[int]:
         """What the rank that has logits chose, on every rank; int64 ``[B]`` as a list."""
-        if self.groups.layout.world == 1:
+        if self.groups.layout.tensor * self.groups.layout.pipeline == 1:
             assert tokens is not None
             return list(tokens)
         shared = self._tensor(tokens if tokens is not None else [0] * len(self._lengths))
-        dist.broadcast(shared, self._speaker)
+        dist.broadcast(shared, self.groups.speaker, group=self.groups.collection.mp)
         return shared.tolist()
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -146,23 +146,20 @@ class Decoder:
             turns: cosines and sines of their angles, ``[2, S, B or 1, 1, D]``.
             last: position of each row whose logits are asked for, int64 ``[B]``; None: there is one.
         """
-        rank, tensor_size = dist.get_rank(), self.groups.layout.tensor
         if self.model.pre_process:
             hidden = self.model.embedding(tokens, None)
         else:
-            rows, length = tokens.shape
-            size, dtype = self.model.config.hidden_size, self.model.options.dtype
-            hidden = torch.empty(length, rows, size, dtype=dtype, device=self.device)
-            dist.recv(hidden, rank - tensor_size)
+            hidden = receive(self.model, self.groups, *tokens.shape)
         cosine, sine = turns
         for layer in self._layers:
             hidden = layer(hidden, cosine, sine)
         if not self.model.post_process:
-            dist.send(hidden.contiguous(), rank + tensor_size)
+            hand_on(hidden, self.groups)
             return None
         if last is not None:
             hidden = hidden[last, torch.arange(len(last), device=self.device)][None]
         out = self._head(self._last_norm(hidden))
-        if tensor_size > 1:
+        if self.groups.layout.tensor > 1:
             out = tensor_parallel.gather_from_tensor_model_parallel_region(out, group=self.groups.collection.tp)
-        return out[0, :, : self.model.architecture.vocab_size] if rank == self._speaker else None
+        speaks = self.groups.rank == self.groups.speaker
+        return out[0, :, : self.model.architecture.vocab_size] if speaks else None

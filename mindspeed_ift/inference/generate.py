@@ -32,6 +32,7 @@ def generate(
     stop_ids: Sequence[int],
     sampling: Sampling,
     tell: Callable[[int, list[int]], None] | None = None,
+    ends: Callable[[Sequence[int]], bool] = lambda answer: False,
 ) -> list[list[int]]:
     """Continue every prompt until a stop token (not part of the answer) or ``max_new_tokens``.
 
@@ -41,6 +42,7 @@ def generate(
         stop_ids: tokens that end an answer.
         sampling: how tokens are chosen.
         tell: called with the number of a prompt and its answer so far, each time it has grown.
+        ends: called with an answer so far each time it has grown: whether it ends there, all of it part of the answer.
     """
     answers: list[list[int]] = [[] for _ in prompts]
     running = list(range(len(prompts)))
@@ -48,11 +50,15 @@ def generate(
     logits = model.start(prompts, sampling.max_new_tokens)
     for left in range(sampling.max_new_tokens - 1, -1, -1):
         chosen = model.agree(None if logits is None else chooser(logits))
-        rows = [row for row, token in enumerate(chosen) if token not in stop_ids]
-        for row in rows:
-            answers[running[row]].append(chosen[row])
+        rows = []
+        for row, token in enumerate(chosen):
+            if token in stop_ids:
+                continue
+            answers[running[row]].append(token)
             if tell is not None:
                 tell(running[row], answers[running[row]])
+            if not ends(answers[running[row]]):
+                rows.append(row)
         if not rows or not left:
             break
         if len(rows) < len(running):

@@ -97,7 +97,7 @@ class Qwen3Model(GPTModel):
             each: do not sum the loss, see `head.loss_sum`.
 
         Returns:
-            Hidden states for the next stage; on the last stage the loss sum (fp32 scalar; with ``each`` fp32 ``[L]``), or
+            Hidden states for the next stage; on the last stage the loss sum (fp32 scalar; with ``each`` fp32 ``[2, L]``), or
             without labels this tensor rank's logits ``[B, S, padded vocabulary / TP]``.
         """
         self.rotary_pos_emb.set_positions(position_ids)

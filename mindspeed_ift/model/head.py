@@ -51,8 +51,8 @@ def loss_sum(
         each: do not sum, and take no gradient.
 
     Returns:
-        fp32 scalar; with no learnt position 0 with a zero gradient. With ``each`` the weighted loss of each learnt position,
-        fp32 ``[L]``, row after row.
+        fp32 scalar; with no learnt position 0 with a zero gradient. With ``each`` fp32 ``[2, L]``: the weighted loss of each
+        learnt position, row after row, and 1 where the label has the largest logit, else 0.
     """
     group = groups.tp
     if sequence_parallel:
@@ -68,9 +68,9 @@ def loss_sum(
     weights = loss_mask_BS.t().reshape(-1).index_select(0, positions)
     chunk_size = chunk_size or max(1, _PIECE_BYTES // (4 * weight_VH.shape[0]))
     if each:
-        losses = torch.empty_like(weights)
-        _walk(learnt, weight_VH, labels, weights, vocab_size, chunk_size, group, losses=losses)
-        return losses
+        found = weights.new_empty(2, len(weights))
+        _walk(learnt, weight_VH, labels, weights, vocab_size, chunk_size, group, each=found)
+        return found
     return _LossOfPieces.apply(learnt, weight_VH, labels, weights, vocab_size, chunk_size, group)
 
 
@@ -143,7 +143,7 @@ def _walk(
     chunk_size: int,
     group: dist.ProcessGroup,
     *,
-    losses: Tensor | None = None,
+    each: Tensor | None = None,
     grad_hidden: Tensor | None = None,
     grad_weight: Tensor | None = None,
     factor: Tensor | None = None,
@@ -158,7 +158,7 @@ def _walk(
         vocab_size: columns that are tokens, over all ranks.
         chunk_size: positions of a piece.
         group: tensor parallel peers.
-        losses: to fill with the weighted loss of each position, fp32 ``[L]``, or None.
+        each: to fill as `loss_sum` returns it, fp32 ``[2, L]``, or None.
         grad_hidden: to fill with this rank's part of the gradient, or None.
         grad_weight: to add the gradient to, or None.
         factor: what both gradients are multiplied by; None for 1.
@@ -181,8 +181,8 @@ def _walk(
         sums_P, target_P = _reduced(torch.stack([exponentials_PV.sum(1), target_P]), dist.ReduceOp.SUM, group)
         losses_P = (sums_P.log() + largest_P - target_P) * weights_P
         total += losses_P.sum()
-        if losses is not None:
-            losses[piece] = losses_P
+        if each is not None:
+            each[0, piece], each[1, piece] = losses_P, target_P == largest_P
         if grad_hidden is None:
             continue
         scaled_P = weights_P if factor is None else weights_P * factor

@@ -58,6 +58,17 @@ class Groups:
         return self.replica_rank * self.layout.tensor + self.tensor_rank < len(self.layout.shards())
 
     @property
+    def stage_distance(self) -> int:
+        """From this rank to the one that holds the same part of the next stage, in ranks."""
+        return self.layout.world // self.layout.pipeline
+
+    @property
+    def speaker(self) -> int:
+        """The rank that speaks for the model that this one is a part of: the first tensor rank of its last stage."""
+        ranks_of_model = self.layout.tensor * self.layout.context
+        return self.stage_distance * (self.layout.pipeline - 1) + self.data_rank * ranks_of_model
+
+    @property
     def totals_writer(self) -> bool:
         """Whether this rank counts its samples: of the ranks that share them, one that computes their loss."""
         return self.tensor_rank == 0 and self.pipeline_rank == self.layout.pipeline - 1
@@ -129,6 +140,11 @@ def start(
         chunks=chunks,
         owns_world=owns_world,
     )
+
+
+def leave() -> None:
+    """Take Megatron's groups apart and stay in the world, to build those of another model."""
+    parallel_state.destroy_model_parallel()
 
 
 def stop(groups: Groups) -> None:

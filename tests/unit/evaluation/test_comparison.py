@@ -70,6 +70,15 @@ def test_the_loss_alone_writes_no_answer(line: list[str], capsys: pytest.Capture
     assert "perplexity" in told and "exact_match" not in told and "lower after" not in told
 
 
+def test_against_fresh_weights(tmp_path: Path, line: list[str]) -> None:
+    """A model that learnt nothing finds all tokens about as likely, and is another one than that of --load."""
+    file = tmp_path / "result.json"
+    assert evaluate([*line[:2], "--baseline", "fresh", *line[4:], "--output", str(file)]) == 0
+    before, after = json.loads(file.read_text(encoding="utf-8"))["models"]
+    assert before["name"] == "fresh weights" and before["loss"] == pytest.approx(math.log(400), rel=0.05)
+    assert after["name"] == str(tmp_path / "after") and after["loss"] != before["loss"]
+
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [

@@ -36,11 +36,11 @@ def test_packed_records_have_the_losses_of_hugging_face(tmp_path: Path, seq_leng
     reference = Qwen3ForCausalLM.from_pretrained(folder).float()
     loaded = load(folder)
     try:
-        losses, learnt = record_losses(loaded.model, _samples(), seq_length, 0)
+        losses, learnt, likeliest = record_losses(loaded, _samples(), seq_length, 0)
     finally:
         process_groups.stop(loaded.groups)
-    assert learnt.sum() > 0 and (learnt == 0).any()
-    for sample, loss, count in zip(_samples(), losses, learnt, strict=True):
+    assert learnt.sum() > 0 and (learnt == 0).any() and likeliest.sum() > 0
+    for sample, loss, count, best in zip(_samples(), losses, learnt, likeliest, strict=True):
         labels = torch.from_numpy(sample.labels.astype(np.int64))[1:]
         assert count == int((labels != IGNORED_LABEL).sum())
         if not count:
@@ -48,5 +48,6 @@ def test_packed_records_have_the_losses_of_hugging_face(tmp_path: Path, seq_leng
             continue
         with torch.no_grad():
             logits = reference(torch.from_numpy(sample.input_ids.astype(np.int64))[None]).logits[0, :-1]
+        assert best == int((logits.argmax(-1) == labels).sum())
         expected = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="sum")
         assert loss == pytest.approx(float(expected), **TWENTY_STEPS_LOSS)

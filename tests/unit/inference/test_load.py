@@ -10,7 +10,8 @@ import torch
 from mindspeed_ift.checkpoint.convert import convert
 from mindspeed_ift.config.convert import ConvertConfig
 from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.inference.load import load
+from mindspeed_ift.config.layout import Layout
+from mindspeed_ift.inference.load import _spread, load
 from mindspeed_ift.parallel import groups as process_groups
 from tests.tiny_model import world_of_one
 from tests.training_runs import make_hugging_face_model
@@ -54,6 +55,14 @@ def test_a_checkpoint_of_any_layout_gives_the_model_that_was_saved(tmp_path: Pat
     with torch.no_grad():
         found = loaded.model(tokens, tokens, None)
     assert torch.equal(found, expected[..., : found.shape[-1]]) and found.shape[-1] == 30
+
+
+def test_layers_that_do_not_divide_leave_the_ends_of_a_pipeline_with_fewer(tmp_path: Path) -> None:
+    """They hold the embeddings. More ranks than layers are refused before they meet."""
+    assert _spread(94, 4) == (23, 24, 24, 23) and _spread(5, 3) == (2, 2, 1) and _spread(6, 2) == (3, 3)
+    folder = make_hugging_face_model(tmp_path, tied=True, vocab_size=51)
+    with pytest.raises(UserError, match="--pipeline-model-parallel-size 3 is more than the 2 layers; give less"):
+        load(folder, Layout(pipeline=3))
 
 
 def _end() -> None:
