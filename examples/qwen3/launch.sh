@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Shared by the scripts of this folder (source it; it runs nothing by itself).
-# Gives: ROOT, PYTHON, DEVICES (accelerators of this machine, 1 on CPU), need_path, run_tool and run_training.
+# Gives: ROOT, PYTHON, need_path, run_tool, run_ranks, run_training, tune, generate and evaluate.
 # Reads: PYTHON, DEVICES, MASTER_ADDR, MASTER_PORT, NNODES, NODE_RANK, MAX_RESTARTS, LOG_DIR, and DRY_RUN=1 (print, do not run).
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 if [ -z "${PYTHON:-}" ]; then
@@ -71,19 +71,7 @@ dry_run() {  # dry_run TOOL COMMAND...: print the command and the configuration 
     "$PYTHON" "$@" --dry-run
 }
 
-run_tool() {  # run_tool NAME FLAGS...: one process of tools/NAME.py
-    local name="$1" tool="$ROOT/tools/$1.py"
-    shift
-    if [ "${DRY_RUN:-0}" = 1 ]; then
-        dry_run "$tool" "$PYTHON" "$tool" "$@"
-    else
-        logged "$name" "$PYTHON" "$tool" "$@"
-    fi
-}
-
-run_training() {  # run_training LOG FLAGS...: tools/posttrain_gpt.py on DEVICES processes of each node
-    local name="$1" tool="$ROOT/tools/posttrain_gpt.py"
-    shift
+_torchrun() {  # _torchrun: the words that start DEVICES processes on each node, into RANKS
     local meeting=(--standalone)  # one machine finds a free port by itself, so that two runs do not collide
     if [ "${NNODES:-1}" != 1 ]; then
         [ -n "${MASTER_ADDR:-}" ] && [ -n "${NODE_RANK:-}" ] ||
@@ -95,7 +83,30 @@ run_training() {  # run_training LOG FLAGS...: tools/posttrain_gpt.py on DEVICES
     fi
     # Processes that are killed start again together, as often, and go on from what they have saved.
     [ -z "${MAX_RESTARTS:-}" ] || meeting+=(--max_restarts "$MAX_RESTARTS")
-    local command=("$PYTHON" -m mindspeed_ift.cli.torchrun --nproc_per_node "$DEVICES" "${meeting[@]}" "$tool" "$@")
+    RANKS=("$PYTHON" -m mindspeed_ift.cli.torchrun --nproc_per_node "$DEVICES" "${meeting[@]}")
+}
+
+run_ranks() {  # run_ranks NAME FLAGS...: tools/NAME.py on DEVICES processes of each node; one needs no torchrun
+    local name="$1" tool="$ROOT/tools/$1.py" RANKS=("$PYTHON")
+    shift
+    [ "$((DEVICES * ${NNODES:-1}))" -eq 1 ] || _torchrun
+    if [ "${DRY_RUN:-0}" = 1 ]; then
+        WORLD_SIZE="$((DEVICES * ${NNODES:-1}))" dry_run "$tool" "${RANKS[@]}" "$tool" "$@"
+    else
+        logged "$name" "${RANKS[@]}" "$tool" "$@"
+    fi
+}
+
+run_tool() {  # run_tool NAME FLAGS...: one process of tools/NAME.py
+    local DEVICES=1 NNODES=1
+    run_ranks "$@"
+}
+
+run_training() {  # run_training LOG FLAGS...: tools/posttrain_gpt.py on DEVICES processes of each node
+    local name="$1" tool="$ROOT/tools/posttrain_gpt.py" RANKS
+    shift
+    _torchrun
+    local command=("${RANKS[@]}" "$tool" "$@")
     if [ "${DRY_RUN:-0}" = 1 ]; then
         WORLD_SIZE="$((DEVICES * ${NNODES:-1}))" dry_run "$tool" "${command[@]}"
     else
@@ -109,6 +120,40 @@ run_training() {  # run_training LOG FLAGS...: tools/posttrain_gpt.py on DEVICES
         fi
         return "$code"
     fi
+}
+
+# The model of LOAD over TP x PP devices, into ASKED; in a trial (SMOKE=1) in one process.
+_asked() {  # _asked TP PP
+    local tp="$1" pp="$2"
+    LOAD="${LOAD:-$ROOT/output/$(basename "$0" .sh | cut -d _ -f 2-)}"
+    need_path LOAD "the SAVE folder of a tune script, or a Hugging Face folder"
+    [ -z "${TOKENIZER:-}" ] || need_path TOKENIZER "a tokenizer folder, or to nothing"
+    [ "${SMOKE:-0}" != 1 ] || tp=1 pp=1 NNODES=1 DEVICES="${DEVICES:-1}"
+    TP="${TP:-$tp}" PP="${PP:-$pp}"
+    ASKED=(--load "$LOAD" ${TOKENIZER:+--tokenizer-name-or-path "$TOKENIZER"}
+        --tensor-model-parallel-size "$TP" --pipeline-model-parallel-size "$PP" --max-new-tokens "${MAX_NEW_TOKENS:-256}")
+}
+
+generate() {  # generate TP PP FLAGS...: answers of the model of LOAD, on TP x PP processes
+    local ASKED
+    _asked "$1" "$2"
+    shift 2
+    DEVICES="$((TP * PP / ${NNODES:-1}))"
+    run_ranks inference "${ASKED[@]}" "$@"
+}
+
+evaluate() {  # evaluate TP PP FLAGS...: the model of LOAD on INPUT, against BASELINE, on all devices; TP x PP hold it once
+    local ASKED
+    _asked "$1" "$2"
+    shift 2
+    INPUT="${INPUT:-$ROOT/examples/data/heldout.jsonl}"
+    need_path INPUT "held-out records"
+    [ "${BASELINE:-fresh}" = fresh ] || need_path BASELINE "the model before tuning, to fresh, or to nothing"
+    RESULT="${RESULT:-$ROOT/output/$(basename "$0" .sh)}"
+    DEVICES="${DEVICES:-$(count_devices)}"
+    [ "$DEVICES" -gt 0 ] || DEVICES="$((TP * PP / ${NNODES:-1}))"
+    run_ranks evaluation "${ASKED[@]}" --input "$INPUT" ${BASELINE:+--baseline "$BASELINE"} \
+        --metrics ${METRICS:-exact_match rouge_l chrf} --output "$RESULT.json" --html "$RESULT.html" "$@"
 }
 
 # tune SIZE TP PP CP FLAGS...: Qwen3-SIZE from HF_MODEL on DATA_PATH into SAVE; goes on where SAVE stopped.

@@ -24,6 +24,7 @@ OWN_FLAG = {
     "tune": ("--seed", "5"),
     "ckpt": ("--make-vocab-size-divisible-by", "3"),
     "generate": ("--seed", "5"),
+    "evaluate": ("--seq-length", "512"),
 }
 
 
@@ -44,6 +45,9 @@ MODELS = {
 EXPERTS = {"30b": 8, "30b_lora": 8, "235b": 16, "235b_lora": 8}
 # What a script trains -> length of its rows.
 LENGTHS = {"full": 4096, "lora": 4096, "pack": 32768, "256k_pack": 262144}
+# Of the scripts that ask a model, where it does not lie on one device: tensor and pipeline parallel size.
+ASKED = {"32b": (4, 1), "30b": (4, 1), "235b": (4, 4)}
+ASK = [path for path in SCRIPTS if path.name.startswith(("generate", "evaluate"))]
 TUNE = [path for path in SCRIPTS if path.name.startswith("tune")]
 
 
@@ -122,6 +126,16 @@ def _check_layout(script: Path, command: str, configuration: list[str]) -> None:
     assert f"  --seq-length = {LENGTHS[_kind(script)]}   (flag)" in configuration
 
 
+def _check_sizes(script: Path, command: str, configuration: list[str]) -> None:
+    tensor, pipeline = ASKED.get(script.stem.split("_")[2], (1, 1))
+    devices = tensor * pipeline
+    ranks = f"-m mindspeed_ift.cli.torchrun --nproc_per_node {min(devices, 8)} "
+    ranks += f"--nnodes {devices // 8} " if devices > 8 else "--standalone "
+    assert (ranks in command) == (devices > 1) == ("torchrun" in command)
+    for axis, size in (("tensor", tensor), ("pipeline", pipeline)):
+        assert f"  --{axis}-model-parallel-size = {size}   (flag)" in configuration
+
+
 # Instead of Python: no accelerators, and what was to be run, with the world it was told of, into a file.
 RECORDER = """#!/bin/bash
 [ "$1" = -c ] && exec echo 0
@@ -153,6 +167,8 @@ def test_dry_run_prints_the_command_and_the_configuration(
     assert title.startswith("configuration") and f"  {flag} = {value}   (flag)" in configuration
     if script in TUNE:
         _check_layout(script, command, configuration)
+    if script in ASK:
+        _check_sizes(script, command, configuration)
     assert not list((tmp_path / "here").iterdir())
 
 
@@ -171,26 +187,33 @@ def test_every_size_has_every_kind() -> None:
     kinds = {(script.stem.split("_")[2], _kind(script)) for script in TUNE}
     sizes = [name for name in MODELS if "_" not in name]
     assert kinds >= {(size, kind) for size in sizes for kind in ("full", "lora", "pack")} | {("32b", "256k_pack")}
+    asked = {tuple(script.stem.split("_")[:3:2]) for script in ASK}
+    assert asked == {(kind, size) for size in sizes for kind in ("generate", "evaluate")}
 
 
-@pytest.mark.parametrize("script", [path for path in TUNE if "256k" not in path.name], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "script", [path for path in [*TUNE, *ASK] if "256k" not in path.name], ids=lambda path: path.name
+)
 def test_a_trial_of_any_size_is_that_of_the_8b(script: Path, tmp_path: Path) -> None:
     """SMOKE=1 gives the same command for every size, and those of the 8B (30B-A3B) are run for real below."""
     kind = _kind(script)
     size = "30b_a3b" if _experts(script) else "8b"
     same = FOLDER / (f"tune_qwen3_{size}.sh" if kind == "full" else f"tune_qwen3_{size}_{kind}.sh")
+    if script in ASK:
+        same = FOLDER / f"{script.name.split('_')[0]}_qwen3_8b.sh"
     python = tmp_path / "python"
     python.write_text("#!/bin/bash\nprintf '%s\\n' \"$@\"\n")
     python.chmod(0o755)
     variables = {"SMOKE": "1", "DRY_RUN": "1", "PYTHON": str(python), "DEVICES": "1", "SAVE": str(tmp_path / "run")}
+    variables |= {"LOAD": str(tmp_path), "RESULT": str(tmp_path / "result")}
     learning_rates = {"LR": "1e-5", "MIN_LR": "1e-6", "GBS": "2"}
     asked, expected = (_run(path, tmp_path, **variables, **learning_rates).stdout for path in (script, same))
-    assert asked == expected and "--num-layers\n2\n" in asked
+    assert asked == expected and ("--num-layers\n2\n" in asked) == (script in TUNE)
 
 
 @pytest.mark.parametrize(
     "script",
-    [path for path in SCRIPTS if "tune" not in path.name or path.name == "tune_qwen3_8b.sh"],
+    [path for path in SCRIPTS if path not in [*TUNE, *ASK] or path.stem.endswith("qwen3_8b")],
     ids=lambda path: path.name,
 )
 def test_a_dry_run_refuses_an_unknown_flag(script: Path, tmp_path: Path) -> None:
@@ -200,7 +223,7 @@ def test_a_dry_run_refuses_an_unknown_flag(script: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "script", [path for path in SCRIPTS if "tune" not in path.name or "b_" in path.name], ids=lambda path: path.name
+    "script", [path for path in SCRIPTS if path not in [*TUNE, *ASK] or "8b" in path.name], ids=lambda path: path.name
 )
 def test_a_missing_path_is_one_sentence(script: Path, tmp_path: Path) -> None:
     """Exit code 2 before anything is written."""
@@ -313,7 +336,7 @@ def test_adapters_from_tuning_to_a_folder(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_experts_from_tuning_to_answers(tmp_path: Path) -> None:
-    """Whole weights on two devices that share the experts, exported; adapters of those weights, merged; an answer."""
+    """Whole weights on two devices that share the experts, exported; adapters of those weights, merged; both measured."""
     data = make_datasets(tmp_path)
     variables = {"SMOKE": "1", "SEQ_LENGTH": "128", "TRAIN_ITERS": "2", "EP": "2", "DEVICES": "2"}
     tokenizer = ["--tokenizer-name-or-path", str(tmp_path / "tokenizer")]
@@ -337,6 +360,8 @@ def test_experts_from_tuning_to_answers(tmp_path: Path) -> None:
     ):
         done = _run(FOLDER / script, tmp_path, *flags, **own)
         assert done.returncode == 0, done.stdout + done.stderr
-    generate = {"LOAD": adapted["HF_OUTPUT"], "TOKENIZER": str(tmp_path / "tokenizer"), "MAX_NEW_TOKENS": "4"}
-    done = _run(FOLDER / "generate_qwen3_8b.sh", tmp_path, "--prompt", "add 3 and 6", **generate)
-    assert done.returncode == 0 and "> add 3 and 6" in done.stdout, done.stdout + done.stderr
+    adapted |= {"LOAD": adapted["HF_OUTPUT"], "BASELINE": whole["HF_OUTPUT"], "RESULT": str(tmp_path / "result")}
+    adapted |= {"INPUT": str(tmp_path / "records.jsonl"), "METRICS": "exact_match", "MAX_NEW_TOKENS": "4", "TP": "2"}
+    done = _run(FOLDER / "evaluate_qwen3_30b_a3b.sh", tmp_path, "--max-samples", "3", **adapted)
+    assert done.returncode == 0 and "of 3 records is lower after" in done.stdout, done.stdout + done.stderr
+    assert (tmp_path / "result.json").is_file() and (tmp_path / "result.html").is_file()

@@ -75,3 +75,14 @@ def test_calls_fit_their_tools(conversations: list[Conversation]) -> None:
             assert set(parameters[call.name]["required"]) <= set(call.arguments), call
         for message in conversation.messages:
             assert message.role is not Role.OBSERVATION or json.loads(message.content) is not None
+
+
+def test_held_out_records_are_of_the_same_kind_and_not_among_the_learnt(conversations: list[Conversation]) -> None:
+    lines = (DEMO.parent / "heldout.jsonl").read_text(encoding="utf-8").splitlines()
+    form = make_format("auto", {}, ("text",), list(map(json.loads, lines)), "heldout.jsonl")
+    held_out = [form.convert(json.loads(line)) for line in lines]
+    prompts = [conversation.messages[0].content for conversation in held_out]
+    assert len(set(prompts)) == len(prompts) == 12
+    assert not {conversation.messages[0].content for conversation in conversations} & set(prompts)
+    assert {_is_chinese(prompt) for prompt in prompts} == {True, False}
+    assert all([message.role for message in one.messages] == [Role.USER, Role.ASSISTANT] for one in held_out)
