@@ -12,9 +12,13 @@ import pytest
 
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.data.conversation import Conversation, Message, Role
+from mindspeed_ift.data.encode import EncodeOptions
 from mindspeed_ift.data.handlers import AUTO, HANDLERS
 from mindspeed_ift.data.indexed import IndexedColumn, column_path
+from mindspeed_ift.data.template_choice import get_template, make_encoder
 from mindspeed_ift.data.tokenizer import Tokenizer
+from mindspeed_ift.evaluation.records import make_items
 from tests.preparing import column, contents, prepared, run, write
 
 BEGIN = (
@@ -289,6 +293,25 @@ def test_special_tokens_may_be_plain_text(config: PreprocessConfig, words: Token
     prepared(config, records, handler_name="GeneralInstructionHandler", escape_special_tokens=True)
     assert end not in column(config, "input_ids")[0]
     assert words.decode(column(config, "input_ids")[0]).endswith("### Response:\n<|im_end|>\n")
+
+
+def test_a_model_is_asked_as_it_was_trained(words: Tokenizer) -> None:
+    encoder = make_encoder(get_template("mindspeed_alpaca"), words, EncodeOptions())
+    talk = (Message(Role.USER, "q"), Message(Role.ASSISTANT, "\n a"), Message(Role.USER, "r"))
+    asked = words.encode(
+        BEGIN + "### Instruction:\nq\n### Response:\n\n a\n### Instruction:\nr\n### Response:\n",
+    )
+    assert encoder.prompt_ids(talk) == asked
+    assert words.decode(encoder.prompt_ids(talk[:1], system="be kind")).startswith("\nbe kind\n### Instruction:\nq\n")
+    marked = make_encoder(get_template("mindspeed_moss"), words, EncodeOptions())
+    assert marked.prompt_ids(talk[:1]) == [195, *words.encode("q"), 196]
+
+
+def test_the_last_sample_of_a_record_is_the_one_that_is_evaluated(words: Tokenizer) -> None:
+    talk = tuple(Message(role, text) for text in ("one", "two") for role in (Role.USER, Role.ASSISTANT))
+    encoder = make_encoder(get_template("mindspeed_alpaca_each"), words, EncodeOptions())
+    (item,), _ = make_items([("a.json:1", Conversation(talk))], encoder)
+    assert item.sample.input_ids[: len(item.prompt)].tolist() == item.prompt
 
 
 NAMES = {
