@@ -22,6 +22,9 @@ from mindspeed_ift.mcore import ColumnParallelLinear, MoELayer, RowParallelLinea
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries ``[S, B, N, D]``, keys and values ``[S, B, G, D]``, the first two turned -> ``[S, B, N, D]``."""
 
+LARGE = 2**18
+"""Numbers of a weight from which on the device's kernel is worth its call: no cache of the host keeps all of a model's."""
+
 
 class PlainLayer:
     """A transformer layer of a `Qwen3Model`.
@@ -69,7 +72,11 @@ def plain_norm(norm: nn.Module) -> Callable[[Tensor], Tensor]:
 def plain_linear(linear: Any, weight: Tensor | None = None) -> Callable[[Tensor], Tensor]:
     """A parallel linear layer as a product with its weight (or the one given) where no other rank and no adapter is."""
     if type(linear) in (ColumnParallelLinear, RowParallelLinear) and linear.tp_group.size() == 1:
-        return partial(functional.linear, weight=linear.weight if weight is None else weight, bias=linear.bias)
+        own, bias = linear.weight if weight is None else weight, linear.bias
+        if bias is not None or own.numel() < LARGE:
+            return partial(functional.linear, weight=own, bias=bias)
+        multiply = current().kernels.linear
+        return lambda hidden: multiply(hidden, own)
     given = {} if weight is None else {"weight": weight}
     return lambda hidden: linear(hidden, **given)[0]
 

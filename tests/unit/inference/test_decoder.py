@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from torch.overrides import TorchFunctionMode
 
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.lora import LoraFlags
+from mindspeed_ift.devices.device import current
+from mindspeed_ift.inference import layers
 from mindspeed_ift.inference.decoder import Decoder
 from mindspeed_ift.model.build import ModelOptions, Qwen3Model, build_model
 from mindspeed_ift.parallel.groups import Groups
@@ -91,6 +94,22 @@ class Products(TorchFunctionMode):
         if function is torch.nn.functional.linear and len(given["weight"]) == 40:
             self.shapes.append(tuple(args[0].shape))
         return function(*args, **given)
+
+
+def test_products_by_the_kernel_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of large weights are taken; oneDNN's on the CPU."""
+    used = []
+    monkeypatch.setattr(layers, "LARGE", 1)
+    with world_of_one() as groups:
+        model = _model(groups, tiny_architecture(), None)
+        kernels = current().kernels
+        counted = replace(kernels, linear=lambda *given: used.append(given[0].shape) or kernels.linear(*given))
+        with monkeypatch.context() as patch:
+            patch.setattr(layers, "current", lambda: replace(current(), kernels=counted))
+            decoder = Decoder(model, groups)
+        found = decoder.start(ROWS, 2)
+        assert found is not None and len(used) == 2 * 4 + 1
+        torch.testing.assert_close(found, torch.stack([_whole(model, row) for row in ROWS]), **LOGITS)
 
 
 def test_only_the_asked_position_meets_the_vocabulary() -> None:
