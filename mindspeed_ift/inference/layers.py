@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mindspeed_ift.devices.device import current
 from mindspeed_ift.mcore import ColumnParallelLinear, MoELayer, RowParallelLinear
+from mindspeed_ift.model.backend import RMSNorm
 
 # Shapes: S positions, B rows, H hidden size, N query heads, G key/value heads, D head size, all of this tensor rank.
 
@@ -63,7 +64,7 @@ class PlainLayer:
 
 def plain_norm(norm: nn.Module) -> Callable[[Tensor], Tensor]:
     """A `backend.RMSNorm` as its kernel; what stands where there is no norm as nothing."""
-    if not hasattr(norm, "kernel"):
+    if not isinstance(norm, RMSNorm):
         return lambda hidden: hidden
     kernel, weight, epsilon = norm.kernel, norm.weight, norm.eps
     return lambda hidden: kernel(hidden, weight, epsilon)
