@@ -21,7 +21,7 @@ from torch.distributed.checkpoint import metadata
 
 from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.checkpoint.index import Stored, read_index
-from mindspeed_ift.checkpoint.placed import Place
+from mindspeed_ift.checkpoint.placed import Place, PlacedFile
 from mindspeed_ift.checkpoint.torch_file import LazyTensors, place_in_archive, read_tensor
 from mindspeed_ift.config.errors import UserError
 
@@ -119,6 +119,33 @@ def write_rectangles(
 
     files = megatron.write_file(staging, relative, write)
     return files, stored
+
+
+def reserve_rectangles(
+    staging: Path, relative: str, rectangles: Iterable[Rectangle]
+) -> tuple[PlacedFile, list[Stored]]:
+    """Room for what `write_rectangles` writes, to be filled by the keys.
+
+    Args:
+        staging: folder.
+        relative: path of the file in it.
+        rectangles: what comes; their data may be on no device (``meta``).
+
+    Returns:
+        The file, and what the index says.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path, stored = staging / relative, list[Stored]()
+    with torch.serialization.skip_data(), open(path, "wb") as file:
+        for one in rectangles:
+            file.write(bytes(-file.tell() % _ALIGNED))
+            start, dtype, size = file.tell(), one.data.dtype, tuple(one.data.shape)
+            torch.save(torch.empty(size, dtype=dtype), file)  # never touched, so no memory is taken
+            stored.append(Stored(one.key, dtype, one.shape, one.offset, size, relative, start, file.tell() - start))
+    places = {one.key: place_in_archive(path, Place(one.start, one.length))[1] for one in stored}
+    return PlacedFile(path, places, checksum=True), stored
 
 
 class Reader:

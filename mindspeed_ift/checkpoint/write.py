@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.serialization import config as torch_config
 
 from mindspeed_ift.checkpoint import index, megatron, sharded
 from mindspeed_ift.checkpoint.arguments import arguments_of
+from mindspeed_ift.checkpoint.checksums import described
 from mindspeed_ift.checkpoint.names import ExpertPart, hugging_face_shapes, stage_entries
 from mindspeed_ift.checkpoint.sharded import Rectangle
 from mindspeed_ift.checkpoint.source import Source
@@ -211,21 +212,40 @@ def _write_layer(
     architecture = target.architecture
     first, last = layer == 0, layer == architecture.num_layers - 1
     entries = stage_entries(architecture, range(layer, layer + 1), first_stage=first, last_stage=last)
-    rectangles = (
-        _whole(_Made(sharded.key_of(name, layer), parts, transform, 0), source, target, shapes)
+    made = [
+        _Made(sharded.key_of(name, layer), parts, transform, 0)
         for name, parts, transform in entries
         if not (architecture.tied and name == "output_layer.weight")  # a copy of the embedding
-    )
-    with torch_config.patch("save.compute_crc32", False):  # nothing of torch's looks at it
-        return sharded.write_rectangles(staging, 0, rectangles, layer)
+    ]
+    relative = f"__0_{layer}.distcp"
+    with megatron.told_failure(staging / relative):
+        planned = (_planned(one, source, target, shapes) for one in made)
+        file, stored = sharded.reserve_rectangles(staging, relative, planned)
+        with contextlib.closing(file):
+            for one in made:
+                file.fill(one.name, _whole(one, source, target, shapes))
+            checksum = file.finish()
+    return {relative: described(staging / relative, checksum)}, stored
 
 
-def _whole(made: _Made, source: Source, target: Target, shapes: _Shapes) -> Rectangle:
-    transform = made.transform
-    parts = _parts(made, [source.tensor(part, shapes[part]) for part in made.parts], target, 1, 0)
-    value = torch.cat(parts).view(shard_shape(transform, parts)) if len(parts) > 1 else parts[0].contiguous()
+def _planned(made: _Made, source: Source, target: Target, shapes: _Shapes) -> Rectangle:
+    dtype, transform = source.dtype(made.parts[0]), made.transform
+    planned = [torch.empty(shapes[part], dtype=dtype, device="meta") for part in made.parts]
+    shape = shard_shape(transform, _parts(made, planned, target, 1, 0))
     if transform.of_experts:  # in these files one expert after the other; in memory they lie like that
         experts, width = target.architecture.num_experts, target.architecture.moe_ffn_hidden_size
-        inside = (-1, 2, width) if transform.kind == "experts_in" else (width, -1)
-        value = value.view(experts, *inside)
-    return Rectangle(made.name, tuple(value.shape), (0,) * value.dim(), value, padded=transform.kind == "vocabulary")
+        hidden = target.architecture.hidden_size
+        shape = (experts, hidden, 2, width) if transform.kind == "experts_in" else (experts, width, hidden)
+    value = torch.empty(shape, dtype=dtype, device="meta")
+    return Rectangle(made.name, shape, (0,) * len(shape), value, padded=transform.kind == "vocabulary")
+
+
+def _whole(made: _Made, source: Source, target: Target, shapes: _Shapes) -> Iterable[Tensor]:
+    """The parts of a tensor that is not split; those that only follow each other are not put together before."""
+    if made.transform.kind not in ("copy", "gate_up", "vocabulary"):
+        return _parts(made, [source.tensor(part, shapes[part]) for part in made.parts], target, 1, 0)
+    pads = []
+    if made.transform.kind == "vocabulary":
+        rows, columns = shapes[made.parts[0]]
+        pads.append(torch.zeros(target.padded_vocab - rows, columns, dtype=source.dtype(made.parts[0])))
+    return itertools.chain(*(source.parts(part, shapes[part]) for part in made.parts), pads)
