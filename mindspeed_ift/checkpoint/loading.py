@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import pickle
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,7 +37,9 @@ def load_without_code(file: Any, *, places: bool = False) -> Any:
     """
     device = "meta" if places else "cpu"
     try:
-        return torch.load(file, map_location=device, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            return torch.load(file, map_location=device, weights_only=True)
     except pickle.UnpicklingError:  # MindSpeed-LLM's protocol, or arguments, of which torch takes nothing
         if not isinstance(file, str | Path):
             raise
