@@ -94,7 +94,7 @@ def make_model(folder: Path, sizes: dict[str, Any]) -> PreTrainedModel:
             if "mlp.gate." in key:
                 parameter.normal_()  # transformers leaves it at zero: every expert alike
     model.save_pretrained(folder)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(folder).float().eval()
 
 
 def prompts_of(batch: int, vocab_size: int) -> list[list[int]]:

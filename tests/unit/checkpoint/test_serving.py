@@ -40,7 +40,7 @@ def exported(folder: Path, kind: str) -> Path:
     source = folder / "source"
     if kind == "Qwen2.5":
         sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-        config = Qwen2Config(vocab_size=VOCAB, num_key_value_heads=2, tie_word_embeddings=True, **sizes)
+        config = Qwen2Config(vocab_size=VOCAB, num_key_value_heads=2, rope_theta=1e6, tie_word_embeddings=True, **sizes)
         Qwen2ForCausalLM(config).save_pretrained(source)
     else:
         experts = {"mlp_only_layers": [1]} if kind == "experts" else None
@@ -104,8 +104,9 @@ def test_every_parameter_of_vllm_is_filled_from_an_exported_folder(tmp_path: Pat
     config = AutoConfig.from_pretrained(folder)
     names = {"experts": "Qwen3MoeForCausalLM", "Qwen2.5": "Qwen2ForCausalLM"}  # keys of its registry
     assert config.architectures == [names.get(kind, "Qwen3ForCausalLM")] and config.hidden_act == "silu"
-    assert config.dtype in (torch.float32, torch.bfloat16, torch.float16) and config.max_position_embeddings > 0
-    assert config.rope_parameters["rope_theta"] > 1 and config.rope_parameters["rope_type"] == "default"
+    assert config.torch_dtype in (torch.float32, torch.bfloat16, torch.float16) and config.max_position_embeddings > 0
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))  # each transformers names this otherwise
+    assert content["rope_theta"] == 1e6 and "rope_scaling" not in content and not content.get("use_sliding_window")
     files = sorted(folder.glob("*.safetensors"))
     index = folder / "model.safetensors.index.json"
     if index.is_file():  # of files that it does not name vLLM takes none
