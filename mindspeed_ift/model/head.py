@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from mindspeed_ift.devices.device import current
 from mindspeed_ift.mcore import ProcessGroupCollection, tensor_parallel
 
 # Shapes: S positions, B rows, H hidden size, V rows of the output layer on this tensor rank, L learnt positions,
-# P positions of one piece.
+# P positions of one piece, R rows of one tile.
 
 _PIECE_BYTES = 1 << 26
 """Logits of one piece, in fp32, unless --loss-chunk-size says otherwise: few enough to stay out of the way of activations,
@@ -20,6 +22,10 @@ many enough for the matrix product to be as fast as a whole one."""
 
 _KEPT_BYTES = 1 << 29
 """Largest gradient of the output layer, in fp32, that is held from the forward to the backward pass."""
+
+_TILE_POSITIONS = 1 << 12
+"""Positions of a tile where the weight's gradient is too large to be held: each row of the weight and of its gradient is
+then read and written once for so many positions, and not for the few whose logits of the whole vocabulary a piece holds."""
 
 _ROWS = 1 << 14
 """Rows of the output layer whose gradient of one piece exists at once, before it is added to the sum in fp32."""
@@ -47,7 +53,7 @@ def loss_sum(
         vocab_size: columns that are tokens; the padding behind them takes no part in the softmax.
         groups: tensor parallel peers.
         sequence_parallel: the hidden states are split along the sequence over the tensor ranks.
-        chunk_size: learnt positions whose logits exist at once; None: as many as `_PIECE_BYTES` hold.
+        chunk_size: learnt positions whose logits exist at once; None: what `_PIECE_BYTES` hold.
         each: do not sum, and take no gradient.
 
     Returns:
@@ -66,20 +72,37 @@ def loss_sum(
     learnt = hidden.flatten(0, 1).index_select(0, positions)
     labels = labels_BS.t().reshape(-1).index_select(0, positions)
     weights = loss_mask_BS.t().reshape(-1).index_select(0, positions)
-    chunk_size = chunk_size or max(1, _PIECE_BYTES // (4 * weight_VH.shape[0]))
+    vocabulary = _Vocabulary(vocab_size, dist.get_rank(group) * weight_VH.shape[0], chunk_size, group)
     if each:
-        found = weights.new_empty(2, len(weights))
-        _walk(learnt, weight_VH, labels, weights, vocab_size, chunk_size, group, each=found)
-        return found
-    return _LossOfPieces.apply(learnt, weight_VH, labels, weights, vocab_size, chunk_size, group)
+        with torch.no_grad():
+            losses, _, best = _losses(learnt, weight_VH, labels, vocabulary)
+            return torch.stack([losses * weights, best])
+    return _LossOfPieces.apply(learnt, weight_VH, labels, weights, vocabulary)
+
+
+@dataclass(frozen=True)
+class _Vocabulary:
+    """The part of it on this tensor rank.
+
+    Attributes:
+        size: columns that are tokens, over all ranks.
+        first: column of this rank's first row.
+        chunk_size: learnt positions whose logits exist at once, or None.
+        group: tensor parallel peers.
+    """
+
+    size: int
+    first: int
+    chunk_size: int | None
+    group: dist.ProcessGroup
 
 
 class _LossOfPieces(torch.autograd.Function):
     """The loss and its gradients, piece by piece.
 
     The gradient of a sum needs nothing that comes later, so where the weight's gradient is small it is taken at once, in
-    the forward pass, and only scaled in the backward pass. Where it is large, the backward pass computes the logits again
-    and adds to the buffer in which Megatron sums gradients, so that no second one of its size exists.
+    the forward pass, and only scaled in the backward pass. Where it is large, the backward pass computes the logits again,
+    tile by tile, and adds to the buffer in which Megatron sums gradients, so that no second one of its size exists.
 
     Source: Hsu et al. 2024 (Liger Kernel, FusedLinearCrossEntropy), here over a vocabulary split among tensor ranks as
     in Megatron's vocab_parallel_cross_entropy.
@@ -87,31 +110,25 @@ class _LossOfPieces(torch.autograd.Function):
 
     @staticmethod
     def forward(  # noqa: D102
-        context: Any,
-        hidden_LH: Tensor,
-        weight_VH: Tensor,
-        labels_L: Tensor,
-        weights_L: Tensor,
-        vocab_size: int,
-        chunk_size: int,
-        group: dist.ProcessGroup,
+        context: Any, hidden_LH: Tensor, weight_VH: Tensor, labels_L: Tensor, weights_L: Tensor, vocabulary: _Vocabulary
     ) -> Tensor:
-        context.rest = (labels_L, weights_L, vocab_size, chunk_size, group)
-        context.save_for_backward(hidden_LH, weight_VH)
         wanted = any(context.needs_input_grad[:2])
-        context.gradients = None
+        context.vocabulary, context.gradients = vocabulary, None
         # In fp16 the gradient has to be scaled before it is rounded.
         if not wanted or weight_VH.numel() * 4 > _KEPT_BYTES or hidden_LH.dtype is torch.float16:
-            return _walk(hidden_LH, weight_VH, *context.rest)
+            losses, sums, _ = _losses(hidden_LH, weight_VH, labels_L, vocabulary)
+            context.save_for_backward(hidden_LH, weight_VH, labels_L, weights_L, sums)
+            return (losses * weights_L).sum()
+        context.save_for_backward(hidden_LH, weight_VH)
         grad_hidden = torch.empty_like(hidden_LH)
         grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if context.needs_input_grad[1] else None
         context.gradients = (grad_hidden, grad_weight)
-        return _walk(hidden_LH, weight_VH, *context.rest, grad_hidden=grad_hidden, grad_weight=grad_weight)
+        return _walk(hidden_LH, weight_VH, labels_L, weights_L, vocabulary, grad_hidden, grad_weight)
 
     @staticmethod
     def backward(context: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        hidden_LH, weight_VH = context.saved_tensors
-        nothing = (None,) * 5
+        hidden_LH, weight_VH, *rest = context.saved_tensors
+        nothing = (None,) * 3
         if context.gradients is not None:
             grad_hidden, grad_weight = context.gradients
             del context.gradients  # scaled in place, once
@@ -119,13 +136,13 @@ class _LossOfPieces(torch.autograd.Function):
             if grad_weight is not None:
                 grad_weight = grad_weight.mul_(grad).to(weight_VH.dtype)
             return grad_hidden, grad_weight, *nothing
-        grad_hidden = torch.empty_like(hidden_LH)
+        labels_L, weights_L, sums_L = rest
+        arguments = (hidden_LH, weight_VH, labels_L, weights_L * grad, sums_L, context.vocabulary)
         if not context.needs_input_grad[1]:
-            _walk(hidden_LH, weight_VH, *context.rest, grad_hidden=grad_hidden, factor=grad)
-            return grad_hidden, None, *nothing
+            return _gradients(*arguments, None), None, *nothing
         shared = getattr(weight_VH, "main_grad", None)
         grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if shared is None else shared
-        _walk(hidden_LH, weight_VH, *context.rest, grad_hidden=grad_hidden, grad_weight=grad_weight, factor=grad)
+        grad_hidden = _gradients(*arguments, grad_weight)
         if shared is None:
             return grad_hidden, grad_weight.to(weight_VH.dtype), *nothing
         # Megatron's hook wants a gradient, which it adds only where the embedding's is in it too.
@@ -139,63 +156,134 @@ def _walk(
     weight_VH: Tensor,
     labels_L: Tensor,
     weights_L: Tensor,
-    vocab_size: int,
-    chunk_size: int,
-    group: dist.ProcessGroup,
-    *,
-    each: Tensor | None = None,
-    grad_hidden: Tensor | None = None,
-    grad_weight: Tensor | None = None,
-    factor: Tensor | None = None,
+    vocabulary: _Vocabulary,
+    grad_hidden: Tensor,
+    grad_weight: Tensor | None,
 ) -> Tensor:
-    """The weighted loss sum, fp32; fills ``grad_hidden`` ``[L, H]`` and adds to ``grad_weight`` ``[V, H]``.
+    """The weighted loss sum, fp32, and its gradients in one go over pieces of the positions.
 
     Args:
         hidden_LH: of the learnt positions.
         weight_VH: this rank's rows of the output layer.
         labels_L: int64.
         weights_L: fp32.
-        vocab_size: columns that are tokens, over all ranks.
-        chunk_size: positions of a piece.
-        group: tensor parallel peers.
-        each: to fill as `loss_sum` returns it, fp32 ``[2, L]``, or None.
-        grad_hidden: to fill with this rank's part of the gradient, or None.
-        grad_weight: to add the gradient to, or None.
-        factor: what both gradients are multiplied by; None for 1.
+        vocabulary: of this rank.
+        grad_hidden: to fill with this rank's part of the gradient, ``[L, H]``.
+        grad_weight: to add the gradient to, fp32 ``[V, H]``, or None.
     """
-    linear = current().kernels.linear
     rows = weight_VH.shape[0]
-    first_row = dist.get_rank(group) * rows
+    chunk_size = vocabulary.chunk_size or max(1, _PIECE_BYTES // (4 * rows))
     total = hidden_LH.new_zeros((), dtype=torch.float32)
     for start in range(0, len(labels_L), chunk_size):
         piece = slice(start, start + chunk_size)
         hidden_PH, weights_P = hidden_LH[piece], weights_L[piece]
-        logits_PV = linear(hidden_PH, weight_VH).float()
-        mask_padding(logits_PV, vocab_size - first_row)
-        local_P = labels_L[piece] - first_row
-        here_P = (local_P >= 0) & (local_P < rows)
-        local_P = local_P.clamp(0, rows - 1)[:, None]
+        logits_PV, local_P, here_P = _tile(hidden_PH, weight_VH, labels_L[piece], vocabulary, 0)
         target_P = logits_PV.gather(1, local_P)[:, 0].masked_fill(~here_P, 0.0)
-        largest_P = _reduced(logits_PV.amax(1), dist.ReduceOp.MAX, group)
+        largest_P = _reduced(logits_PV.amax(1), dist.ReduceOp.MAX, vocabulary.group)
         exponentials_PV = logits_PV.sub_(largest_P[:, None]).exp_()
-        sums_P, target_P = _reduced(torch.stack([exponentials_PV.sum(1), target_P]), dist.ReduceOp.SUM, group)
-        losses_P = (sums_P.log() + largest_P - target_P) * weights_P
-        total += losses_P.sum()
-        if each is not None:
-            each[0, piece], each[1, piece] = losses_P, target_P == largest_P
-        if grad_hidden is None:
-            continue
-        scaled_P = weights_P if factor is None else weights_P * factor
-        grad_PV = exponentials_PV.mul_((scaled_P / sums_P)[:, None])
-        grad_PV = grad_PV.scatter_add_(1, local_P, -(here_P * scaled_P)[:, None]).to(hidden_LH.dtype)
-        grad_hidden[piece] = linear(grad_PV, weight_VH.t())
-        if grad_weight is not None and grad_weight.dtype == grad_PV.dtype:
-            grad_weight.addmm_(grad_PV.t(), hidden_PH)
-        elif grad_weight is not None:
-            for first in range(0, rows, _ROWS):
-                block = slice(first, first + _ROWS)
-                grad_weight[block] += grad_PV[:, block].t() @ hidden_PH
+        sums_P, target_P = _reduced(
+            torch.stack([exponentials_PV.sum(1), target_P]), dist.ReduceOp.SUM, vocabulary.group
+        )
+        total += ((sums_P.log() + largest_P - target_P) * weights_P).sum()
+        grad_PV = exponentials_PV.mul_((weights_P / sums_P)[:, None])
+        grad_PV = grad_PV.scatter_add_(1, local_P, -(here_P * weights_P)[:, None]).to(hidden_LH.dtype)
+        grad_hidden[piece] = current().kernels.linear(grad_PV, weight_VH.t())
+        if grad_weight is not None:
+            _add_product(grad_weight, grad_PV, hidden_PH)
     return total
+
+
+def _losses(
+    hidden_LH: Tensor, weight_VH: Tensor, labels_L: Tensor, vocabulary: _Vocabulary
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each position, over all ranks: the loss without its weight, the log-sum-exp of its logits, and 1 where the label
+    has the largest, else 0; fp32 ``[L]``."""
+    sums_L = hidden_LH.new_full(labels_L.shape, -torch.inf, dtype=torch.float32)
+    largest_L, targets_L = sums_L.clone(), torch.zeros_like(sums_L)
+    for piece, block in _tiles(len(labels_L), weight_VH.shape[0], vocabulary.chunk_size):
+        logits_PR, local_P, here_P = _tile(hidden_LH[piece], weight_VH[block], labels_L[piece], vocabulary, block.start)
+        targets_L[piece] += logits_PR.gather(1, local_P)[:, 0].masked_fill(~here_P, 0.0)
+        largest_P = logits_PR.amax(1)
+        part_P = logits_PR.sub_(largest_P[:, None]).exp_().sum(1).log_().add_(largest_P)
+        sums_L[piece] = torch.logaddexp(sums_L[piece], part_P)
+        largest_L[piece] = torch.maximum(largest_L[piece], largest_P)
+    largest_L = _reduced(largest_L, dist.ReduceOp.MAX, vocabulary.group)
+    shares_L, targets_L = _reduced(
+        torch.stack([(sums_L - largest_L).exp_(), targets_L]), dist.ReduceOp.SUM, vocabulary.group
+    )
+    sums_L = shares_L.log() + largest_L
+    return sums_L - targets_L, sums_L, (targets_L == largest_L).float()
+
+
+def _gradients(
+    hidden_LH: Tensor,
+    weight_VH: Tensor,
+    labels_L: Tensor,
+    weights_L: Tensor,
+    sums_L: Tensor,
+    vocabulary: _Vocabulary,
+    grad_weight: Tensor | None,
+) -> Tensor:
+    """This rank's part of the gradient of the hidden states, ``[L, H]``; adds the weight's to ``grad_weight``.
+
+    Args:
+        hidden_LH: of the learnt positions.
+        weight_VH: this rank's rows of the output layer.
+        labels_L: int64.
+        weights_L: what the gradient of each position's loss is multiplied by, fp32.
+        sums_L: of `_losses`.
+        vocabulary: of this rank.
+        grad_weight: fp32 ``[V, H]``, or None.
+    """
+    grad_hidden = torch.empty_like(hidden_LH)
+    grad_PH = None
+    for piece, block in _tiles(len(labels_L), weight_VH.shape[0], vocabulary.chunk_size):
+        hidden_PH, weight_RH, weights_P = hidden_LH[piece], weight_VH[block], weights_L[piece]
+        grad_PR, local_P, here_P = _tile(hidden_PH, weight_RH, labels_L[piece], vocabulary, block.start)
+        grad_PR.sub_(sums_L[piece][:, None]).exp_().mul_(weights_P[:, None])
+        grad_PR = grad_PR.scatter_add_(1, local_P, -(here_P * weights_P)[:, None]).to(hidden_LH.dtype)
+        part_PH = current().kernels.linear(grad_PR, weight_RH.t())
+        # Summed in fp32, whatever the dtype.
+        grad_PH = part_PH.float() if grad_PH is None else grad_PH.add_(part_PH)
+        if block.stop == weight_VH.shape[0]:
+            grad_hidden[piece], grad_PH = grad_PH, None
+        if grad_weight is not None:
+            _add_product(grad_weight[block], grad_PR, hidden_PH)
+    return grad_hidden
+
+
+def _tiles(positions: int, rows: int, chunk_size: int | None) -> Iterator[tuple[slice, slice]]:
+    """Positions and rows of the weight whose logits exist at once: of a few positions all, else what `_PIECE_BYTES` hold."""
+    piece = min(chunk_size or _TILE_POSITIONS, max(positions, 1))
+    block = rows if chunk_size is not None else max(1, _PIECE_BYTES // (4 * piece))
+    for start in range(0, positions, piece):
+        for first in range(0, rows, block):
+            yield slice(start, min(start + piece, positions)), slice(first, min(first + block, rows))
+
+
+def _tile(
+    hidden_PH: Tensor, weight_RH: Tensor, labels_P: Tensor, vocabulary: _Vocabulary, first_row: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """fp32 logits ``[P, R]``, the column of each label among them ``[P, 1]``, and whether it is one of them ``[P]``.
+
+    ``first_row`` is that of ``weight_RH`` among this rank's.
+    """
+    first, rows = vocabulary.first + first_row, weight_RH.shape[0]
+    logits_PR = current().kernels.linear(hidden_PH, weight_RH).float()
+    mask_padding(logits_PR, vocabulary.size - first)
+    local_P = labels_P - first
+    here_P = (local_P >= 0) & (local_P < rows)
+    return logits_PR, local_P.clamp(0, rows - 1)[:, None], here_P
+
+
+def _add_product(sum_RH: Tensor, grad_PR: Tensor, hidden_PH: Tensor) -> None:
+    """Add the gradient of some rows of the weight to its fp32 sum."""
+    if sum_RH.dtype == grad_PR.dtype:
+        sum_RH.addmm_(grad_PR.t(), hidden_PH)
+        return
+    for first in range(0, len(sum_RH), _ROWS):
+        block = slice(first, first + _ROWS)
+        sum_RH[block] += grad_PR[:, block].t() @ hidden_PH
 
 
 def mask_padding(logits: Tensor, first_padding: int) -> None:

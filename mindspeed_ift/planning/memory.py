@@ -16,8 +16,9 @@ _GRADIENT = 4
 _STATES = {2: 12, 4: 8}
 """Bytes of optimizer state a parameter, by those of a weight: two moments in fp32, and beside bf16 weights a copy in fp32."""
 
-PIECE_BYTES, KEPT_BYTES = 1 << 26, 1 << 29
-"""Of `model.head`: logits of a piece, and the largest gradient of the output layer that is held (a test compares them)."""
+PIECE_BYTES, KEPT_BYTES, TILE_POSITIONS = 1 << 26, 1 << 29, 1 << 12
+"""Of `model.head`: logits of a piece, the largest gradient of the output layer that is held, and the positions of a tile
+where it is not (a test compares them)."""
 
 _PIECES = 3
 """Tensors of a piece's size that live at once: logits, the ones before, and their copies in bf16."""
@@ -230,6 +231,8 @@ def _head_peak(case: Case) -> int:
     states = held * hidden * width  # as large as the hidden states
     norm = held * hidden * (20 if width == 2 else 16)  # gradients of the final norm, in fp32
     weight = rows * hidden
+    if 4 * weight > KEPT_BYTES:  # the gradient of a tile's hidden states is summed in fp32
+        piece += (4 + width) * min(TILE_POSITIONS, held) * hidden
     lora = case.config.lora
     if lora.active and not lora.is_trained("output_layer.weight", case.architecture.tied):
         return max(piece + 2 * states, norm)

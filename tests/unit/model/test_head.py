@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from benchmarks.live_tensors import LiveTensors
@@ -56,12 +59,21 @@ def _plain(hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor) -> T
     return (each * weights).sum()
 
 
-@pytest.fixture(params=["kept", "computed again"])
+@pytest.fixture(params=["kept", "computed again", "in tiles"])
 def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The weight's gradient held from the forward pass, or the logits computed twice."""
+    """The weight's gradient held from the forward pass, or the logits computed twice, also of some rows at once."""
     if request.param != "kept":
         monkeypatch.setattr(head, "_KEPT_BYTES", 0)
+    if request.param == "in tiles":
+        in_tiles(monkeypatch)
     return request.param
+
+
+def in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 4 positions and 7 rows."""
+    monkeypatch.setattr(head, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(head, "_TILE_POSITIONS", 4)
+    monkeypatch.setattr(head, "_PIECE_BYTES", 4 * 4 * 7)
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 4, 1000])
@@ -160,3 +172,71 @@ def test_the_peak_of_memory(groups: Groups, monkeypatch: pytest.MonkeyPatch) -> 
     assert weight_bytes < live.peak < 4 * hidden_bytes + max(weight_bytes, 3 * piece_bytes) + 20_000
     assert live.peak < positions * rows * 2 / 8, "far from whole logits, of which the plain one has several"
     assert float(weight.main_grad.abs().sum()) > 0
+
+
+def test_tiles_cover_all_and_touch_the_weight_seldom() -> None:
+    positions, rows = 10_000, 151_936
+    tiles = list(head._tiles(positions, rows, None))
+    sizes = [(piece.stop - piece.start, block.stop - block.start) for piece, block in tiles]
+    assert sum(tall * wide for tall, wide in sizes) == positions * rows
+    assert max(tall * wide for tall, wide in sizes) * 4 <= head._PIECE_BYTES
+    assert len({(piece.start, block.start) for piece, block in tiles}) == len(tiles)
+    assert sum(block.start == 0 for _, block in tiles) == 3, "each row of the weight is read once for 4,096 positions"
+    assert {block.stop for _, block in head._tiles(10, 40, 3)} == {40}, "as many positions as were asked for, all rows"
+
+
+def both_ranks(monkeypatch: pytest.MonkeyPatch, work: Callable[[int], Any]) -> list[Any]:
+    """What two tensor ranks make of ``work(rank)``, one after the other: what one waits for is put together from both."""
+    answers: list[Tensor] = []
+
+    class Waits(Exception):
+        pass
+
+    while True:
+        asked, found = [], []
+        for rank in range(2):
+            known = iter(answers)
+
+            def reduced(
+                values: Tensor,
+                operation: dist.ReduceOp,
+                _: dist.ProcessGroup,
+                known: Iterator[Tensor] = known,
+                asked: list[tuple[Tensor, dist.ReduceOp]] = asked,
+            ) -> Tensor:
+                for answer in known:
+                    return values.copy_(answer)
+                asked.append((values.clone(), operation))
+                raise Waits
+
+            monkeypatch.setattr(head, "_reduced", reduced)
+            with contextlib.suppress(Waits):
+                found.append(work(rank))
+        if not asked:
+            return found
+        (one, operation), (other, _) = asked
+        answers.append(torch.maximum(one, other) if operation == dist.ReduceOp.MAX else one + other)
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_two_tensor_ranks(groups: Groups, monkeypatch: pytest.MonkeyPatch, tiled: bool) -> None:
+    """Each holds half of the rows: one loss, and the gradients of the whole weight."""
+    if tiled:
+        in_tiles(monkeypatch)
+    hidden, weight, labels, weights = _inputs()
+    expected = _plain(hidden, weight, labels, weights)
+    expected.backward()
+    learnt = weights > 0
+    arguments = [hidden.detach().transpose(0, 1)[learnt], labels[learnt], weights[learnt]]
+
+    def work(rank: int) -> tuple[Tensor, Tensor, Tensor]:
+        states, half = arguments[0].requires_grad_(), weight.detach().chunk(2)[rank].requires_grad_()
+        vocabulary = head._Vocabulary(VOCAB, rank * PADDED // 2, None, groups.collection.tp)
+        loss = head._LossOfPieces.apply(states, half, *arguments[1:], vocabulary)
+        return loss, *torch.autograd.grad(loss, (states, half))
+
+    found = both_ranks(monkeypatch, work)
+    assert [one[0].item() for one in found] == pytest.approx([expected.item()] * 2, rel=1e-6)
+    states, rows = found[0][1] + found[1][1], torch.cat([one[2] for one in found])
+    assert torch.allclose(states, hidden.grad.transpose(0, 1)[learnt], **GRADIENTS)
+    assert torch.allclose(rows, weight.grad, **GRADIENTS)

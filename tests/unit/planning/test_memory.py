@@ -182,3 +182,4 @@ def test_the_first_rank_of_a_pipeline_keeps_most() -> None:
 
 def test_sizes_of_the_head_are_its_own() -> None:
     assert (memory.PIECE_BYTES, memory.KEPT_BYTES) == (head._PIECE_BYTES, head._KEPT_BYTES)
+    assert memory.TILE_POSITIONS == head._TILE_POSITIONS
