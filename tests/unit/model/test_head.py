@@ -240,3 +240,25 @@ def test_two_tensor_ranks(groups: Groups, monkeypatch: pytest.MonkeyPatch, tiled
     states, rows = found[0][1] + found[1][1], torch.cat([one[2] for one in found])
     assert torch.allclose(states, hidden.grad.transpose(0, 1)[learnt], **GRADIENTS)
     assert torch.allclose(rows, weight.grad, **GRADIENTS)
+
+
+def test_each_position(groups: Groups, monkeypatch: pytest.MonkeyPatch, kept: str) -> None:
+    """Its loss, and whether the label has the largest logit, of one rank and of two."""
+    hidden, weight, labels, weights = _inputs()
+    logits = nn.functional.linear(hidden.transpose(0, 1), weight)[..., :VOCAB].detach()
+    labels[:, ::2] = logits.argmax(-1)[:, ::2]
+    learnt = weights > 0
+    losses = nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+    expected = torch.stack([(losses * weights)[learnt], (logits.argmax(-1) == labels)[learnt].float()])
+    assert 0 < expected[1].sum() < learnt.sum()
+    rest = {"vocab_size": VOCAB, "groups": groups.collection, "sequence_parallel": False, "chunk_size": None}
+    found = head.loss_sum(hidden, weight, labels, weights, each=True, **rest)
+    assert torch.allclose(found, expected, **GRADIENTS) and torch.equal(found[1], expected[1])
+
+    def work(rank: int) -> tuple[Tensor, Tensor, Tensor]:
+        vocabulary = head._Vocabulary(VOCAB, rank * PADDED // 2, None, groups.collection.tp)
+        with torch.no_grad():
+            return head._losses(hidden.transpose(0, 1)[learnt], weight.chunk(2)[rank], labels[learnt], vocabulary)
+
+    for alone, _, best in both_ranks(monkeypatch, work):
+        assert torch.allclose(alone * weights[learnt], expected[0], **GRADIENTS) and torch.equal(best, expected[1])
