@@ -78,15 +78,19 @@ class RowCut:
         seq_length: Tokens of a row; one of them stays a pad.
         rules: Of the template, by which turns are cut together.
         closing: Tokens after the last answer, which are no part of it (``--append-eod``).
+        at_end: Only at the end, as handlers of MindSpeed-LLM with a prompt of their own do.
     """
 
     seq_length: int
     rules: Rules = Rules.LLAMA_FACTORY_0_9
     closing: int = 0
+    at_end: bool = False
 
     def kept(self, labels: np.ndarray) -> np.ndarray:
         """Positions that stay, int64 ``[n]``, of a sample that nobody has cut: of one that does not fit
         ``seq_length - 1`` of them. The turns are those that the labels show."""
+        if self.at_end:
+            return np.arange(min(len(labels), self.seq_length - 1))
         room = self.seq_length - (self.rules is Rules.LLAMA_FACTORY_0_9)
         body = len(labels) - self.closing
         kept = []

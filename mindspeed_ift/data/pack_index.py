@@ -157,7 +157,7 @@ def load_index(path: Path, dataset: InstructionDataset) -> PackIndex:
         if facts["format"] != _FORMAT:
             raise UserError(f"--pack-index {path} is of another version; {remedy}")
         rules, cut = PackRules(**facts["rules"]), facts["cut"]
-        cut = RowCut(cut["seq_length"], Rules(cut["rules"]), cut["closing"])
+        cut = RowCut(cut["seq_length"], Rules(cut["rules"]), cut["closing"], cut.get("at_end", False))
         counts = (facts["dataset"], facts["cut_samples"], facts["dropped_samples"])
     except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -187,4 +187,4 @@ def _cut_of(dataset: InstructionDataset, seq_length: int) -> RowCut:
     if manifest is None or not manifest.get("prompt_type"):
         return RowCut(seq_length)
     template = get_template(manifest["prompt_type"], manifest.get("template_row"), f"dataset {dataset.prefix}")
-    return RowCut(seq_length, template.rules, int(manifest["append_eod"]))
+    return RowCut(seq_length, template.rules, int(manifest["append_eod"]), template.of_handler)

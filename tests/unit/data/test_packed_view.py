@@ -67,7 +67,7 @@ def batches(samples: Samples, length: int) -> MicroBatches:
     return MicroBatches(samples, range(len(samples)), SampleOrder(len(samples), seed=5), mode, 2)
 
 
-@pytest.mark.parametrize("template", ["qwen", "qwen3", "alpaca"])
+@pytest.mark.parametrize("template", ["qwen", "qwen3", "alpaca", "mindspeed_moss"])
 @pytest.mark.parametrize(
     "options",
     [
