@@ -84,6 +84,7 @@ class Qwen3Model(GPTModel):
         loss_mask: Tensor | None = None,
         pads: Tensor | None = None,
         each: bool = False,
+        learnt: Tensor | None = None,
     ) -> Tensor:
         """Run this stage on a micro-batch.
 
@@ -95,13 +96,14 @@ class Qwen3Model(GPTModel):
             loss_mask: fp32 ``[B, S]``, where there are labels.
             pads: bool ``[B, S]``, where no sample is: left out where the load of experts is balanced. None: nowhere.
             each: do not sum the loss, see `head.loss_sum`.
+            learnt: of `head.learnt_positions`; None: the device is asked.
 
         Returns:
             Hidden states for the next stage; on the last stage the loss sum (fp32 scalar; with ``each`` fp32 ``[2, L]``), or
             without labels this tensor rank's logits ``[B, S, padded vocabulary / TP]``.
         """
         self.rotary_pos_emb.set_positions(position_ids)
-        self._each = each
+        self._each, self._learnt = each, learnt
         if pads is not None and self.config.sequence_parallel and not self.pre_process:
             pads = pads.chunk(self.pg_collection.tp.size(), 1)[
                 self.pg_collection.tp.rank()
@@ -127,6 +129,7 @@ class Qwen3Model(GPTModel):
             sequence_parallel=self.config.sequence_parallel,
             chunk_size=self.options.loss_chunk_size,
             each=self._each,
+            positions_L=self._learnt,
         )
 
 

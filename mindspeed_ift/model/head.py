@@ -42,6 +42,7 @@ def loss_sum(
     sequence_parallel: bool,
     chunk_size: int | None,
     each: bool = False,
+    positions_L: Tensor | None = None,
 ) -> Tensor:
     """Weighted sum of the cross entropy over the learnt positions of a micro-batch.
 
@@ -55,6 +56,7 @@ def loss_sum(
         sequence_parallel: the hidden states are split along the sequence over the tensor ranks.
         chunk_size: learnt positions whose logits exist at once; None: what `_PIECE_BYTES` hold.
         each: do not sum, and take no gradient.
+        positions_L: of `learnt_positions`; None: found here, and the host waits for the device.
 
     Returns:
         fp32 scalar; with no learnt position 0 with a zero gradient. With ``each`` fp32 ``[2, L]``: the weighted loss of each
@@ -65,7 +67,7 @@ def loss_sum(
         hidden = tensor_parallel.gather_from_sequence_parallel_region(hidden_SBH, group=group)
     else:
         hidden = tensor_parallel.copy_to_tensor_model_parallel_region(hidden_SBH, group=group)
-    positions = loss_mask_BS.t().reshape(-1).nonzero().flatten()  # in the order of [S, B]
+    positions = learnt_positions(loss_mask_BS) if positions_L is None else positions_L
     if each:
         row, place = loss_mask_BS.nonzero(as_tuple=True)
         positions = place * loss_mask_BS.shape[0] + row
@@ -78,6 +80,11 @@ def loss_sum(
             losses, _, best = _losses(learnt, weight_VH, labels, vocabulary)
             return torch.stack([losses * weights, best])
     return _LossOfPieces.apply(learnt, weight_VH, labels, weights, vocabulary)
+
+
+def learnt_positions(loss_mask_BS: Tensor) -> Tensor:
+    """Where the mask is not 0, in the order of ``[S, B]``: int64 ``[L]``. On a device, the host waits for how many."""
+    return loss_mask_BS.t().reshape(-1).nonzero().flatten()
 
 
 @dataclass(frozen=True)

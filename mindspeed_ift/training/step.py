@@ -14,6 +14,7 @@ from torch.profiler import record_function as named
 from mindspeed_ift.data.batch import Batch
 from mindspeed_ift.devices.device import Device
 from mindspeed_ift.mcore import DistributedDataParallel, OptimizerParamScheduler, get_forward_backward_func
+from mindspeed_ift.model import head
 from mindspeed_ift.model.experts import balance_scale_of_step, routers
 from mindspeed_ift.parallel.context.split import local_positions
 from mindspeed_ift.parallel.groups import Groups
@@ -222,14 +223,15 @@ def _local_part(batch: Batch, groups: Groups) -> Batch:
 def _on_device(batches: Sequence[Batch], device: Device) -> Iterator[tuple[Tensor | None, ...]]:
     target = device.torch_device
     for batch in batches:
-        tensors = (batch.tokens, batch.position_ids, batch.labels, batch.loss_mask, batch.counted)
+        learnt = head.learnt_positions(batch.loss_mask)  # here, where nothing waits for the device
+        tensors = (batch.tokens, batch.position_ids, batch.labels, batch.loss_mask, batch.counted, learnt)
         pads = None if batch.pads is None else batch.pads.to(target, non_blocking=True)
         yield (*(tensor.to(target, non_blocking=True) for tensor in tensors), batch.boundaries, pads)
 
 
 def _forward_step(batches: Iterator[tuple[Tensor, ...]], model: torch.nn.Module) -> tuple[Tensor, Any]:
-    tokens, position_ids, labels, loss_mask, counted, boundaries, pads = next(batches)
-    output = model(tokens, position_ids, boundaries, labels=labels, loss_mask=loss_mask, pads=pads)
+    tokens, position_ids, labels, loss_mask, counted, learnt, boundaries, pads = next(batches)
+    output = model(tokens, position_ids, boundaries, labels=labels, loss_mask=loss_mask, pads=pads, learnt=learnt)
 
     def reduce(loss: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         # Megatron divides the gradients by the sum of these counts over micro-batches and replicas.

@@ -16,6 +16,7 @@ from mindspeed_ift.config.profiling import ProfileFlags
 from mindspeed_ift.config.tuning import OptimizerFlags
 from mindspeed_ift.data.batch import Batch
 from mindspeed_ift.devices.device import current
+from mindspeed_ift.model import head
 from mindspeed_ift.parallel.groups import Groups
 from mindspeed_ift.training.optimizer import build_optimizer, build_schedule, wrap
 from mindspeed_ift.training.profiling import Profile
@@ -147,3 +148,23 @@ def test_a_trace_names_the_parts_of_a_step(groups: Groups, tmp_path: Path) -> No
 def test_a_request_to_stop_comes_with_the_totals(groups: Groups) -> None:
     run = Run(groups)
     assert [run.step(batch(1), stop=stop).stop for stop in (False, True)] == [False, True]
+
+
+def test_learnt_positions_are_found_on_the_host(groups: Groups, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The output layer is told, so that no step waits for the device in its middle."""
+    told = []
+    whole = head.loss_sum
+
+    def listening(
+        hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, **rest: Any
+    ) -> Any:
+        told.append((rest["positions_L"], head.learnt_positions(mask)))
+        return whole(hidden, weight, labels, mask, **rest)
+
+    monkeypatch.setattr(head, "loss_sum", listening)
+    one = batch(1)
+    one.loss_mask[:, 3:7] = 0
+    one.loss_mask[1, 0] = 0
+    report = Run(groups).step(one, batch(2))
+    assert report.learnt_tokens == 15 + 24 and [len(found) for found, _ in told] == [15, 24]
+    assert all(torch.equal(found, expected) for found, expected in told)
