@@ -52,9 +52,7 @@ def main(argv: list[str]) -> int:
         config.repetition_penalty,
         config.seed,
     )
-    answering = Answering(
-        loaded, make_asking_encoder(config, loaded.facts), sampling, config.system, f"--load {config.load}"
-    )
+    answering = Answering(loaded, make_asking_encoder(config, loaded.facts), sampling, config.system)
     if config.chat:
         answering.chat(sys.stdin)
         return 0

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch.distributed as dist
 
-from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.conversation import Message, Role
 from mindspeed_ift.data.encode import Encoder
 from mindspeed_ift.inference.decoder import Decoder
@@ -27,13 +26,11 @@ class Answering:
         encoder: writes prompts as training wrote them.
         sampling: how tokens are chosen.
         system: system prompt of questions without their own; "" is the template's.
-        origin: of the model, for messages.
     """
 
-    def __init__(self, loaded: Loaded, encoder: Encoder, sampling: Sampling, system: str, origin: str) -> None:
-        self.encoder, self.sampling, self.system, self.origin = encoder, sampling, system, origin
+    def __init__(self, loaded: Loaded, encoder: Encoder, sampling: Sampling, system: str) -> None:
+        self.loaded, self.encoder, self.sampling, self.system = loaded, encoder, sampling, system
         self.tokenizer = encoder.tokenizer
-        self.vocab_size = loaded.model.architecture.vocab_size
         self.decoder = Decoder(loaded.model, loaded.groups)
         self.world = loaded.groups.layout.world
         self.speaks = loaded.groups.rank == 0
@@ -80,11 +77,7 @@ class Answering:
 
     def _prompt_ids(self, messages: Sequence[Message], system: str) -> list[int]:
         prompt = self.encoder.prompt_ids(messages, system)
-        if max(prompt) >= self.vocab_size:
-            raise UserError(
-                f"the tokenizer gives the id {max(prompt)}, but the model of {self.origin} has the ids 0 to"
-                f" {self.vocab_size - 1}; give --tokenizer-name-or-path the tokenizer it was trained with"
-            )
+        self.loaded.require_ids(max(prompt))
         return prompt
 
     def _generate(self, prompts: list[list[int]], *, stream: bool) -> list[str]:

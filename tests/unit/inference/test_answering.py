@@ -14,6 +14,7 @@ from mindspeed_ift.data.template_choice import find_row, get_template, make_enco
 from mindspeed_ift.data.tokenizer import load_tokenizer
 from mindspeed_ift.inference import answering
 from mindspeed_ift.inference.answering import Answering
+from mindspeed_ift.inference.load import Loaded
 from mindspeed_ift.inference.sampling import Sampling
 from tests.tiny_tokenizer import make_tiny_tokenizer
 
@@ -39,10 +40,10 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: ANN201
 
     monkeypatch.setattr(answering, "generate", generate)
     monkeypatch.setattr(answering, "Decoder", lambda *_: None)
-    model = SimpleNamespace(architecture=SimpleNamespace(vocab_size=encoder.tokenizer.vocab_size))
     groups = SimpleNamespace(layout=SimpleNamespace(world=1), rank=0)
-    loaded: Any = SimpleNamespace(model=model, groups=groups)
-    return Answering(loaded, encoder, Sampling(), "be kind", "--load x"), prompts
+    model = SimpleNamespace(architecture=SimpleNamespace(vocab_size=encoder.tokenizer.vocab_size))
+    stand_ins: Any = (model, groups)
+    return Answering(Loaded(*stand_ins, {}, "x"), encoder, Sampling(), "be kind"), prompts
 
 
 def test_answers_in_batches_and_word_by_word_look_alike(asked, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: ANN001
@@ -77,7 +78,7 @@ def test_a_talk_remembers_until_it_is_told_to_forget(asked, capsys: pytest.Captu
 
 def test_a_foreign_tokenizer_is_refused_before_the_first_answer(asked) -> None:  # noqa: ANN001
     answers, prompts = asked
-    answers.vocab_size = 5
-    with pytest.raises(UserError, match="but the model of --load x has the ids 0 to 4; give --tokenizer-name-or-path"):
+    answers.loaded.model.architecture.vocab_size = 5
+    with pytest.raises(UserError, match="but the model of x has the ids 0 to 4; give --tokenizer-name-or-path"):
         answers.answer([{"prompt": "add"}], 8, stream=False)
     assert not prompts
