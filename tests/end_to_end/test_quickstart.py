@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = 4
+STAGES = 6
+VOCABULARY = 151669
 SKIPPED = "done before and unchanged"
 
 pytestmark = pytest.mark.slow
@@ -36,6 +38,8 @@ def test_quickstart_answers_as_trained_and_skips_what_is_done(tmp_path: Path) ->
     assert (out / "run/loss.png").read_bytes().startswith(b"\x89PNG")
     answers = [json.loads(line) for line in (out / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(answers) == 3
+    _better_after(out / "evaluation/heldout.json")
+    assert "12 records" in printed and "of 12 records is lower after" in printed
 
     assert _quickstart(out).count(SKIPPED) == STAGES
 
@@ -44,3 +48,12 @@ def test_quickstart_answers_as_trained_and_skips_what_is_done(tmp_path: Path) ->
     weights.write_bytes(whole[:-1])
     assert _quickstart(out).count(SKIPPED) == STAGES - 1
     assert weights.read_bytes() == whole
+
+
+def _better_after(result: Path) -> None:
+    """On records that it was not tuned on the model knows nothing before, and a good part of each answer after."""
+    content = json.loads(result.read_text(encoding="utf-8"))
+    before, after = content["models"]
+    assert before["loss"] == pytest.approx(math.log(VOCABULARY), rel=0.05) and after["loss"] < 0.7 * before["loss"]
+    better = [new["loss"] < old["loss"] for old, new in (item["models"] for item in content["items"])]
+    assert len(better) == 12 and sum(better) >= 10
