@@ -18,4 +18,5 @@ def environment(folder: Path) -> dict[str, str]:
     runtime = (HERE / "runtime.c").read_text(encoding="utf-8")
     made = torch_npu_wheel.environment(torch_npu_wheel.build_stand_ins(folder, runtime))
     made.pop("MINDSPEED_IFT_DEVICE", None)
-    return made | {"PYTHONPATH": f"{HERE / 'hook'}:{made['PYTHONPATH']}"}
+    # Kernels here read memory at once: what torch_npu moves by itself must not wait in the queue of another thread.
+    return made | {"PYTHONPATH": f"{HERE / 'hook'}:{made['PYTHONPATH']}", "TASK_QUEUE_ENABLE": "0"}

@@ -35,6 +35,21 @@ def check_results_in_place_in_out_and_of_views() -> None:
     assert torch.equal(moved[torch.tensor([1, 0])].cpu(), moved.cpu()[[1, 0]])
 
 
+def check_that_memory_is_moved_at_once() -> None:
+    for size in range(100_000, 100_030):
+        numbers = torch.arange(size)
+        moved = numbers.npu().resize_(3 * size)
+        assert torch.equal(moved[:size].cpu(), numbers)
+
+
+def check_that_torch_npus_own_cast_is_served() -> None:
+    moved = NUMBERS.npu()
+    cast = torch.ops.npu._npu_dtype_cast(moved, torch.bfloat16)
+    assert cast.device == moved.device and torch.equal(cast.cpu(), NUMBERS.bfloat16())
+    with pytest.raises(Unserved, match="npu_dtype_cast: no kernel"):
+        torch_npu.npu_dtype_cast(moved, torch.bfloat16)
+
+
 def check_gradients_and_the_fused_optimizer() -> None:
     results = []
     for device in ("cpu", "npu"):
