@@ -224,7 +224,8 @@ class Smoke:
 
     def resume(self) -> None:
         """Stop in the middle, go on: the losses of a run that did not stop."""
-        training = Training(f"{self.processes} devices, resume", "packed", "bf16")
+        devices = "1 device" if self.processes == 1 else f"{self.processes} devices"
+        training = Training(f"{devices}, resume", "packed", "bf16")
         half = str(STEPS // 2)
         first = self.flags(training, "resume", "--save-interval", half, "--exit-interval", half)
         again = [word for word in self.flags(training, "resume") if word != "--enable-hf2mg-convert"]
