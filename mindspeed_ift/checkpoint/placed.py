@@ -13,11 +13,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mindspeed_ift.checkpoint.checksums import new_digest
+from mindspeed_ift.checkpoint.checksums import Digest, new_digest
 from mindspeed_ift.config.errors import UserError
 
 _BLOCK = 1 << 18
 """Bytes that are handed on at a time: they stay in the cache of a core from their source to the file."""
+
+
+_STRETCH = 1 << 28
+"""Bytes after which those before are brought down to the disk, while others are written."""
 
 
 class Place(NamedTuple):
@@ -52,7 +56,8 @@ class PlacedFile:
     Args:
         path: a file that is there, with what is between the parts.
         places: of the parts, by their names.
-        checksum: `finish` shall know it. It is computed behind the writers, by a thread of its own.
+        checksum: `finish` shall know it. It is computed behind the writers, by a thread that also brings down to the disk
+            what they have written.
     """
 
     def __init__(self, path: Path, places: Mapping[Hashable, Place], *, checksum: bool) -> None:
@@ -62,7 +67,7 @@ class PlacedFile:
         self._ordered = sorted(places, key=lambda name: places[name].start)
         self._whole_until = 0
         self._lock = threading.Lock()
-        self._checksum = _FollowingChecksum(path) if checksum else None
+        self._follower = _Follower(path, new_digest() if checksum else None)
 
     def fill(self, name: Hashable, parts: Iterable[Tensor]) -> None:
         """Write the bytes of some tensors, one after the other, into a place that they fill.
@@ -81,8 +86,8 @@ class PlacedFile:
             count = self._whole_until
             while count < len(self._ordered) and self._ordered[count] not in self._missing:
                 count += 1
-            if count > self._whole_until and self._checksum is not None:
-                self._checksum.follow(sum(self._places[self._ordered[count - 1]]))
+            if count > self._whole_until:
+                self._follower.follow(sum(self._places[self._ordered[count - 1]]))
             self._whole_until = count
 
     def finish(self) -> str:
@@ -95,48 +100,57 @@ class PlacedFile:
             OSError: it cannot be written.
         """
         assert not self._missing, sorted(map(str, self._missing))[:3]
+        told = self._follower.finish()
         os.fsync(self._file.fileno())
-        told = self._checksum.finish() if self._checksum is not None else ""
         self.close()
         return told
 
     def close(self) -> None:
         """Let go of it, whole or not."""
         self._file.close()
-        if self._checksum is not None:
-            self._checksum.stop()
+        self._follower.stop()
 
 
-class _FollowingChecksum:
-    """Of a file that becomes whole from front to back, read again while it is still in memory."""
+class _Follower:
+    """A thread behind the writers of a file, in what is whole of it from the front on.
 
-    def __init__(self, path: Path) -> None:
+    It reads that again while it is still in memory, for the checksum, and brings it down to the disk stretch by stretch.
+    """
+
+    def __init__(self, path: Path, digest: Digest | None) -> None:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by `stop`
-        self._digest, self._block = new_digest(), bytearray(_BLOCK)
+        self._digest, self._block, self._down = digest, bytearray(_BLOCK), 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checksum")
 
     def follow(self, end: int) -> None:
         """Up to ``end`` the file is as it will be."""
-        self._thread.submit(self._read, end)
+        self._thread.submit(self._go, end)
 
     def finish(self) -> str:
-        """Of all of it."""
-        self._thread.submit(self._read, os.fstat(self._file.fileno()).st_size).result()
+        """All of it is as it will be; its checksum, if one was asked for."""
+        self._thread.submit(self._go, os.fstat(self._file.fileno()).st_size).result()
         self.stop()
-        return self._digest.hexdigest()
+        return self._digest.hexdigest() if self._digest is not None else ""
 
     def stop(self) -> None:
         """Let go of the file."""
         self._thread.shutdown(cancel_futures=True)
         self._file.close()
 
-    def _read(self, end: int) -> None:
+    def _go(self, end: int) -> None:
+        if self._digest is not None:
+            self._read(self._digest, end)
+        if end - self._down >= _STRETCH:
+            os.fdatasync(self._file.fileno())
+            self._down = end
+
+    def _read(self, digest: Digest, end: int) -> None:
         view = memoryview(self._block)
         while (left := end - self._file.tell()) > 0:
             count = self._file.readinto(view[:left])
             if not count:
                 raise OSError(f"{self._file.name} has become shorter")
-            self._digest.update(view[:count])
+            digest.update(view[:count])
 
 
 def _blocks(parts: Iterable[Tensor]) -> Iterator[memoryview]:

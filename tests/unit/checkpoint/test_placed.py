@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,18 @@ def test_what_lies_in_a_file_is_read_where_it_lies(tmp_path: Path) -> None:
     assert path.read_bytes() == content
     with pytest.raises(UserError, match="file is cut short; take an older"):
         mapped(path, Place(12_345, 7_656))
+
+
+def test_what_is_whole_goes_down_to_the_disk_while_the_rest_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, down = tmp_path / "file", threading.Event()
+    monkeypatch.setattr("mindspeed_ift.checkpoint.placed._STRETCH", 500_000)
+    monkeypatch.setattr("os.fdatasync", lambda _: down.set())
+    file = PlacedFile(path, room(path), checksum=False)
+    file.fill("b", [PARTS["b"]])
+    assert not down.wait(0.1)
+    file.fill("a", [PARTS["a"]])
+    assert down.wait(10)
+    file.fill("c", [PARTS["c"]])
+    assert file.finish() == "" and path.read_bytes() == whole()
