@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import typing
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,15 @@ CASES = [
 ]
 
 
+@cache
+def defaults(command: type) -> dict[str, Any]:
+    """Of a line without a flag."""
+    return values(parse_with_origins(command, [], program="test").config)
+
+
 @pytest.mark.parametrize(("command", "name", "kind"), CASES, ids=[f"{c.__name__}-{n}" for c, n, _ in CASES])
 def test_a_flag_sets_its_own_field(command: type, name: str, kind: Any, tmp_path: Path) -> None:
-    before = values(parse_with_origins(command, [], program="test").config)
+    before = defaults(command)
     flag = "--" + name.replace("_", "-")
     if kind in (bool, bool | None):
         words, expected = ([], True) if before[name] is not True else ([], False)
