@@ -123,7 +123,7 @@ def from_shards(transform: Transform, shards: Sequence[Tensor], architecture: Ar
         halves = [shard.chunk(2, 0) for shard in shards]
         return [_joined([half[part] for half in halves], 0) for part in range(2)]
     if transform.of_experts:
-        return _experts_from_shards(transform, shards, architecture.moe_ffn_hidden_size // len(shards))
+        return [one.contiguous() for one in _experts_from_shards(transform, shards, architecture)]
     whole = shards[0] if transform.dim is None else _joined(shards, transform.dim)
     if transform.kind == "vocabulary":
         return [whole[: architecture.vocab_size]]
@@ -163,7 +163,8 @@ def pieces_from_shards(transform: Transform, shards: Sequence[Tensor], architect
         return [Pieces(_stacked(half, 0), lambda half=half: half) for half in halves]
     if len(shards) > 1 and (transform.kind, transform.dim) == ("copy", 1):
         return [Pieces(_stacked(shards, 1), lambda: _side_by_side(shards))]
-    tensors = from_shards(transform, shards, architecture)
+    make = _experts_from_shards if transform.of_experts else from_shards
+    tensors = make(transform, shards, architecture)
     return [Pieces(tuple(one.shape), lambda one=one: [one]) for one in tensors]
 
 
@@ -184,8 +185,9 @@ def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
-def _experts_from_shards(transform: Transform, shards: Sequence[Tensor], width: int) -> list[Tensor]:
-    """Of each expert gate and up, or down; ``width`` is that of its part in a shard."""
+def _experts_from_shards(transform: Transform, shards: Sequence[Tensor], architecture: Architecture) -> list[Tensor]:
+    """Of each expert gate and up, or down, transposed: views where one shard has all of it."""
+    width = architecture.moe_ffn_hidden_size // len(shards)
     if (
         shards[0].dim() > 2
     ):  # whole, as a checkpoint of any layout has them: [experts, hidden, 2, inner] and [.., hidden]
