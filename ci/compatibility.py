@@ -32,11 +32,13 @@ class Versions:
         python: minor version.
         pins: distribution -> what pip is held to; where it says nothing, ``constraints.txt`` does.
         newest: hold nothing but ``pins``: what else setup.py allows is the newest.
+        refused: version of megatron-core to put in the place of that which is pinned; it must be refused in one line.
     """
 
     python: str
     pins: dict[str, str]
     newest: bool = False
+    refused: str = ""
 
 
 BASE = {"torch": "==2.13.0", "megatron-core": "==0.16.1", "transformers": "==5.2.0"}
@@ -45,8 +47,8 @@ OLD_TRANSFORMERS = {"transformers": "==4.51.3", "tokenizers": "<0.22", "datasets
 SETS = {
     "base": Versions("3.11", BASE),
     "transformers-4.51": Versions("3.11", BASE | OLD_TRANSFORMERS),
-    "torch-2.6": Versions("3.11", BASE | OLD_TRANSFORMERS | {"torch": "==2.6.0"}),
-    "megatron-0.12.1": Versions("3.11", BASE | {"megatron-core": "==0.12.1"}),
+    "oldest": Versions("3.11", BASE | OLD_TRANSFORMERS | {"torch": "==2.7.1"}),
+    "megatron-0.12.1": Versions("3.11", BASE, refused="0.12.1"),
     "newest": Versions(
         "3.12", {"torch": "==2.14.1", "megatron-core": "==0.19.2", "transformers": "==5.24.0"}, newest=True
     ),
@@ -154,6 +156,16 @@ def run_check(python: Path, arguments: Sequence[str], report: Path) -> tuple[str
     return judge(report.read_text(encoding="utf-8"), done.returncode)
 
 
+def check_refusal(python: Path, version: str) -> tuple[str, str]:
+    """(result, what is to be said) of a version of megatron-core that setup.py does not allow."""
+    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([*command, f"megatron-core=={version}"], stderr=subprocess.DEVNULL, check=True)
+    command = [python, "-c", "import mindspeed_ift.mcore"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    told = (done.stderr.splitlines() or ["imported"])[-1]
+    return ("ok" if done.returncode and f"RunError: megatron-core {version} " in told else "failed"), told
+
+
 def judge(report: str, code: int) -> tuple[str, str]:
     """(result, what is to be said) of pytest's report in JUnit's format and its exit code."""
     cases = list(ElementTree.fromstring(report).iter("testcase"))
@@ -177,12 +189,15 @@ def try_set(name: str, versions: Versions, options: argparse.Namespace) -> tuple
     show(rows[0])
     if python is None:
         return rows, {}
-    found = installed(python)
-    for check in options.checks:
+    for check in ["refused"] if versions.refused else options.checks:
         start = time.monotonic()
-        result, told = run_check(python, CHECKS[check], BUILD / f"{name} {check}.xml".replace(" ", "_"))
+        if versions.refused:
+            result, told = check_refusal(python, versions.refused)
+        else:
+            result, told = run_check(python, CHECKS[check], BUILD / f"{name} {check}.xml".replace(" ", "_"))
         rows.append(Row(name, check, result, told, round(time.monotonic() - start)))
         show(rows[-1])
+    found = installed(python)
     if not options.keep:
         shutil.rmtree(BUILD / name)
     return rows, found

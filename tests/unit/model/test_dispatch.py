@@ -26,7 +26,8 @@ def test_tokens_go_where_megatron_sends_them(top: int) -> None:
         chosen = torch.zeros(10, 8, dtype=torch.bool).scatter(1, scores.topk(top).indices, True)
         probs = scores * chosen
         ordered, weights = dispatcher.dispatch_preprocess(hidden, chosen, probs)
-        expected, expected_weights, mapping = moe_utils.permute(hidden.view(10, -1), chosen, probs)
+        # Newer ones want the number of copies, and return more.
+        expected, expected_weights, mapping, *_ = moe_utils.permute(hidden.view(10, -1), chosen, probs, 10 * top)
         assert torch.equal(ordered, expected) and torch.equal(weights, expected_weights)
         copies = torch.randn(ordered.shape, generator=generator)
         back = moe_utils.unpermute(copies, mapping, torch.Size([10, architecture.hidden_size]), routing_map=chosen)
