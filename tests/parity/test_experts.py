@@ -78,7 +78,10 @@ def ours_of(folder: Path, groups: Groups, aux_loss_coeff: float = 0.0) -> Qwen3M
 
 
 def theirs_of(folder: Path) -> Any:
-    return Qwen3MoeForCausalLM.from_pretrained(folder, attn_implementation="sdpa").float().train()
+    model = Qwen3MoeForCausalLM.from_pretrained(folder, attn_implementation="sdpa").float().train()
+    if hasattr(model, "set_experts_implementation"):  # one expert after the other, as transformers 4 has it
+        model.set_experts_implementation("eager")
+    return model
 
 
 def as_in_the_folder(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jinja2 import TemplateError
+from packaging.version import Version
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.tokenizer import load_tokenizer
@@ -74,7 +76,10 @@ def test_several_templates(tmp_path: Path) -> None:
     assert both(path, TALK, TOOLS, False) == ("file", "file")
     (path / "additional_chat_templates").mkdir()
     (path / "additional_chat_templates" / "tool_use.jinja").write_text("tools of a file", encoding="utf-8")
-    assert both(path, TALK, TOOLS, False) == ("tools of a file", "tools of a file")
+    ours, theirs = both(path, TALK, TOOLS, False)
+    assert ours == "tools of a file"
+    if Version(metadata.version("transformers")) >= Version("5"):  # older ones know no such folder
+        assert theirs == ours
     assert both(path, TALK, None, False) == ("file", "file")
 
 

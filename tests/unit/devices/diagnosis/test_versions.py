@@ -58,6 +58,15 @@ def test_a_version_was_never_run() -> None:
     assert together.level == "yellow" and "transformers 4.51.0 (run: 5.2.0)" in together.found and together.remedy
 
 
+def test_versions_of_any_set_are_good_and_their_mixture_is_told() -> None:
+    newest = next(one for one in known_sets() if one.name == "newest")
+    facts = replace(GOOD, python="3.12.1", packages=newest.packages)
+    assert {one.level for one in [*check_packages(facts), *check_set(facts)]} == {"green"}
+    mixed = replace(facts, packages={**newest.packages, "transformers": GOOD.packages["transformers"]})
+    assert {one.level for one in check_packages(mixed)} == {"green"}
+    assert [one.level for one in check_set(mixed)] == ["yellow"]
+
+
 def test_a_set_that_was_run_says_what_was_proved() -> None:
     (together,) = check_set(GOOD)
     assert together.level == "green" and "every test" in together.found
