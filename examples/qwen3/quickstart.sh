@@ -11,7 +11,7 @@ OUT="${OUT:-$ROOT/output/quickstart}"
 RECORDS="$ROOT/examples/data/demo.jsonl" HELD_OUT="$ROOT/examples/data/heldout.jsonl" ANSWERS="$OUT/answers.jsonl"
 export INPUT="$RECORDS" TOKENIZER="$OUT/tokenizer" OUTPUT_PREFIX="$OUT/dataset/demo" DATA_PATH="$OUT/dataset/demo"
 export SAVE="$OUT/run" LOAD="$OUT/run" HF_OUTPUT="$OUT/hf" LOG_DIR="$OUT/logs" SMOKE=1 DEVICES=1 TP=1 PP=1
-export SEQ_LENGTH=512 MBS=8 GBS=8 TRAIN_ITERS="${TRAIN_ITERS:-800}" LR=6e-3 MIN_LR=0 WARMUP=0.03
+export SEQ_LENGTH=512 MBS=8 GBS=8 TRAIN_ITERS="${TRAIN_ITERS:-500}" LR=8e-3 MIN_LR=0 WARMUP=0.03
 unset DRY_RUN HF_MODEL
 
 key=""
@@ -35,8 +35,8 @@ contents() {  # a checksum over the files of a folder or file
 mkdir -p "$OUT"
 stage 1 "tokenizer: Qwen3's vocabulary as a Hugging Face folder" "$TOKENIZER" "$ROOT/setup.py" \
     "$PYTHON" "$ROOT/tools/make_qwen3_tokenizer.py" --output "$TOKENIZER"
-stage 2 "data: examples/data/demo.jsonl -> indexed dataset" "$OUT/dataset" "$RECORDS" \
-    bash "$HERE/data_convert_qwen3_instruction.sh"
+stage 2 "data: the first 100 records of examples/data/demo.jsonl -> indexed dataset" "$OUT/dataset" "$RECORDS" \
+    bash "$HERE/data_convert_qwen3_instruction.sh" --max-samples 100
 stage 3 "tuning: a small model of Qwen3's shape, from fresh weights" "$SAVE" "$HERE/tune_qwen3_8b.sh" \
     env "TRAIN_ITERS=$TRAIN_ITERS" bash "$HERE/tune_qwen3_8b.sh" --ffn-hidden-size 256 --tokenizer-name-or-path "$TOKENIZER"
 stage 4 "checkpoint -> Hugging Face folder" "$HF_OUTPUT" "$HERE/ckpt_convert_qwen3_mcore2hf.sh" \

@@ -37,7 +37,7 @@ class Measured:
     Attributes:
         name: its folder, or that its weights are fresh.
         losses: mean loss of each record over its learnt tokens, nats; NaN where nothing is learnt.
-        figures: name -> figure of all records, or of a benchmark; of benchmarks on the first rank only.
+        figures: name -> figure of all records, or of a benchmark.
         answers: greedy, one a record; empty if none were asked for.
         scores: metric -> score of each record.
     """

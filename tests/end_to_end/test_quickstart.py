@@ -33,7 +33,7 @@ def test_quickstart_answers_as_trained_and_skips_what_is_done(tmp_path: Path) ->
     out = tmp_path / "quickstart"
     printed = _quickstart(out)
     assert SKIPPED not in printed
-    assert printed.count("\nstep ") == 800 and "the answers are the trained ones" in printed
+    assert printed.count("\nstep ") == 500 and "the answers are the trained ones" in printed
     assert "> What is 7 times 8?\n7 times 8 is 56.\n" in printed
     assert (out / "run/loss.png").read_bytes().startswith(b"\x89PNG")
     answers = [json.loads(line) for line in (out / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
