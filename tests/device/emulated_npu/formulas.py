@@ -25,6 +25,13 @@ def _gather_grad(grad: Tensor, size: Sequence[int], dim: int, index: Tensor, spa
     return grad.new_zeros(size).scatter_add_(dim, index, grad)
 
 
+def _repeat_grad(grad: Tensor, tensor: Tensor, repeats: int, dim: int | None = None) -> Tensor:
+    if dim is None:
+        return grad.view(-1, repeats).sum(1).view_as(tensor)
+    dim %= tensor.dim()
+    return grad.unflatten(dim, (-1, repeats)).sum(dim + 1)
+
+
 def _matmul_grad(grad: Tensor, left: Tensor, right: Tensor, mask: Sequence[bool]) -> tuple[Tensor | None, ...]:
     require(left.dim() > 1 and right.dim() > 1, "the gradient of a product with a vector is not computed here")
     if right.dim() == 2:  # one product: its sums are then rounded once
@@ -72,6 +79,7 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "_npu_dtype_cast_backward": _cast,
     "_npu_moe_token_unpermute": _unpermute,
     "npu_gather_backward": _gather_grad,
+    "repeat_interleave_backward_int": _repeat_grad,
     "npu_moe_token_permute_grad_v2": _permute_grad,
     "npu_moe_token_unpermute_grad_v2": _unpermute_grad,
 }

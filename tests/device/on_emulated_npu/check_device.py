@@ -35,6 +35,26 @@ def check_results_in_place_in_out_and_of_views() -> None:
     assert torch.equal(moved[torch.tensor([1, 0])].cpu(), moved.cpu()[[1, 0]])
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda tensor: tensor.repeat_interleave(3, -1),
+        lambda tensor: tensor.repeat_interleave(2),
+        lambda tensor: tensor.gather(1, torch.tensor([[2, 0, 2, 1]] * 2).to(tensor.device)),
+        lambda tensor: tensor[:, None] @ tensor[..., None],
+        lambda tensor: tensor.view(2, 1, 3) @ tensor.t(),
+        lambda tensor: tensor.bfloat16().float(),
+    ],
+)
+def check_gradients_of_torch_npus_own_formulas(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    found = []
+    for device in ("cpu", "npu"):
+        tensor = NUMBERS.clone().to(device).requires_grad_()
+        function(tensor).square().sum().backward()
+        found.append(tensor.grad.cpu())
+    torch.testing.assert_close(found[1], found[0])
+
+
 def check_that_memory_is_moved_at_once() -> None:
     for size in range(100_000, 100_030):
         numbers = torch.arange(size)
