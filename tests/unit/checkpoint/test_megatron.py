@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import resource
 import subprocess
 import sys
@@ -207,6 +209,17 @@ def test_a_changed_file_is_told_by_its_checksum(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"\x40", b"\x41", 1))
     assert megatron.damage(folder) is None and megatron.changed(folder, names[:1]) is None
     assert megatron.changed(folder, names) == f"{path} is not what was written (its checksum differs)"
+
+
+def test_checkpoints_of_before_are_compared_by_their_sha256(tmp_path: Path) -> None:
+    folder, name = write(tmp_path), "mp_rank_00/model_optim_rng.pt"
+    manifest, path = json.loads((folder / "manifest.json").read_text(encoding="utf-8")), folder / name
+    assert set(manifest["files"][name]) == {"bytes", "xxh3_128"}
+    manifest["files"][name] = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert megatron.changed(folder, [name]) is None
+    path.write_bytes(path.read_bytes().replace(b"\x80\x3f", b"\x80\x3e", 1))
+    assert megatron.changed(folder, [name]) == f"{path} is not what was written (its checksum differs)"
 
 
 def test_only_the_newest_whole_ones_are_kept(tmp_path: Path) -> None:
