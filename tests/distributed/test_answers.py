@@ -25,12 +25,22 @@ WAYS = {
 }
 RECORDS = [{"instruction": text, "output": f"It is {text}."} for text in [*QUESTIONS, "add 1", "you add"]]
 LAYOUTS = [(2, 2), (1, 2), (2, 1)]  # tensor and pipeline parallel sizes; what is left of four ranks shares the records
+BENCHMARK = """
+task: tiny
+dataset_path: json
+dataset_kwargs: {data_files: {test: RECORDS}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{output}}"
+metric_list: [{metric: bits_per_byte}]
+"""
 
 
 @pytest.mark.distributed
 def test_answers_of_tensor_and_pipeline_ranks(tmp_path: Path) -> None:
     """From a Hugging Face folder and from a checkpoint of another layout; of a mixture of experts too. And measured, one
-    against the other, by ranks that share the model, the records, or both."""
+    against the other, by ranks that share the model, the records, or both, once on a benchmark too."""
     make_tiny_tokenizer(tmp_path / "tokenizer")
     folder = make_hugging_face_model(tmp_path / "hf", tied=False, vocab_size=401, layers=4)
     convert(ConvertConfig("hf", "mg", folder, tmp_path / "mg", target_pipeline_parallel_size=2))
@@ -45,7 +55,9 @@ def test_answers_of_tensor_and_pipeline_ranks(tmp_path: Path) -> None:
         generate(_ask(tmp_path, f"{name} {way}", load, way))
         process_groups.parallel_state.destroy_model_parallel()
     (tmp_path / "records.jsonl").write_text("\n".join(map(json.dumps, RECORDS)), encoding="utf-8")
-    evaluate(_measure(tmp_path, "measured one", folder, mixed, 1, 1))
+    benchmark = tmp_path / "tiny.yaml"
+    benchmark.write_text(BENCHMARK.replace("RECORDS", str(tmp_path / "records.jsonl")), encoding="utf-8")
+    evaluate([*_measure(tmp_path, "measured one", folder, mixed, 1, 1), "--tasks", str(benchmark)])
     process_groups.parallel_state.destroy_model_parallel()
     four = ["--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2"]
     lines = [
@@ -55,6 +67,7 @@ def test_answers_of_tensor_and_pipeline_ranks(tmp_path: Path) -> None:
     commands = [["generate", *words] for words in lines]
     mg, mg_experts = tmp_path / "mg", tmp_path / "mg_experts"
     commands += [["evaluate", *_measure(tmp_path, f"measured {sizes}", mg, mg_experts, *sizes)] for sizes in LAYOUTS]
+    commands[-1] += ["--tasks", str(benchmark)]
     run(commands, 4, "answer_worker")
     for way in WAYS:
         expected = (tmp_path / f"one {way}").read_text(encoding="utf-8")
@@ -88,14 +101,17 @@ def _measured_alike(folder: Path) -> None:
         found = _figures(folder / f"measured {sizes}")
         assert found["answers"] == expected["answers"], sizes
         assert found["losses"] == pytest.approx(expected["losses"], **LAYOUT_LOSS), sizes
-        assert found["totals"] == pytest.approx(expected["totals"], **LAYOUT_LOSS), sizes
+        for model, figures in zip(found["totals"], expected["totals"], strict=True):
+            same = {name: figures[name] for name in model}
+            assert model == pytest.approx(same, **LAYOUT_LOSS) and len(model) >= 4, sizes
+    assert "tiny bits_per_byte" in found["totals"][1]
 
 
 def _figures(result: Path) -> dict[str, Any]:
     content = json.loads(result.read_text(encoding="utf-8"))
     of_items = [model for item in content["items"] for model in item["models"]]
     return {
-        "totals": [figure for model in content["models"] for name, figure in model.items() if name != "name"],
+        "totals": [{name: figure for name, figure in model.items() if name != "name"} for model in content["models"]],
         "losses": [each["loss"] for each in of_items],
         "answers": [each["answer"] for each in of_items],
     }
