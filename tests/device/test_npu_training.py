@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.device import torch_npu_wheel
 from tests.device.operator_table import refreshed, table_of_document
+from tests.distributed.worlds import run
 from tests.tolerances import BF16_LAYOUT, LAYOUT_LOSS
 from tests.training_runs import MODES, gradient_norms, losses, make_datasets, make_hugging_face_model
 
@@ -33,7 +32,7 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every run with plain and with the NPU's kernels, in one torchrun."""
+    """Every run with plain and with the NPU's kernels, two ranks each."""
     folder = tmp_path_factory.mktemp("npu")
     try:
         environment = torch_npu_wheel.environment(torch_npu_wheel.build_stand_ins(folder / "cann"))
@@ -42,24 +41,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = make_datasets(folder)
     dense = make_hugging_face_model(folder / "dense", tied=False, vocab_size=400)
     experts = make_hugging_face_model(folder / "experts", tied=False, vocab_size=400, experts={})
-    jobs = []
+    lines = []
     for name, (mode, flags) in RUNS.items():
         for kernels in ("plain", "npu"):
             line = ["--data-path", str(data[mode]), *MODES[mode], "--enable-hf2mg-convert", *flags.split()]
             line += ["--load", str(experts if "experts" in name else dense)]
             line += ["--micro-batch-size", "2", "--global-batch-size", "8", "--train-iters", str(STEPS), "--lr", "1e-3"]
-            jobs.append((kernels, [*line, "--save", str(folder / kernels / name)]))
-    (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launcher, str(Path(__file__).with_name("kernel_worker.py")), str(folder / "jobs.json")],
-        env=environment | {"MINDSPEED_IFT_DEVICE": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+            lines.append([kernels, *line, "--save", str(folder / kernels / name)])
+    run(lines, 2, "tests.device.kernel_worker", environment)
     return folder
 
 

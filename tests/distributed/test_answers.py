@@ -68,7 +68,7 @@ def test_answers_of_tensor_and_pipeline_ranks(tmp_path: Path) -> None:
     mg, mg_experts = tmp_path / "mg", tmp_path / "mg_experts"
     commands += [["evaluate", *_measure(tmp_path, f"measured {sizes}", mg, mg_experts, *sizes)] for sizes in LAYOUTS]
     commands[-1] += ["--tasks", str(benchmark)]
-    run(commands, 4, "answer_worker")
+    run(commands, 4, "tests.distributed.answer_worker")
     for way in WAYS:
         expected = (tmp_path / f"one {way}").read_text(encoding="utf-8")
         assert len({json.loads(line)["answer"] for line in expected.splitlines()}) == 3

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each rank of one world found."""
     file = tmp_path_factory.mktemp("context") / "found"
-    run([[str(file)]], WORLD, "context_worker")
+    run([[str(file)]], WORLD, "tests.distributed.context_worker")
     return [json.loads(Path(f"{file}.{rank}").read_text(encoding="utf-8")) for rank in range(WORLD)]
 
 

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
     """Of each case what each rank measured."""
     file = tmp_path_factory.mktemp("plan") / "found.json"
-    run([[str(file)]], 2, "plan_worker")
+    run([[str(file)]], 2, "tests.distributed.plan_worker")
     return json.loads(file.read_text(encoding="utf-8"))
 
 

@@ -43,7 +43,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["hang", *line("hung", "--distributed-timeout-minutes", "12")],
         ["damage", *line("gone on", *split, *of_damaged)],
     ]
-    run(lines, 2, worker="eventful_worker")
+    run(lines, 2, worker="tests.distributed.eventful_worker")
     return folder
 
 

@@ -1,8 +1,8 @@
 """Worlds of processes, forked from one process that has imported what they need: an import takes longer than a tiny run.
 
-`run` asks that process, one for all tests of a pytest process. A worker is a module of this folder whose ``run_line``
-is called by every rank of a world of its own for each line of words: the threads of process groups end with their
-process, of which a few dozen worlds in one process would leave thousands.
+`run` asks that process, one for all tests of a pytest process. A worker is a module, imported there, whose ``run_line`` is
+called by every rank of a world of its own for each line of words: the threads of process groups end with their process,
+of which a few dozen worlds in one process would leave thousands.
 """
 
 from __future__ import annotations
@@ -35,13 +35,18 @@ _IMPORTED = (
 )
 
 
-def run(lines: list[list[str]], processes: int, worker: str = "worker") -> str:
+def run(
+    lines: list[list[str]],
+    processes: int,
+    worker: str = "tests.distributed.worker",
+    environment: dict[str, str] | None = None,
+) -> str:
     """Run lines one after another, each in a world of ``processes`` ranks on the CPU, or of as many as its first word says.
 
     Returns what the ranks printed. A rank that fails ends its world and the test; of a line that begins with "hang" each
-    rank must fail.
+    rank must fail. ``environment``: of the process that forks, in place of this one's.
     """
-    nursery = _nursery()
+    nursery = _nursery(frozenset((os.environ if environment is None else environment).items()))
     assert nursery.stdin is not None and nursery.stdout is not None
     with tempfile.NamedTemporaryFile("r", encoding="utf-8", errors="replace") as output:
         json.dump({"worker": worker, "lines": lines, "processes": processes, "output": output.name}, nursery.stdin)
@@ -54,8 +59,8 @@ def run(lines: list[list[str]], processes: int, worker: str = "worker") -> str:
 
 
 @cache
-def _nursery() -> subprocess.Popen[str]:
-    environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", MINDSPEED_IFT_DEVICE="cpu")
+def _nursery(given: frozenset[tuple[str, str]]) -> subprocess.Popen[str]:
+    environment = {"PYTHONPATH": str(ROOT), **dict(given), "OMP_NUM_THREADS": "1", "MINDSPEED_IFT_DEVICE": "cpu"}
     words = [sys.executable, "-m", "tests.distributed.worlds"]
     process = subprocess.Popen(
         words, env=environment, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -68,6 +73,7 @@ def main() -> None:
     """Answer requests, a line each, until there are no more."""
     warnings.simplefilter("ignore")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what an import prints is no answer
     for name in _IMPORTED:
         importlib.import_module(name)
     importlib.import_module("torch").set_num_threads(1)
@@ -76,6 +82,7 @@ def main() -> None:
 
 
 def _answer(worker: str, lines: list[list[str]], processes: int, output: str) -> str:
+    importlib.import_module(worker)
     for number, line in enumerate(lines):
         size, words = (int(line[0]), line[1:]) if line[0].isdigit() else (processes, line)
         if not _world(worker, words, size, output):
@@ -120,7 +127,7 @@ def _rank(worker: str, words: list[str], rank: int, size: int, server: socket.so
     )
     try:
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=minutes)
-        importlib.import_module(f"tests.distributed.{worker}").run_line(words)
+        importlib.import_module(worker).run_line(words)
         dist.destroy_process_group()
     except SystemExit:
         raise
