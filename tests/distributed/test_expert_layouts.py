@@ -63,7 +63,7 @@ RESUMED = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One process first, then each layout in a torchrun of its size. The second of four layers is dense."""
+    """One process first, then each layout in a world of its size. The second of four layers is dense."""
     folder = tmp_path_factory.mktemp("experts")
     data = make_datasets(folder)
     weights = make_hugging_face_model(

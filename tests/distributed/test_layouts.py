@@ -86,7 +86,7 @@ RUNS = [
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All runs: one process first, then each layout in a torchrun of its size."""
+    """All runs: one process first, then each layout in a world of its size."""
     folder = tmp_path_factory.mktemp("layouts")
     data = make_datasets(folder)
     weights = {

@@ -35,7 +35,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All runs: one process first, then each layout in a torchrun of its size."""
+    """All runs: one process first, then each layout in a world of its size."""
     folder = tmp_path_factory.mktemp("lora_layouts")
     data = make_datasets(folder)["packed"]
     model = make_hugging_face_model(folder / "hf", tied=True, vocab_size=400, layers=4)

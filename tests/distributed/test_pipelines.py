@@ -37,7 +37,7 @@ def _metrics(folder: Path, key: str) -> list[float]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All runs: one process first, then each layout in a torchrun of its size."""
+    """All runs: one process first, then each layout in a world of its size."""
     folder = tmp_path_factory.mktemp("pipelines")
     data = make_datasets(folder)
     # Tied: the first and the last stage share a weight, and its gradients.
