@@ -204,14 +204,19 @@ class Encoder:
         """sha256 that differs where another template would be written."""
         return fingerprint(self.template)
 
-    def write(self, conversations: Sequence[Conversation]) -> list[Written | DropRecord]:
-        """Each conversation as ids, nothing cut, or why it has none; encoded together, which is faster."""
+    def _rendered(self, conversations: Sequence[Conversation]) -> list[list[Turn] | DropRecord]:
+        """Of each conversation its turns, or why it has none."""
         rendered: list[list[Turn] | DropRecord] = []
         for conversation in conversations:
             try:
                 rendered.append(self._render(conversation))
             except DropRecord as reason:
                 rendered.append(reason)
+        return rendered
+
+    def write(self, conversations: Sequence[Conversation]) -> list[Written | DropRecord]:
+        """Each conversation as ids, nothing cut, or why it has none; encoded together, which is faster."""
+        rendered = self._rendered(conversations)
         ids = self.pieces.encode_all(turn for turns in rendered if isinstance(turns, list) for turn in turns)
         return [
             turns

@@ -50,13 +50,9 @@ class WholeTextEncoder(Encoder):
 
     def write(self, conversations: Sequence[Conversation]) -> list[Written | DropRecord]:
         """See `Encoder.write`; one turn: all up to the last answer, and that."""
-        rendered: list[list[Turn] | DropRecord] = []
-        for conversation in conversations:
-            try:
-                rendered.append(self._render(conversation))
-            except DropRecord as reason:
-                rendered.append(reason)
-        return [turns if isinstance(turns, DropRecord) else self._whole(turns) for turns in rendered]
+        return [
+            turns if isinstance(turns, DropRecord) else self._whole(turns) for turns in self._rendered(conversations)
+        ]
 
     def prompt_ids(self, messages: Sequence[Message], system: str = "", tools: str = "") -> list[int]:
         """See `Encoder.prompt_ids`."""
