@@ -42,7 +42,7 @@ def test_what_the_page_names_is_there(page: Path) -> None:
     for name, value in npu.ENVIRONMENT.items():
         assert f"| `{name}` | `{value}` |" in text
     assert table.SWITCH in text and all(f"`{group}`" in text for group in table.GROUPS)
-    known = (ROOT / "tests/golden/flags.txt").read_text(encoding="utf-8")
+    known = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("tests/golden/flags.txt", "ci/smoke.py"))
     refused = {flag for flag in re.findall(r"--[a-z][a-z0-9-]+", text) if flag in accepted.REFUSED}
     assert refused == {"--swap-optimizer"}
     named = set(re.findall(r"`(--[a-z][a-z0-9-]+)`", text)) - refused - set(accepted.ACCEPTED)
