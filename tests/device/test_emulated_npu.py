@@ -28,6 +28,7 @@ CONSTANT = ("--lr-decay-style", "constant")  # so that a run of fewer steps is t
 RUNS = {
     "dynamic": ("tune_qwen3_8b.sh", "single", "dense", ()),
     "packed": ("tune_qwen3_30b_a3b_pack.sh", "packed", "experts", ()),
+    "dense rows": ("tune_qwen3_8b_pack.sh", "packed", "dense", ()),
     "adapters": ("tune_qwen3_8b_lora.sh", "single", "dense", ("--bf16",)),
 }
 """Name -> script, dataset, model and flags besides."""
@@ -107,6 +108,19 @@ def test_two_devices_share_rows_and_experts_and_four_go_on(emulated: dict[str, s
     _assert_as_on_cpu(folder / "shared", folder / "cpu-packed", STEPS + 1)
 
 
+@pytest.mark.parametrize(("algorithm", "devices"), [("kvallgather", 2), ("ulysses", 2), ("hybrid", 4)])
+def test_devices_share_rows_by_other_algorithms(
+    emulated: dict[str, str], folder: Path, algorithm: str, devices: int
+) -> None:
+    """Keys and values gathered; positions exchanged for heads; and a ring of such exchanges."""
+    variables = {"SAVE": str(folder / algorithm), "CP_ALGO": f"{algorithm}_cp_algo", "TRAIN_ITERS": "2"}
+    flags = ("--ulysses-degree-in-cp", "2") if algorithm == "hybrid" else ()
+    count = str(devices)
+    said = _tune("dense rows", folder, emulated, *flags, **variables, DEVICES=count, CP=count)
+    assert "device: npu" in said and f"context {count}" in said
+    _assert_as_on_cpu(folder / algorithm, folder / "cpu-dense rows", 2)
+
+
 def test_two_devices_train_adapters_in_bf16(emulated: dict[str, str], folder: Path) -> None:
     """Data parallel alone."""
     said = _tune("adapters", folder, emulated, SAVE=str(folder / "adapters"), DEVICES="2")
@@ -145,12 +159,12 @@ def _answer(said: str) -> str:
     return said[said.index("> add 3 and 6") :].removeprefix("> add 3 and 6").strip()
 
 
-def _tune(name: str, folder: Path, of_device: dict[str, str], **variables: str) -> str:
+def _tune(name: str, folder: Path, of_device: dict[str, str], *more: str, **variables: str) -> str:
     script, data, model, flags = RUNS[name]
     given = {"SMOKE": "1", "SEQ_LENGTH": "128", "TRAIN_ITERS": str(STEPS), "LR": "1e-3", "MIN_LR": "1e-4"}
     given |= {"DATA_PATH": str(folder / data), "HF_MODEL": str(folder / model)}
     tokenizer = ("--tokenizer-name-or-path", str(folder / "tokenizer"))
-    return _script(script, folder, of_device, *tokenizer, *CONSTANT, *flags, **(given | variables))
+    return _script(script, folder, of_device, *tokenizer, *CONSTANT, *flags, *more, **(given | variables))
 
 
 def _script(name: str, folder: Path, of_device: dict[str, str], *flags: str, **variables: str) -> str:
