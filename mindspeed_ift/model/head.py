@@ -56,7 +56,7 @@ def loss_sum(
         sequence_parallel: the hidden states are split along the sequence over the tensor ranks.
         chunk_size: learnt positions whose logits exist at once; None: what `_PIECE_BYTES` hold.
         each: do not sum, and take no gradient.
-        positions_L: of `learnt_positions`; None: found here, and the host waits for the device.
+        positions_L: of `learnt_positions`, not looked at with ``each``; None: found here, and the host waits for the device.
 
     Returns:
         fp32 scalar; with no learnt position 0 with a zero gradient. With ``each`` fp32 ``[2, L]``: the weighted loss of each
@@ -67,10 +67,11 @@ def loss_sum(
         hidden = tensor_parallel.gather_from_sequence_parallel_region(hidden_SBH, group=group)
     else:
         hidden = tensor_parallel.copy_to_tensor_model_parallel_region(hidden_SBH, group=group)
-    positions = learnt_positions(loss_mask_BS) if positions_L is None else positions_L
     if each:
         row, place = loss_mask_BS.nonzero(as_tuple=True)
         positions = place * loss_mask_BS.shape[0] + row
+    else:
+        positions = learnt_positions(loss_mask_BS) if positions_L is None else positions_L
     learnt = hidden.flatten(0, 1).index_select(0, positions)
     labels = labels_BS.t().reshape(-1).index_select(0, positions)
     weights = loss_mask_BS.t().reshape(-1).index_select(0, positions)

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.scripts import ROOT, load
+
 ALGORITHMS = ("megatron_cp_algo", "ulysses_cp_algo", "hybrid_cp_algo", "kvallgather_cp_algo")
-
-
-def load() -> Any:
-    spec = importlib.util.spec_from_file_location("smoke", ROOT / "ci/smoke.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["smoke"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.slow
@@ -48,7 +38,7 @@ def test_on_the_cpu(tmp_path: Path) -> None:
 
 
 def test_what_is_tried_on_so_many_devices() -> None:
-    smoke = load()
+    smoke = load("ci/smoke.py")
     for processes, skipped in ((1, ["all devices"]), (8, []), (6, ["6 devices, hybrid_cp_algo"])):
         one, every, left_out = smoke.trainings(processes, quick=False)
         assert len(one) == 6 and [row.what for row in left_out] == skipped
@@ -60,13 +50,13 @@ def test_what_is_tried_on_so_many_devices() -> None:
 
 
 def test_quickly_packed_rows_in_bf16_alone_are_tried() -> None:
-    one, every, _ = load().trainings(2, quick=True)
+    one, every, _ = load("ci/smoke.py").trainings(2, quick=True)
     assert {(training.mode, training.precision) for training in (*one, *every)} == {("packed", "bf16")}
     assert len(one) == 1 and len(every) == 4
 
 
 def test_losses_that_are_not_the_cpus_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    smoke = load()
+    smoke = load("ci/smoke.py")
     one = object.__new__(smoke.Smoke)
     one.folder, one.rows, one.failures = tmp_path, [], {"never": "RuntimeError: no memory"}
     for name, factor in {"CPU, packed, fp32": 1.0, "near": 1 + 5e-5, "far": 1.001, "nan": float("nan")}.items():

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mindspeed_ift.devices.diagnosis.versions import known_sets
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.scripts import ROOT, load
 
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("compatibility", ROOT / "ci/compatibility.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["compatibility"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load("ci/compatibility.py")
 
 
 def test_the_base_is_what_every_test_runs_on(script: Any) -> None:
