@@ -119,7 +119,7 @@ def _of_module(
 
     def rows(values: list[Tensor]) -> list[Tensor]:
         """Of each Hugging Face layer its rows; where inputs are split every tensor rank has all of them."""
-        return [values[0]] if split else from_shards(transform, values, architecture)
+        return [values[0]] if split else [one.joined() for one in from_shards(transform, values, architecture)]
 
     first = torch.cat(of("A"), 1) if split else of("A")[0]
     tensors = {}

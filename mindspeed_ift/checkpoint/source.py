@@ -17,7 +17,7 @@ from mindspeed_ift.checkpoint.names import ALL_EXPERTS, ExpertPart, hugging_face
 from mindspeed_ift.checkpoint.others import is_of_others, manifest_of_others
 from mindspeed_ift.checkpoint.stages import Stages, layout_of_files, stages_of
 from mindspeed_ift.checkpoint.torch_file import LazyTensors
-from mindspeed_ift.checkpoint.transforms import Pieces, Transform, pieces_from_shards, to_shard
+from mindspeed_ift.checkpoint.transforms import Pieces, Transform, from_shards, to_shard
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.errors import UserError
 
@@ -191,7 +191,7 @@ class Checkpoint:
 
     def parts(self, name: str, shape: tuple[int, ...]) -> Iterable[Tensor]:
         """As `Source.parts`."""
-        return self._pieces(name, shape).parts()
+        return self._pieces(name, shape).rows()
 
     def _pieces(self, name: str, shape: tuple[int, ...]) -> Pieces:
         group, held = self._groups[name], self._held
@@ -289,7 +289,7 @@ class Checkpoint:
         weights = [shard[group.name] for shard in shards]
         if self._lora is not None:
             weights = merge_adapters(group.name, weights, shards, self._lora)
-        values = pieces_from_shards(group.transform, weights, self.architecture)
+        values = from_shards(group.transform, weights, self.architecture)
         return dict(zip(group.parts, values, strict=True))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -117,85 +117,69 @@ def to_shard(
     return torch.cat(parts).view(shard_shape(transform, parts))
 
 
-def from_shards(transform: Transform, shards: Sequence[Tensor], architecture: Architecture) -> list[Tensor]:
-    """The Hugging Face tensors that the shards of all tensor ranks make, in the order of the table; views where possible."""
-    if transform.kind == "gate_up":
-        halves = [shard.chunk(2, 0) for shard in shards]
-        return [_joined([half[part] for half in halves], 0) for part in range(2)]
-    if transform.of_experts:
-        return [one.contiguous() for one in _experts_from_shards(transform, shards, architecture)]
-    whole = shards[0] if transform.dim is None else _joined(shards, transform.dim)
-    if transform.kind == "vocabulary":
-        return [whole[: architecture.vocab_size]]
-    if transform.kind == "qkv":
-        heads = architecture.num_attention_heads // architecture.num_query_groups
-        size = architecture.kv_channels
-        grouped = whole.unflatten(0, (architecture.num_query_groups, -1))
-        parts = grouped.split([heads * size, size, size], dim=1)
-        return [part.flatten(0, 1).contiguous() for part in parts]
-    return [whole]
-
-
 class Pieces(NamedTuple):
     """A tensor that is not yet in one piece.
 
     Attributes:
-        shape: of it.
-        parts: gives tensors that make it, one below another.
+        parts: tensors that make it.
+        dim: along which they are joined.
     """
 
-    shape: tuple[int, ...]
-    parts: Callable[[], Iterable[Tensor]]
+    parts: Sequence[Tensor]
+    dim: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+        shape = list(self.parts[0].shape)
+        shape[self.dim] = sum(part.shape[self.dim] for part in self.parts)
+        return tuple(shape)
 
     def joined(self) -> Tensor:
         """The tensor; the part itself if there is but one."""
-        return _joined(list(self.parts()), 0)
+        return self.parts[0] if len(self.parts) == 1 else torch.cat(list(self.parts), self.dim)
+
+    def rows(self) -> Iterator[Tensor]:
+        """Tensors that make it one below another: parts, or, where parts stand side by side, some rows of all at a time."""
+        if self.dim == 0 or len(self.parts) == 1:
+            yield from self.parts
+            return
+        count = max(1, _BLOCK // (len(self.parts) * self.parts[0][0].nbytes))
+        for blocks in zip(*(part.split(count) for part in self.parts), strict=True):
+            yield torch.cat(blocks, self.dim)
 
 
-def pieces_from_shards(transform: Transform, shards: Sequence[Tensor], architecture: Architecture) -> list[Pieces]:
-    """As `from_shards`, but for what is many copies of something large."""
-    if len(shards) > 1 and transform.kind == "vocabulary":
-        rows = range(0, architecture.vocab_size, shards[0].shape[0])
-        parts = [shard[: architecture.vocab_size - first] for first, shard in zip(rows, shards)]
-        return [Pieces((architecture.vocab_size, shards[0].shape[1]), lambda: parts)]
-    if len(shards) > 1 and transform.kind == "gate_up":
-        halves = list(zip(*(shard.chunk(2, 0) for shard in shards), strict=True))
-        return [Pieces(_stacked(half, 0), lambda half=half: half) for half in halves]
-    if len(shards) > 1 and (transform.kind, transform.dim) == ("copy", 1):
-        return [Pieces(_stacked(shards, 1), lambda: _side_by_side(shards))]
-    make = _experts_from_shards if transform.of_experts else from_shards
-    tensors = make(transform, shards, architecture)
-    return [Pieces(tuple(one.shape), lambda one=one: [one]) for one in tensors]
+def from_shards(transform: Transform, shards: Sequence[Tensor], architecture: Architecture) -> list[Pieces]:
+    """The Hugging Face tensors that the shards of all tensor ranks make, in the order of the table; views where possible."""
+    if transform.kind == "gate_up":
+        return [Pieces(halves) for halves in zip(*(shard.chunk(2, 0) for shard in shards), strict=True)]
+    if transform.of_experts:
+        return _experts_from_shards(transform, shards, architecture)
+    if transform.kind == "vocabulary":
+        first_rows = range(0, architecture.vocab_size, shards[0].shape[0])  # shards of nothing but padding have none
+        return [Pieces([shard[: architecture.vocab_size - first] for first, shard in zip(first_rows, shards)])]
+    if transform.dim is None:
+        return [Pieces(shards[:1])]
+    whole = Pieces(shards, transform.dim)
+    if transform.kind != "qkv":
+        return [whole]
+    heads = architecture.num_attention_heads // architecture.num_query_groups
+    size = architecture.kv_channels
+    grouped = whole.joined().unflatten(0, (architecture.num_query_groups, -1))
+    return [Pieces([part.flatten(0, 1).contiguous()]) for part in grouped.split([heads * size, size, size], dim=1)]
 
 
-def _stacked(parts: Sequence[Tensor], dim: int) -> tuple[int, ...]:
-    shape = list(parts[0].shape)
-    shape[dim] = sum(part.shape[dim] for part in parts)
-    return tuple(shape)
-
-
-def _side_by_side(shards: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Some rows at a time."""
-    rows = max(1, _BLOCK // (len(shards) * shards[0][0].nbytes))
-    for blocks in zip(*(shard.split(rows) for shard in shards), strict=True):
-        yield torch.cat(blocks, 1)
-
-
-def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
-
-
-def _experts_from_shards(transform: Transform, shards: Sequence[Tensor], architecture: Architecture) -> list[Tensor]:
-    """Of each expert gate and up, or down, transposed: views where one shard has all of it."""
+def _experts_from_shards(transform: Transform, shards: Sequence[Tensor], architecture: Architecture) -> list[Pieces]:
+    """Of each expert gate and up, or down, transposed."""
     width = architecture.moe_ffn_hidden_size // len(shards)
-    if (
-        shards[0].dim() > 2
-    ):  # whole, as a checkpoint of any layout has them: [experts, hidden, 2, inner] and [.., hidden]
-        hidden = shards[0].shape[1 if transform.kind == "experts_in" else 2]
-        shards = [one.reshape((hidden, -1) if transform.kind == "experts_in" else (-1, hidden)) for one in shards]
-    if transform.kind == "experts_out":
+    inward = transform.kind == "experts_in"
+    if shards[0].dim() > 2:
+        # Whole, as a checkpoint of any layout has them: [experts, hidden, 2, inner] and [experts, inner, hidden].
+        hidden = shards[0].shape[1 if inward else 2]
+        shards = [one.reshape((hidden, -1) if inward else (-1, hidden)) for one in shards]
+    if not inward:
         stacks = [shard.unflatten(0, (-1, width)).mT for shard in shards]
-        return [_joined(parts, 1) for parts in zip(*stacks, strict=True)]
+        return [Pieces(parts, 1) for parts in zip(*stacks, strict=True)]
     halves = [shard.reshape(-1, shard.shape[0], 2 * width).mT.chunk(2, 1) for shard in shards]
     experts = range(len(halves[0][0]))
-    return [_joined([one[part][expert] for one in halves], 0) for expert in experts for part in range(2)]
+    return [Pieces([one[part][expert] for one in halves]) for expert in experts for part in range(2)]

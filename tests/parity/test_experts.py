@@ -104,7 +104,8 @@ def as_hugging_face(model: Qwen3Model, values: dict[str, Tensor]) -> dict[str, T
     for name, parts, transform in stage_entries(
         model.architecture, model.layer_numbers, first_stage=True, last_stage=True
     ):
-        found |= dict(zip(parts, from_shards(transform, [values[name]], model.architecture), strict=True))
+        pieces = from_shards(transform, [values[name]], model.architecture)
+        found |= {part: one.joined() for part, one in zip(parts, pieces, strict=True)}
     return found
 
 

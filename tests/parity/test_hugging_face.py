@@ -92,7 +92,8 @@ def _gradients_as_hugging_face(model: Qwen3Model) -> dict[str, torch.Tensor]:
     architecture = model.architecture
     entries = stage_entries(architecture, model.layer_numbers, first_stage=True, last_stage=True)
     for name, parts, transform in entries:
-        found |= dict(zip(parts, from_shards(transform, [parameters[name].grad], architecture), strict=True))
+        pieces = from_shards(transform, [parameters[name].grad], architecture)
+        found |= {part: one.joined() for part, one in zip(parts, pieces, strict=True)}
     return found
 
 

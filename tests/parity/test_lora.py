@@ -13,7 +13,7 @@ from mindspeed_ift.checkpoint.convert import convert
 from mindspeed_ift.checkpoint.huggingface import Folder
 from mindspeed_ift.checkpoint.sharded import Reader
 from mindspeed_ift.checkpoint.source import model_shard
-from mindspeed_ift.checkpoint.transforms import GATE_UP, QKV, from_shards
+from mindspeed_ift.checkpoint.transforms import GATE_UP, QKV, Pieces, from_shards
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.convert import ConvertConfig
 from mindspeed_ift.config.layout import Layout
@@ -94,8 +94,8 @@ def _peft_model(weights: Path, lora: LoraFlags) -> nn.Module:
             if lora.use_dora:
                 transform = {"linear_qkv": QKV, "linear_fc1": GATE_UP}.get(target)
                 whole = ours[prefix + "magnitude"][:, None]
-                parts = from_shards(transform, [whole], architecture) if transform else [whole]
-                magnitudes = [part.flatten() for part in parts]
+                parts = from_shards(transform, [whole], architecture) if transform else [Pieces([whole])]
+                magnitudes = [part.joined().flatten() for part in parts]
             for module, magnitude in zip(modules, magnitudes, strict=True):
                 linear = model.get_submodule(f"base_model.model.model.layers.{layer}.{module}")
                 linear.lora_A["default"].weight = shared

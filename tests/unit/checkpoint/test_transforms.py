@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from mindspeed_ift.checkpoint import transforms
 from mindspeed_ift.checkpoint.transforms import (
     COPY,
     EXPERTS_IN,
@@ -14,9 +15,9 @@ from mindspeed_ift.checkpoint.transforms import (
     GATE_UP,
     QKV,
     VOCABULARY,
+    Pieces,
     Transform,
     from_shards,
-    pieces_from_shards,
     to_shard,
 )
 from mindspeed_ift.config.architecture import Architecture
@@ -44,6 +45,10 @@ def numbers(tensor: torch.Tensor) -> list[int]:
 
 def shard(transform: Transform, tensors: list[torch.Tensor], size: int, rank: int, padded: int = 8) -> torch.Tensor:
     return to_shard(transform, tensors, MODEL, tensor_size=size, tensor_rank=rank, padded_vocab=padded)
+
+
+def whole(pieces: list[Pieces]) -> list[torch.Tensor]:
+    return [one.joined() for one in pieces]
 
 
 def test_every_group_has_its_queries_its_key_and_its_value() -> None:
@@ -86,23 +91,30 @@ def test_there_and_back(transform: Transform, shapes: list[tuple[int, ...]], siz
     tensors = [torch.randn(shape, generator=torch.Generator().manual_seed(3)) for shape in shapes]
     shards = [shard(transform, tensors, size, rank) for rank in range(size)]
     back = from_shards(transform, shards, MODEL)
-    pieces = pieces_from_shards(transform, shards, MODEL)
-    assert [piece.shape for piece in pieces] == [tuple(one.shape) for one in back]
-    assert all(map(torch.equal, (piece.joined() for piece in pieces), back))
-    assert len(back) == len(tensors) and all(map(torch.equal, back, tensors))
+    assert [one.shape for one in back] == shapes
+    assert all(map(torch.equal, whole(back), tensors))
+    assert all(map(torch.equal, (torch.cat(list(one.rows())) for one in back), tensors))
+
+
+def test_parts_side_by_side_come_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transforms, "_BLOCK", 2 * 8 * 4)  # bytes of two rows of eight columns
+    tensor = rows(0, 5).repeat(1, 3)[:, :8]
+    (pieces,) = from_shards(Transform("copy", 1), tensor.chunk(2, 1), MODEL)
+    assert [len(block) for block in pieces.rows()] == [2, 2, 1]
+    assert torch.equal(torch.cat(list(pieces.rows())), tensor)
 
 
 @pytest.mark.parametrize(
-    ("transform", "shape", "whole"), [(EXPERTS_IN, (8, 3), (2, 3, 2, 8)), (EXPERTS_OUT, (3, 8), (2, 8, 3))]
+    ("transform", "shape", "stored_shape"), [(EXPERTS_IN, (8, 3), (2, 3, 2, 8)), (EXPERTS_OUT, (3, 8), (2, 8, 3))]
 )
 def test_whole_experts_of_a_checkpoint_of_any_layout(
-    transform: Transform, shape: tuple[int, int], whole: tuple[int, ...]
+    transform: Transform, shape: tuple[int, int], stored_shape: tuple[int, ...]
 ) -> None:
     model = dataclasses.replace(MODEL, num_experts=2, moe_router_topk=2, moe_ffn_hidden_size=8)
     count = 4 if transform is EXPERTS_IN else 2
     tensors = [torch.randn(shape, generator=torch.Generator().manual_seed(number)) for number in range(count)]
-    stored = to_shard(transform, tensors, model, tensor_size=1, tensor_rank=0, padded_vocab=8).view(whole)
-    back = from_shards(transform, [stored], model)
+    stored = to_shard(transform, tensors, model, tensor_size=1, tensor_rank=0, padded_vocab=8).view(stored_shape)
+    back = whole(from_shards(transform, [stored], model))
     assert len(back) == len(tensors) and all(map(torch.equal, back, tensors))
 
 
@@ -134,5 +146,5 @@ def test_experts_lie_in_memory_one_after_the_other() -> None:
         expected = torch.cat([gates[1][rows], ups[1][rows]]).T
         assert torch.equal(first[-1].view(2, 3, -1)[1], expected)
         assert torch.equal(second[-1].view(2, -1, 3)[1], downs[1][:, rows].T)
-        assert all(map(torch.equal, from_shards(EXPERTS_IN, first, model), inputs))
-        assert all(map(torch.equal, from_shards(EXPERTS_OUT, second, model), downs))
+        assert all(map(torch.equal, whole(from_shards(EXPERTS_IN, first, model)), inputs))
+        assert all(map(torch.equal, whole(from_shards(EXPERTS_OUT, second, model)), downs))
