@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from mindspeed_ift.checkpoint import index, megatron
 from mindspeed_ift.checkpoint.huggingface import DTYPES, Folder, read_training
-from mindspeed_ift.checkpoint.loading import load_without_code
+from mindspeed_ift.checkpoint.loading import StoredTensor, load_places
 from mindspeed_ift.checkpoint.names import hugging_face_shapes
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.errors import UserError
@@ -133,15 +132,15 @@ def _of_index(folder: Path) -> Iterator[Tensor]:
 
 def _of_torch_file(path: Path, relative: str) -> Iterator[Tensor]:
     try:
-        content = load_without_code(path, places=True)
-    except Exception as error:  # noqa: BLE001 - torch raises many kinds for a damaged file
+        content = load_places(path)
+    except Exception as error:  # noqa: BLE001 - a damaged file raises many kinds
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path} cannot be read without running code of its own, or is damaged ({reason})") from None
     yield from _inside(content, "", relative)
 
 
 def _inside(content: Any, prefix: str, file: str) -> Iterator[Tensor]:
-    if isinstance(content, torch.Tensor):
+    if isinstance(content, StoredTensor):
         yield Tensor(prefix, tuple(content.shape), str(content.dtype).removeprefix("torch."), file)
     elif isinstance(content, dict):
         for key, value in content.items():

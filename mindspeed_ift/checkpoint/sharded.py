@@ -144,7 +144,7 @@ def reserve_rectangles(
             start, dtype, size = file.tell(), one.data.dtype, tuple(one.data.shape)
             torch.save(torch.empty(size, dtype=dtype), file)  # never touched, so no memory is taken
             stored.append(Stored(one.key, dtype, one.shape, one.offset, size, relative, start, file.tell() - start))
-    places = {one.key: place_in_archive(path, Place(one.start, one.length))[1] for one in stored}
+    places = {one.key: place_in_archive(path, Place(one.start, one.length)).place for one in stored}
     return PlacedFile(path, places, checksum=True), stored
 
 
@@ -246,7 +246,7 @@ class Reader:
         reason = megatron.changed(self.folder, [place.relative_path]) if self.check else None
         if reason is not None:
             raise UserError(f"{reason}; take an older checkpoint")
-        return read_tensor(path, *place_in_archive(path, Place(place.offset, place.length)))
+        return read_tensor(path, place_in_archive(path, Place(place.offset, place.length)))
 
 
 def _overlap(

@@ -1,22 +1,17 @@
-"""Files of ``torch.save`` a tensor at a time: read from where each lies, and written into a place that was reserved.
-
-Of the library's own: a file can be saved without its bytes, and loaded as a list of where they are.
-"""
+"""Files of ``torch.save`` a tensor at a time: read from where each lies, and written into a place that was reserved."""
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.checkpoint.checksums import described
-from mindspeed_ift.checkpoint.loading import load_without_code
+from mindspeed_ift.checkpoint.loading import StoredTensor, load_places
 from mindspeed_ift.checkpoint.placed import Place, PlacedFile, mapped
 from mindspeed_ift.config.errors import UserError
 
@@ -47,84 +42,52 @@ class LazyTensors(Mapping[str, Tensor]):
         return len(self.dtypes)
 
 
-def places(path: Path) -> dict[str, Any]:
-    """What a file of ``torch.save`` holds, its tensors without their bytes: shape, dtype, and where they lie.
+def places(path: Path, within: Place | None = None) -> Any:
+    """What a file of ``torch.save`` holds, with a `StoredTensor` in the place of each tensor.
+
+    Args:
+        path: of the file.
+        within: where in it the archive lies, if it is not all of it.
 
     Raises:
         UserError: it is damaged.
     """
-    return _load(path, path)
-
-
-def place_in_archive(path: Path, archive: Place) -> tuple[Tensor, Place]:
-    """One tensor that was saved alone somewhere in a file: without its bytes, and where they lie in the file.
-
-    Raises:
-        UserError: it is damaged, or holds something else.
-    """
-    with open(path, "rb") as file:
-        tensor = _load(path, _Window(file, archive))
-    if not isinstance(tensor, Tensor):
-        raise UserError(f"{path} cannot be read (no tensor where one should be); take an older checkpoint")
-    found = _place(tensor)
-    return tensor, Place(archive.start + found.start, found.length)
-
-
-def _load(path: Path, what: Any) -> Any:
     try:
-        return load_without_code(what, places=True)
-    except Exception as error:  # noqa: BLE001 - torch raises many kinds for a damaged file
+        return load_places(path, within)
+    except Exception as error:  # noqa: BLE001 - a damaged file raises many kinds
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{path} cannot be read ({reason}); take an older checkpoint") from None
 
 
+def place_in_archive(path: Path, archive: Place) -> StoredTensor:
+    """One tensor that was saved alone somewhere in a file.
+
+    Raises:
+        UserError: it is damaged, or holds something else.
+    """
+    found = places(path, archive)
+    if not isinstance(found, StoredTensor):
+        raise UserError(f"{path} cannot be read (no tensor where one should be); take an older checkpoint")
+    return found
+
+
 def read_tensors(path: Path, content: Mapping[str, Any]) -> LazyTensors:
     """The tensors of one state dict in what `places` found in a file."""
-    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in content.items() if isinstance(value, StoredTensor)}
     dtypes = {name: value.dtype for name, value in tensors.items()}
-    return LazyTensors(dtypes, lambda name: read_tensor(path, tensors[name], _place(tensors[name])))
+    return LazyTensors(dtypes, lambda name: read_tensor(path, tensors[name]))
 
 
-def read_tensor(path: Path, known: Tensor, place: Place) -> Tensor:
+def read_tensor(path: Path, stored: StoredTensor) -> Tensor:
     """A tensor as it lies in a file: its pages are read by whoever looks at it.
 
     Raises:
         UserError: the file ends before.
     """
-    found = mapped(path, place)
-    if place.start % known.dtype.itemsize:  # archives of others begin anywhere
+    found = mapped(path, stored.place)
+    if stored.place.start % stored.dtype.itemsize:  # archives of others begin anywhere
         found = found.clone()
-    return found.view(known.dtype).as_strided(known.shape, known.stride(), known.storage_offset())
-
-
-def _place(tensor: Tensor) -> Place:
-    storage = tensor.untyped_storage()
-    return Place(storage._checkpoint_offset, storage.nbytes())
-
-
-class _Window(io.RawIOBase):
-    """A part of a file, as a file."""
-
-    def __init__(self, file: BinaryIO, place: Place) -> None:
-        self._file, self._place, self._at = file, place, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._place.length}[whence]
-        self._at = origin + offset
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")[: max(0, self._place.length - self._at)]
-        self._file.seek(self._place.start + self._at)
-        count = self._file.readinto(view)  # type: ignore[attr-defined]
-        self._at += count
-        return count
+    return stored.of(found)
 
 
 class ReservedFile:
@@ -149,7 +112,7 @@ class ReservedFile:
             with torch.serialization.skip_data(), open(self.path, "wb") as file:
                 torch.save(room, file)
             found = {
-                (key, name): _place(value)
+                (key, name): value.place
                 for key, tensors in places(self.path).items()
                 if isinstance(tensors, Mapping)
                 for name, value in tensors.items()
