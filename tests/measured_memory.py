@@ -19,7 +19,7 @@ from mindspeed_ift.model.lora import start_adapters
 from mindspeed_ift.parallel.context.split import local_positions
 from mindspeed_ift.parallel.groups import Groups
 from mindspeed_ift.planning.memory import Case
-from mindspeed_ift.training.optimizer import build_optimizer, wrap
+from mindspeed_ift.training.optimizer import build_optimizer, chained, wrap
 from mindspeed_ift.training.step import forward_backward
 
 SEGMENT = 64
@@ -128,7 +128,7 @@ def _bytes(tensors: Iterable[Tensor], without: Iterable[Tensor] = ()) -> int:
 
 def _states(optimizer: Any) -> Iterable[Tensor]:
     """Main weights and moments."""
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+    for part in chained(optimizer):
         for group in part.optimizer.param_groups:
             yield from group["params"]
         for state in part.optimizer.state.values():

@@ -60,13 +60,10 @@ class SwiGLU(nn.Module):
         return {}
 
 
-def block_spec(
-    config: TransformerConfig, experts: Sequence[bool], qk_layernorm: bool, lora: LoraFlags | None = None
-) -> TransformerBlockSubmodules:
+def block_spec(experts: Sequence[bool], qk_layernorm: bool, lora: LoraFlags | None) -> TransformerBlockSubmodules:
     """The spec of one stage's layers: Megatron's local layers with our norm and attention, and adapters if asked for.
 
     Args:
-        config: of the model.
         experts: for each layer, whether it has experts.
         qk_layernorm: RMSNorm on every query and key head.
         lora: adapters, or None.

@@ -60,7 +60,7 @@ class Qwen3Model(GPTModel):
         layers = stages[stage]
         super().__init__(
             config,
-            block_spec(config, list(map(architecture.has_experts, layers)), architecture.qk_layernorm, options.lora),
+            block_spec(list(map(architecture.has_experts, layers)), architecture.qk_layernorm, options.lora),
             vocab_size=options.padded_vocab,
             max_sequence_length=architecture.max_position_embeddings,
             pre_process=stage == 0,

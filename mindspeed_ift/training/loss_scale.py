@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mindspeed_ift.mcore import DynamicGradScaler
+from mindspeed_ift.training.optimizer import chained
 
 
 @dataclass(frozen=True)
@@ -52,5 +53,4 @@ def restore(optimizer: Any, state: dict[str, float] | None) -> None:
 
 def _scaler(optimizer: Any) -> Any:
     """Of a chain the first part's: experts, whose part would have one of its own, are not trained in fp16."""
-    first = getattr(optimizer, "chained_optimizers", [optimizer])[0]
-    return getattr(first, "grad_scaler", None)  # the optimizer of a run in fp32 knows none
+    return getattr(chained(optimizer)[0], "grad_scaler", None)  # the optimizer of a run in fp32 knows none

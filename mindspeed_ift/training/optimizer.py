@@ -87,9 +87,14 @@ def build_optimizer(model: list[DistributedDataParallel], flags: OptimizerFlags,
     return optimizer
 
 
+def chained(optimizer: Any) -> list[Any]:
+    """The optimizers of Megatron's chain, in which experts have one of their own; of a single one itself."""
+    return getattr(optimizer, "chained_optimizers", [optimizer])
+
+
 def _fuse(optimizer: Any) -> None:
     """Let AdamW update a group's weights in one kernel where the device has it; offloaded moments update as they did."""
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+    for part in chained(optimizer):
         if current().kernels.fused_adamw and not isinstance(part.optimizer, HybridDeviceOptimizer):
             for group in part.param_groups:
                 group["fused"] = True
@@ -102,7 +107,7 @@ def restored(optimizer: Any) -> None:
 
     Source: Megatron's ``HybridDeviceOptimizer._sync_hdo_state_to_sub_optimizers``, which fails on main weights in fp32.
     """
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+    for part in chained(optimizer):
         outer = part.optimizer
         for group in outer.param_groups:
             for parameter in group["params"] if group.get("fused") else ():
@@ -137,7 +142,7 @@ def update(optimizer: Any) -> float:
     norm = float(optimizer.get_grad_norm())
     if not math.isfinite(norm):
         return norm
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+    for part in chained(optimizer):
         parameters = part.get_parameters()
         if parameters and part.config.clip_grad > 0:
             clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=norm)

@@ -17,6 +17,7 @@ from mindspeed_ift.checkpoint.sharded import Reader, Rectangle, cut
 from mindspeed_ift.mcore import ShardedTensorFactory
 from mindspeed_ift.model.build import Qwen3Model
 from mindspeed_ift.parallel.groups import Groups
+from mindspeed_ift.training.optimizer import chained
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Of Adam."""
@@ -121,7 +122,7 @@ class Moved:
 
 def moved(optimizer: Any) -> Iterator[Moved]:
     """All that an optimizer of Megatron's (fp32, bf16, distributed, or several in a chain) moves."""
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+    for part in chained(optimizer):
         inner = part.optimizer
         if hasattr(part, "shard_fp32_groups"):
             for models, mains in (

@@ -49,27 +49,15 @@ class TensorBoard:
         self._writer.close()
 
 
-class WeightsAndBiases:
-    """A run on Weights & Biases; its environment variables (WANDB_MODE, WANDB_API_KEY, WANDB_RUN_ID) keep their meaning.
+class Service:
+    """A run on Weights & Biases or SwanLab; their environment variables (WANDB_MODE, SWANLAB_API_KEY) keep their meaning.
 
     Args:
-        flags: project, name, entity.
-        folder: where it makes one, wandb, for its own files; None: where it likes.
-        settings: what the run was asked for.
+        run: as either's ``init`` gives it.
     """
 
-    def __init__(self, flags: TrackingFlags, folder: Path | None, settings: dict[str, Any]) -> None:
-        import wandb
-
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)  # else it takes a temporary one
-        self._run = wandb.init(
-            project=flags.wandb_project,
-            entity=flags.wandb_entity,
-            name=flags.wandb_exp_name,
-            dir=str(folder) if folder is not None else None,
-            config=settings,
-        )
+    def __init__(self, run: Any) -> None:
+        self._run = run
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
         """Under the names of metrics.jsonl; an evaluation joins the numbers of its step."""
@@ -80,35 +68,41 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-class SwanLab:
-    """A run on SwanLab; its environment variables (SWANLAB_MODE, SWANLAB_API_KEY) keep their meaning.
+def _weights_and_biases(flags: TrackingFlags, folder: Path | None, settings: dict[str, Any]) -> Service:
+    import wandb
 
-    Args:
-        flags: project, name, workspace.
-        folder: of its own files; None: where it likes.
-        settings: what the run was asked for.
-    """
+    place = _made(folder)  # else it takes a temporary one; it makes a folder of its own there, wandb
+    return Service(
+        wandb.init(
+            project=flags.wandb_project,
+            entity=flags.wandb_entity,
+            name=flags.wandb_exp_name,
+            dir=place,
+            config=settings,
+        )
+    )
 
-    def __init__(self, flags: TrackingFlags, folder: Path | None, settings: dict[str, Any]) -> None:
-        import swanlab
 
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-        self._run = swanlab.init(
+def _swanlab(flags: TrackingFlags, folder: Path | None, settings: dict[str, Any]) -> Service:
+    import swanlab
+
+    return Service(
+        swanlab.init(
             project=flags.swanlab_project,
             workspace=flags.swanlab_workspace,
             name=flags.swanlab_run_name,
-            log_dir=str(folder) if folder is not None else None,
+            log_dir=_made(folder),
             config=settings,
         )
+    )
 
-    def write(self, step: int, numbers: dict[str, float]) -> None:
-        """Under the names of metrics.jsonl."""
-        self._run.log(numbers, step=step)
 
-    def close(self) -> None:
-        """Send the rest."""
-        self._run.finish()
+def _made(folder: Path | None) -> str | None:
+    """The folder for a service's own files, there now; None: where it likes."""
+    if folder is None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder)
 
 
 Starts = Sequence[tuple[str, Callable[[], Tracker]]]
@@ -178,12 +172,12 @@ def starts_of(flags: TrackingFlags, save: Path | None, first: int, settings: dic
     if board is not None:
         starts.append(("TensorBoard", lambda: TensorBoard(board, first, settings)))
     swanlab = save / "swanlab" if save is not None else None
-    for name, tracker, project, folder in (
-        ("Weights & Biases", WeightsAndBiases, flags.wandb_project, flags.wandb_save_dir or save),
-        ("SwanLab", SwanLab, flags.swanlab_project, flags.swanlab_logdir or swanlab),
+    for name, begin, project, folder in (
+        ("Weights & Biases", _weights_and_biases, flags.wandb_project, flags.wandb_save_dir or save),
+        ("SwanLab", _swanlab, flags.swanlab_project, flags.swanlab_logdir or swanlab),
     ):
         if project is not None:
-            starts.append((name, lambda tracker=tracker, folder=folder: tracker(flags, folder, settings)))
+            starts.append((name, lambda begin=begin, folder=folder: begin(flags, folder, settings)))
     return starts
 
 
