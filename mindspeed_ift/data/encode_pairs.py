@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from mindspeed_ift.data.conversation import DropRecord, LeaveOut, PreferencePair
-from mindspeed_ift.data.cutting import SPLIT
+from mindspeed_ift.data.cutting import SPLIT, Pair, cut_turns
 from mindspeed_ift.data.encode import CUT_NOTE, Encoder, Written, refuse_overlong
 from mindspeed_ift.data.sample import IGNORED_LABEL, Sample
+from mindspeed_ift.data.templates import Rules
 
 PAIR_COLUMNS = ("chosen_input_ids", "chosen_labels", "rejected_input_ids", "rejected_labels")
 
@@ -53,8 +54,8 @@ def encode_pairs(encoder: Encoder, pairs: Sequence[PreferencePair]) -> list[Enco
     The prompt is written once, in front of the better answer, by the rules of LLaMA-Factory's pairwise processor.
 
     Args:
-        encoder: With ``mask_history``; its ``cutoff`` or ``room`` cuts prompt and answers in proportion, its ``limit``
-            drops.
+        encoder: With ``mask_history``; its ``room`` cuts prompt and answers in proportion, its ``cutoff`` by the rules
+            of the template (each conversation turn by turn, or as ``room`` does), its ``limit`` drops.
         pairs: What to encode.
     """
     chosen = encoder.write([pair.chosen for pair in pairs])
@@ -71,18 +72,17 @@ def encode_pairs(encoder: Encoder, pairs: Sequence[PreferencePair]) -> list[Enco
 
 def _assemble(encoder: Encoder, better: Written, worse: Written) -> EncodedPair:
     options, template = encoder.options, encoder.template
-    *before, (source, chosen) = better.turns
-    prompt = [token for pair in before for part in pair for token in part] + source
     closing = [encoder.end_id] * template.efficient_eos
-    answers = [chosen + closing, worse.turns[-1][1] + closing]
-    lengths = (len(prompt), max(map(len, answers)))
-    whole, length = 2 * len(prompt) + sum(map(len, answers)), sum(lengths)
-    room = options.cutoff if options.room is None else options.room
-    if options.room is not None and length > options.room and options.overlong != "truncate":
-        refuse_overlong(options, length, whole)
-    if room is not None and length > room:
-        lengths = SPLIT[template.rules](*lengths, room)
-    samples = [_sample(encoder, prompt[: lengths[0]], answer, lengths[1]) for answer in answers]
+    prompt = _prompt(better.turns)
+    whole = 2 * len(prompt) + sum(len(one.turns[-1][1]) + len(closing) for one in (better, worse))
+    if options.cutoff is not None and options.room is None and template.rules is Rules.LLAMA_FACTORY_0_8:
+        kept = [cut_turns(one.turns, options.cutoff, SPLIT[template.rules]) for one in (better, worse)]
+        if any(len(turns) < len(one.turns) for turns, one in zip(kept, (better, worse))):
+            raise LeaveOut(f"its last turn begins after {options.cutoff} tokens (--cutoff-len)", whole)
+        prompt, answers = _prompt(kept[0]), [turns[-1][1] + closing for turns in kept]
+    else:
+        prompt, answers = _cut_together(encoder, prompt, [one.turns[-1][1] + closing for one in (better, worse)], whole)
+    samples = [_sample(encoder, prompt, answer) for answer in answers]
     if options.limit is not None and max(map(len, samples)) >= options.limit:
         raise LeaveOut(f"{options.limit} tokens or more (--seq-length)", whole)
     cut_tokens = whole - sum(map(len, samples))
@@ -90,9 +90,28 @@ def _assemble(encoder: Encoder, better: Written, worse: Written) -> EncodedPair:
     return EncodedPair(*samples, tuple(dict.fromkeys(notes)), cut_tokens)
 
 
-def _sample(encoder: Encoder, prompt: list[int], answer: list[int], room: int) -> Sample:
+def _prompt(turns: Sequence[Pair]) -> list[int]:
+    *before, (source, _) = turns
+    return [token for pair in before for part in pair for token in part] + source
+
+
+def _cut_together(
+    encoder: Encoder, prompt: list[int], answers: list[list[int]], whole: int
+) -> tuple[list[int], list[list[int]]]:
+    """Prompt and answers that fit, the same room for both answers: LLaMA-Factory's rule since 0.9."""
+    options = encoder.options
+    lengths = (len(prompt), max(map(len, answers)))
+    room, length = options.cutoff if options.room is None else options.room, sum(lengths)
+    if options.room is not None and length > options.room and options.overlong != "truncate":
+        refuse_overlong(options, length, whole)
+    if room is not None and length > room:
+        lengths = SPLIT[encoder.template.rules](*lengths, room)
+    return prompt[: lengths[0]], [answer[: lengths[1]] for answer in answers]
+
+
+def _sample(encoder: Encoder, prompt: list[int], answer: list[int]) -> Sample:
     learnt = np.array(answer, np.int32)
     if encoder.options.mask_thoughts:
         learnt[encoder.learning.thoughts(answer)] = IGNORED_LABEL
-    labels = np.concatenate([np.full(len(prompt), IGNORED_LABEL, np.int32), learnt[:room]])
-    return Sample(np.array(prompt + answer[:room], np.int32), labels)
+    labels = np.concatenate([np.full(len(prompt), IGNORED_LABEL, np.int32), learnt])
+    return Sample(np.array(prompt + answer, np.int32), labels)

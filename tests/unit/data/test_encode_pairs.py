@@ -76,6 +76,35 @@ def test_prompt_and_answers_are_cut_in_proportion(tokenizer: Tokenizer) -> None:
     assert len(found.rejected) - prompt == (whole.rejected.labels != IGNORED_LABEL).sum()
 
 
+def test_earlier_rules_cut_each_conversation_turn_by_turn(tokenizer: Tokenizer) -> None:
+    """As LLaMA-Factory 0.8.2: each answer gets its share of what the turns before leave, and the better one's prompt."""
+    one = pair("a b " * 30, "c", "x " * 10, "y " * 10, "z " * 20)
+    whole = encode(tokenizer, one, "default")
+    found = encode(tokenizer, one, "default", cutoff=120)
+    assert isinstance(found, EncodedPair) and isinstance(whole, EncodedPair)
+    (question, reply), (source, answer) = Encoder(TEMPLATES["default"], tokenizer, EncodeOptions()).turn_ids(one.chosen)
+    room = 120 - len(question) - len(reply)
+    learnt = int(room * len(answer) / (len(source) + len(answer)))
+    assert found.chosen.input_ids.tolist() == [*question, *reply, *source[: room - learnt], *answer[:learnt]]
+    prompt = 120 - learnt
+    assert found.rejected.input_ids[:prompt].tolist() == found.chosen.input_ids[:prompt].tolist()
+    assert texts(tokenizer, found.rejected)[1] == texts(tokenizer, whole.rejected)[1]
+    assert found.notes == (CUT_NOTE,)
+
+
+def test_an_end_that_stands_once_is_not_cut_by_earlier_rules(tokenizer: Tokenizer) -> None:
+    found = encode(tokenizer, pair("good " * 30, "bad " * 30, "one"), "empty", cutoff=20)
+    assert isinstance(found, EncodedPair)
+    for sample in (found.chosen, found.rejected):
+        assert len(sample) == 21 and tokenizer.decode(sample.labels[-1:]) == "<|im_end|>"
+
+
+def test_a_pair_whose_last_turn_does_not_begin_is_left_out(tokenizer: Tokenizer) -> None:
+    """LLaMA-Factory 0.8.2 would learn an earlier answer as the better and as the worse one."""
+    found = encode(tokenizer, pair("good", "bad", "one " * 20, "two " * 20, "three"), cutoff=20)
+    assert isinstance(found, DropRecord) and not found.malformed and "last turn" in str(found)
+
+
 def test_a_pair_is_dropped_if_one_answer_is_too_long(tokenizer: Tokenizer) -> None:
     for one in (pair("long " * 50, "short", "q"), pair("short", "long " * 50, "q")):
         found = encode(tokenizer, one, limit=60)
