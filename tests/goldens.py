@@ -13,7 +13,7 @@ from pathlib import Path
 from mindspeed_ift.cli.main import COMMANDS
 from mindspeed_ift.config.accepted import ACCEPTED
 from mindspeed_ift.config.architecture import Architecture
-from mindspeed_ift.config.describe import as_text, resolved
+from mindspeed_ift.config.describe import as_text, flags_by_origin, settings
 from mindspeed_ift.config.flags import options, parse_with_origins
 from mindspeed_ift.config.layout import layout_of
 from mindspeed_ift.config.resolve import resolve_architecture
@@ -78,7 +78,10 @@ def config_text(name: str) -> str:
     loaded = {f"--load {folder}": Architecture.from_hugging_face(folder)} if folder is not None else {}
     architecture, _ = resolve_architecture(config.model, loaded, 151669, len(layout.noop_layers))
     check_layout(config, architecture, layout)
-    return f"# {world} processes: {line}\n" + as_text(resolved(parsed, architecture, layout))
+    found = settings(config, architecture, layout)
+    content = {**found, "flags": flags_by_origin(parsed), "ignored": parsed.ignored}
+    order = ("flags", "ignored", "architecture", "layout")
+    return f"# {world} processes: {line}\n" + as_text({key: content[key] for key in order})
 
 
 def _flag_lines(command: str) -> Iterator[str]:

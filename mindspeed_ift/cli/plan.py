@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING
 
 from mindspeed_ift.config.accepted import ACCEPTED
@@ -11,8 +10,7 @@ from mindspeed_ift.config.flags import parse_with_origins
 from mindspeed_ift.config.plan import PlanConfig
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from mindspeed_ift.cli.console import Console
     from mindspeed_ift.planning.report import Report
 
 _GIB = 2**30
@@ -47,9 +45,9 @@ def main(argv: list[str]) -> int:
 
 
 def _print(report: Report, origin: str, config: PlanConfig) -> None:
-    from rich.console import Console
+    from mindspeed_ift.cli.console import Console
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console = Console()
     case, layout, work = report.case, report.case.layout, report.work
     whole, active = (count / 1e9 for count in report.parameters)
     chosen = f", {active:.2f} billion of them a token's" if active < whole else ""

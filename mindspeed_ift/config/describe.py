@@ -23,25 +23,6 @@ def flags_by_origin(parsed: Parsed) -> dict[str, dict[str, Any]]:
     }
 
 
-def resolved(parsed: Parsed, architecture: Architecture, layout: Layout) -> dict[str, Any]:
-    """Everything a run was asked for, in plain values.
-
-    Args:
-        parsed: the command line.
-        architecture: of the model.
-        layout: degrees of parallelism.
-
-    Returns:
-        ``flags`` by origin, ``ignored`` flags, ``architecture``, ``layout``.
-    """
-    return {
-        "flags": flags_by_origin(parsed),
-        "ignored": parsed.ignored,
-        "architecture": asdict(architecture),
-        "layout": {**asdict(layout), "world": layout.world},
-    }
-
-
 def settings(config: Any, architecture: Architecture, layout: Layout) -> dict[str, Any]:
     """What a run is, in plain values: ``flags``, ``architecture``, ``layout``; without where each came from."""
     return {
@@ -52,7 +33,7 @@ def settings(config: Any, architecture: Architecture, layout: Layout) -> dict[st
 
 
 def as_text(content: dict[str, Any]) -> str:
-    """`resolved` as YAML, in its order."""
+    """`settings` as YAML, in their order."""
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
 
 

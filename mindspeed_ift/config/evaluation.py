@@ -12,7 +12,6 @@ from mindspeed_ift.config.inference import GenerateConfig
 from mindspeed_ift.config.layout import Layout, LayoutFlags, layout_of, world_size
 
 FRESH = Path("fresh")
-METRICS = ("exact_match", "rouge_l", "bleu", "chrf")
 
 
 @dataclass(frozen=True)

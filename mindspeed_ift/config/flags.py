@@ -22,7 +22,7 @@ import yaml
 
 from mindspeed_ift.config import words as command_line
 from mindspeed_ift.config.accepted import OTHER_NAMES, REFUSED
-from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.errors import UserError, first_line
 from mindspeed_ift.config.words import Accepted
 
 Config = TypeVar("Config")
@@ -210,7 +210,7 @@ def _words_of_file(path: Path, switches: set[str]) -> list[str]:
         text = path.read_text(encoding="utf-8")
         content = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot be read as YAML ({str(error).splitlines()[0]})") from None
+        raise UserError(f"cannot be read as YAML ({first_line(error)})") from None
     if not isinstance(content, dict):
         raise UserError("must be a mapping of flag names to values")
     # YAML's own reader keeps the last of two equal keys without a word.

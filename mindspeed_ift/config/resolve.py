@@ -8,24 +8,7 @@ from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.tuning import ModelFlags
 
-_FIELDS = {
-    "num_layers": "num_layers",
-    "hidden_size": "hidden_size",
-    "ffn_hidden_size": "ffn_hidden_size",
-    "num_attention_heads": "num_attention_heads",
-    "num_query_groups": "num_query_groups",
-    "kv_channels": "kv_channels",
-    "qk_layernorm": "qk_layernorm",
-    "vocab_size": "vocab_size",
-    "max_position_embeddings": "max_position_embeddings",
-    "rotary_base": "rotary_base",
-    "norm_epsilon": "norm_epsilon",
-    "init_method_std": "init_method_std",
-    "num_experts": "num_experts",
-    "moe_router_topk": "moe_router_topk",
-    "moe_ffn_hidden_size": "moe_ffn_hidden_size",
-    "norm_topk_prob": "norm_topk_prob",
-}
+_NUMBERS = {field.name for field in dataclasses.fields(Architecture)}
 _REQUIRED = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads")
 # These may differ from the described model without changing what it computes: scripts give the sequence length as
 # --max-position-embeddings, and a deviation for weights that are then loaded.
@@ -51,7 +34,7 @@ def resolve_architecture(
         sources[f"--hf-cfg-dir {flags.hf_cfg_dir}"] = Architecture.from_hugging_face(flags.hf_cfg_dir)
     if flags.preset is not None:
         sources[f"--preset {flags.preset}"] = Architecture.from_preset(flags.preset)
-    spelled = {field: getattr(flags, flag) for flag, field in _FIELDS.items() if getattr(flags, flag) is not None}
+    spelled = {name: value for name, value in vars(flags).items() if name in _NUMBERS and value is not None}
     if "num_layers" in spelled:
         spelled["num_layers"] -= noop_layers
     if flags.untie_embeddings_and_output_weights is not None:

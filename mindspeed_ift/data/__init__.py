@@ -5,5 +5,5 @@ Read in this order. Offline: ``preprocess`` (the pipeline), ``records`` (files),
 ``workers``, ``packing``, ``indexed`` (files of the dataset), ``ledger`` (the account). Online: ``dataset``, ``batch``.
 Beside it: ``tokenizer``, and ``qwen3_tokenizer``, which builds Qwen3's folder.
 
-May import ``config``, ``devices`` and ``mcore``; never ``torch.distributed``.
+Imports ``config`` alone of the packages, and never Megatron.
 """

@@ -75,9 +75,9 @@ class InstructionDataset:
     def __init__(self, prefix: str | Path) -> None:
         self.prefix = str(prefix)
         self.manifest = read_manifest(self.prefix)
+        """What preprocess.py noted (see there), or None for a dataset of MindSpeed-LLM."""
         _check_learnt(self.prefix, self.manifest)
         _check_files(self.prefix)
-        """What preprocess.py noted (see there), or None for a dataset of MindSpeed-LLM."""
         weights = (WEIGHTS,) if Path(f"{column_path(self.prefix, WEIGHTS)}.idx").is_file() else ()
         self._columns = {name: IndexedColumn(column_path(self.prefix, name)) for name in (*COLUMNS, *weights)}
         self.lengths: np.ndarray = np.asarray(self._columns["input_ids"].lengths)

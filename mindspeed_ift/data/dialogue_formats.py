@@ -98,10 +98,6 @@ class MossFormat:
         """Columns that are read."""
         return {self.messages}
 
-    def adapt(self, columns: set[str]) -> MossFormat:
-        """Nothing to adapt."""
-        return self
-
     def convert(self, record: Record) -> Conversation:
         """Read one record, without the marks at the ends of its texts; turns that are null are no turns."""
         chat = record.get(self.messages)

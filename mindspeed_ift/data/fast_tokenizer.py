@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.errors import UserError, first_line
 
 PACKAGE = "gigatoken"
 _MOST_GROWTH = 64 << 20
@@ -121,8 +121,9 @@ class FastEncoder:
         try:
             return gigatoken.Tokenizer.from_json(self._definition)
         except Exception as error:  # the library's own kinds
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{PACKAGE} does not take the tokenizer ({reason}); give --tokenizer-backend hf") from error
+            raise UserError(
+                f"{PACKAGE} does not take the tokenizer ({first_line(error)}); give --tokenizer-backend hf"
+            ) from error
 
 
 def is_installed() -> bool:

@@ -158,7 +158,8 @@ def make_format(
         form = found(json_keys)
         remedy = "name the right one with --json-keys"
     else:
-        form = found(**_checked_keys(found, map_keys, handler)).adapt(columns)
+        form = found(**_checked_keys(found, map_keys, handler))
+        form = form.adapt(columns) if isinstance(form, AlpacaFormat) else form
     if handler in ROLLOUTS:
         form = RolloutFormat(form, kept if handler in KEEPERS else ())
     for column in form.required():

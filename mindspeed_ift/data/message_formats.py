@@ -59,10 +59,6 @@ class SharegptFormat:
         """Columns that are read."""
         return {column for column in (getattr(self, key) for key in self.keys if key != "tags") if column}
 
-    def adapt(self, columns: set[str]) -> SharegptFormat:
-        """Nothing to adapt."""
-        return self
-
     def convert(self, record: Record) -> Conversation | PreferencePair:
         """Read one record; a first message of the system is the system prompt."""
         messages, system, tools = self._parts(record, self._list(record.get(self.messages), self.messages))

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.errors import UserError, first_line
 from mindspeed_ift.data.dataset import InstructionDataset
 from mindspeed_ift.data.indexed import column_path
 from mindspeed_ift.data.overlong import RowCut
@@ -160,8 +160,7 @@ def load_index(path: Path, dataset: InstructionDataset) -> PackIndex:
         cut = RowCut(cut["seq_length"], Rules(cut["rules"]), cut["closing"], cut.get("at_end", False))
         counts = (facts["dataset"], facts["cut_samples"], facts["dropped_samples"])
     except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"--pack-index {path} cannot be read as a pack index ({reason}); {remedy}") from None
+        raise UserError(f"--pack-index {path} cannot be read as a pack index ({first_line(error)}); {remedy}") from None
     if facts["dataset"] != fingerprint(dataset.prefix):
         raise UserError(
             f"--pack-index {path} was written for another dataset than {dataset.prefix} is now; {remedy} again"

@@ -10,11 +10,11 @@ from __future__ import annotations
 import base64
 import importlib.util
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.data.staging import write_text
 from mindspeed_ift.data.tool_formats import QWEN_TOOLS_CLOSING, QWEN_TOOLS_OPENING
 
 _FIRST_ADDED = 151643
@@ -251,9 +251,7 @@ def write_folder(folder: Path, backend: Any, added: tuple[tuple[str, bool], ...]
         ("tokenizer.json", backend.to_str(pretty=True)),
         ("tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2) + "\n"),
     ):
-        aside = folder / f"{name}.partial"
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, folder / name)
+        write_text(folder / name, text)
 
 
 ADDED_TOKENS: tuple[tuple[str, bool], ...] = (

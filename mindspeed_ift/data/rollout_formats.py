@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from mindspeed_ift.data.column_formats import AlpacaFormat
@@ -35,10 +35,6 @@ class RolloutFormat:
     def columns(self) -> set[str]:
         """Columns that are read."""
         return self.form.columns() | set(self.kept) - {ANSWER}
-
-    def adapt(self, columns: set[str]) -> RolloutFormat:
-        """The same for records with these columns."""
-        return replace(self, form=self.form.adapt(columns))
 
     def convert(self, record: Record) -> RolloutPrompt:
         """Read one record."""

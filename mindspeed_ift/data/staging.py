@@ -210,10 +210,8 @@ class Staging:
 
     def save(self, fingerprint: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         """Note how far the run is: ``state`` is what another one with this fingerprint needs to go on."""
-        aside = self.folder / f"{_PROGRESS}.new"
         with report_write_errors(self.folder):
-            aside.write_text(json.dumps({"fingerprint": fingerprint, "state": state}), encoding="utf-8")
-            os.replace(aside, self.folder / _PROGRESS)
+            write_text(self.folder / _PROGRESS, json.dumps({"fingerprint": fingerprint, "state": state}))
 
     def clear(self) -> None:
         """Remove the files of an earlier run."""

@@ -12,6 +12,7 @@ from mindspeed_ift.data.conversation import Conversation, DropRecord, parse_tool
 from mindspeed_ift.data.cutting import Pair
 from mindspeed_ift.data.encode import Encoder
 from mindspeed_ift.data.hf_template import ChatTemplateEncoder, render_chat
+from mindspeed_ift.data.tool_formats import wrapped
 
 REFUSED = "the chat template refuses the record"
 TOKENS = "the same text in other tokens"
@@ -163,6 +164,5 @@ def _as_sent(encoder: Encoder, conversation: Conversation, system: str) -> Conve
         thoughtless = (replace(one, content=encoder.template.without_thought(one.content)) for one in messages[1::2])
         messages = tuple(one for pair in zip(messages[::2], thoughtless) for one in pair)
     tools = parse_tools(conversation.tools) if conversation.tools.strip() else []
-    wrapped = [tool if tool.get("type") == "function" else {"type": "function", "function": tool} for tool in tools]
-    described = json.dumps(wrapped, ensure_ascii=False) if wrapped else ""
+    described = json.dumps(list(map(wrapped, tools)), ensure_ascii=False) if tools else ""
     return Conversation(messages, conversation.system or system, described)

@@ -18,7 +18,6 @@ class TextFormat:
         seen: What the first records were, for the user, where they were recognized.
     """
 
-    keys: ClassVar[tuple[str, ...]] = ()
     title: ClassVar[str] = "plain text"
     makes_pairs: ClassVar[bool] = False
     json_keys: tuple[str, ...] = ("text",)
@@ -31,10 +30,6 @@ class TextFormat:
     def columns(self) -> set[str]:
         """Columns that are read."""
         return set(self.json_keys)
-
-    def adapt(self, columns: set[str]) -> TextFormat:
-        """Nothing to adapt."""
-        return self
 
     def texts(self, record: Record) -> list[str]:
         """The text of each column."""

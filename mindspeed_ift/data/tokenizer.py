@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.errors import UserError, first_line
 from mindspeed_ift.data.fast_tokenizer import FastEncoder
 
 if TYPE_CHECKING:
@@ -272,8 +272,7 @@ def _load_with_transformers(folder: Path, trust_remote_code: bool) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"tokenizer {folder} cannot be loaded ({reason}); it needs tokenizer.json, or --trust-remote-code for"
+            f"tokenizer {folder} cannot be loaded ({first_line(error)}); it needs tokenizer.json, or --trust-remote-code for"
             " code of its own"
         ) from error

@@ -53,7 +53,8 @@ def _bare(tool: dict[str, Any]) -> dict[str, Any]:
     return tool["function"] if tool.get("type") == "function" and "function" in tool else tool
 
 
-def _wrapped(tool: dict[str, Any]) -> dict[str, Any]:
+def wrapped(tool: dict[str, Any]) -> dict[str, Any]:
+    """A description as OpenAI has it, with its type beside it."""
     return tool if tool.get("type") == "function" else {"type": "function", "function": tool}
 
 
@@ -112,7 +113,7 @@ def _write_actions(calls: list[ToolCall]) -> str:
 
 
 def _describe_in_xml(tools: list[dict[str, Any]], opening: str, closing: str) -> str:
-    return opening + "".join("\n" + _json(_wrapped(tool)) for tool in tools) + closing
+    return opening + "".join("\n" + _json(wrapped(tool)) for tool in tools) + closing
 
 
 def _write_as_qwen(calls: list[ToolCall]) -> str:
@@ -186,7 +187,7 @@ TOOL_FORMATS = {
         ),
         ToolFormat(
             "mistral",
-            lambda tools: f"[AVAILABLE_TOOLS] {_json([_wrapped(tool) for tool in tools])}[/AVAILABLE_TOOLS]",
+            lambda tools: f"[AVAILABLE_TOOLS] {_json([wrapped(tool) for tool in tools])}[/AVAILABLE_TOOLS]",
             _write_as_mistral,
         ),
     )

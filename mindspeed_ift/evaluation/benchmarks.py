@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 from typing import Any
 
-from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.errors import UserError, first_line
 from mindspeed_ift.config.evaluation import EvaluateConfig
 from mindspeed_ift.data.encode import Encoder
 from mindspeed_ift.inference.load import Loaded
@@ -55,8 +55,9 @@ def _load(config: EvaluateConfig) -> dict[str, Any]:
             " files in the folders of --include-path"
         ) from error
     except Exception as error:  # whatever a task's file or the library that gets its data may raise
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise UserError(f"--tasks {' '.join(names)} cannot be loaded: {type(error).__name__}: {reason}") from error
+        raise UserError(
+            f"--tasks {' '.join(names)} cannot be loaded: {type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 def run_tasks(tasks: dict[str, Any], loaded: Loaded, encoder: Encoder, config: EvaluateConfig) -> dict[str, float]:
