@@ -107,7 +107,8 @@ def _fusion_attention_grad(
         part.of_query(grads[0]).add_(grad_scores @ part.of_key(key).double())
         part.add_to_key(grads[1], grad_scores.mT @ part.of_query(query).double())
         part.add_to_key(grads[2], weights.mT @ grad)
-    return (*(grad.to(query.dtype) for grad in grads), query.new_empty(0), query.new_empty(0))
+    of_rest = (query.new_empty(0) for _ in range(_results("npu_fusion_attention_grad") - len(grads)))
+    return (*(grad.to(query.dtype) for grad in grads), *of_rest)
 
 
 class _Segment:
@@ -174,14 +175,21 @@ def _scores(part: _Segment, query: Tensor, key: Tensor, options: dict[str, Any])
     return scores.masked_fill(hidden, -torch.inf)
 
 
+def _results(name: str) -> int:
+    """How many an operator of this torch_npu has: its gradient has one more since there are sinks."""
+    return len(getattr(torch.ops.npu, name).default._schema.returns)
+
+
 class _DifferentiableAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Any, ...]:
         *given, _ = rest
-        names = list(inspect.signature(_fusion_attention).parameters)[3:]
-        ctx.options = dict(zip(names, given))
+        parameters = list(inspect.signature(_fusion_attention).parameters.values())[3:]
+        ctx.options = {parameter.name: value for parameter, value in zip(parameters, given)}
+        # An older torch_npu does not know all of them.
+        known = {one.name: ctx.options[one.name] for one in parameters if ctx.options[one.name] is not one.default}
         with torch._C._AutoDispatchBelowAutograd():
-            results = torch.ops.npu.npu_fusion_attention(query, key, value, **ctx.options)
+            results = torch.ops.npu.npu_fusion_attention(query, key, value, **known)
         # The mask too, as torch_npu does: one that was made in inference mode cannot be.
         ctx.save_for_backward(query, key, value, *results[:3], ctx.options["atten_mask"])
         ctx.mark_non_differentiable(*results[1:4])

@@ -7,6 +7,7 @@ API reference (Atlas A2 and A3 training products).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -197,12 +198,15 @@ def _mask(query: Tensor, options: dict[str, Any]) -> None:
     require(mask.device == query.device, "atten_mask is on another device")
     if mode in COMPRESSED:
         require(tuple(mask.shape) == (2048, 2048), f"sparse_mode {mode} takes a mask of 2048 x 2048")
-        hidden = torch.ones(2048, 2048, dtype=torch.bool, device=mask.device).triu(1)
-        require(
-            bool((mask.bool() == hidden).all()), "atten_mask must be True (masked) above the diagonal, False elsewhere"
-        )
+        right = torch.equal(mask.bool(), _above_the_diagonal(mask.device))
+        require(right, "atten_mask must be True (masked) above the diagonal, False elsewhere")
     else:
         require(not bool(mask.bool().all(-1).any()), "atten_mask hides all keys from a query")
+
+
+@lru_cache(maxsize=1)
+def _above_the_diagonal(device: torch.device) -> Tensor:
+    return torch.ones(2048, 2048, dtype=torch.bool, device=device).triu(1)
 
 
 def _no_hidden_row(query: Tensor, key: Tensor, options: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The table of operators in docs/devices.md: what training called, with which layouts and dtypes, and the limits kept."""
+"""Tables in docs/devices.md: of operators, what training called, with which layouts and dtypes, and the limits kept."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.device import contract
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "docs/devices.md", ROOT / "docs/devices.zh.md"]
-_START, _END = "<!-- operators: written by tests/device/test_npu_training.py -->", "<!-- end of operators -->"
+MARK = "operators: written by tests/device/test_npu_training.py"
 
 _ATTENTION = (
     f"TND: ends as lists on the host, at most {contract.MOST_SEGMENTS} segments and {contract.MOST_TOKENS} tokens, the "
@@ -34,23 +34,28 @@ LIMITS = {
 }
 
 
-def refreshed(calls: Iterable[tuple[str, str, str]]) -> dict[Path, str]:
-    """Document -> its table as it should be; written if ``REFRESH_OPERATOR_TABLE`` is set."""
+def table_of(calls: Iterable[tuple[str, str, str]]) -> str:
+    """The table, by the calls that were made."""
     rows = []
     for operator in LIMITS:
         mine = [(layout, dtypes) for name, layout, dtypes in sorted(calls) if name == operator]
         layouts, dtypes = ("; ".join(dict.fromkeys(column)) for column in zip(*mine)) if mine else ("not called", "")
         rows.append(f"| `{operator}` | {layouts} | {dtypes} | {LIMITS[operator]} |")
     assert not {name for name, *_ in calls} - set(LIMITS)
-    lines = ["| operator | layouts | dtypes | limits |", "|---|---|---|---|", *rows]
-    tables = {path: "\n".join(lines) for path in DOCUMENTS}
-    if os.environ.get("REFRESH_OPERATOR_TABLE"):
-        for path, text in tables.items():
-            before, after = path.read_text(encoding="utf-8").split(table_of_document(path))
-            path.write_text(before + text + after, encoding="utf-8")
-    return tables
+    return "\n".join(["| operator | layouts | dtypes | limits |", "|---|---|---|---|", *rows])
 
 
-def table_of_document(path: Path) -> str:
-    """The table that stands in a document."""
-    return path.read_text(encoding="utf-8").split(_START)[1].split(_END)[0].strip()
+def documents_without(mark: str, table: str) -> list[str]:
+    """Documents in which another table stands under a mark; with ``REFRESH_OPERATOR_TABLE`` set, it is written instead."""
+    others = []
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        start = text.index(f"<!-- {mark} -->") + len(f"<!-- {mark} -->")
+        end = text.index("<!-- end", start)
+        if text[start:end].strip() == table:
+            continue
+        if os.environ.get("REFRESH_OPERATOR_TABLE"):
+            path.write_text(f"{text[:start]}\n{table}\n{text[end:]}", encoding="utf-8")
+        else:
+            others.append(path.name)
+    return others

@@ -18,19 +18,25 @@ _LIBRARIES: list[torch.library.Library] = []
 
 
 def install() -> None:
-    """Register all operators for CPU tensors, gradients through the real operators' own gradient operators."""
+    """Register all operators that the installed torch_npu has."""
     import torch_npu
 
     # Its optimizers ask for the device's name, also for weights on the CPU.
     torch_npu.npu.current_device, torch_npu.npu.get_device_name = lambda: 0, lambda _: "Ascend910B1"
-
     library = torch.library.Library("npu", "IMPL")
     _LIBRARIES.append(library)  # what is registered goes with it
+    register(library, torch.ops.npu)
+
+
+def register(library: torch.library.Library, defined: Any) -> None:
+    """Register the ``defined`` ones for CPU tensors, gradients through the real operators' own gradient operators."""
     for module in (attention_operators, small_operators):
         for name, function in module.OPERATORS.items():
-            library.impl(name, function, "CPU")
+            if hasattr(defined, name):
+                library.impl(name, function, "CPU")
         for name, (forward, differentiable) in module.DIFFERENTIABLE.items():
-            library.impl(name, _apply(differentiable, forward), "AutogradCPU")
+            if hasattr(defined, name):
+                library.impl(name, _apply(differentiable, forward), "AutogradCPU")
 
 
 def _apply(function: type[torch.autograd.Function], forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -261,13 +261,18 @@ NEEDED: dict[str, dict[str, list[str]]] = {
             *"softmax_max softmax_sum attention_in scale_value".split(),
         ],
     },
-    "rms_norm": {"npu_rms_norm": ["epsilon"]},
-    "swiglu": {"npu_swiglu": ["dim"]},
-    "rotary": {"npu_rotary_mul": []},
+    "rms_norm": {"npu_rms_norm": ["epsilon"], "npu_rms_norm_backward": []},
+    "swiglu": {"npu_swiglu": ["dim"], "npu_swiglu_backward": []},
+    "rotary": {"npu_rotary_mul": [], "npu_rotary_mul_backward": []},
     "grouped_matmul": {"npu_grouped_matmul": ["group_list", "split_item", "group_type", "group_list_type"]},
-    "permute": {"npu_moe_token_permute": [], "npu_moe_token_unpermute": ["probs"]},
+    "permute": {
+        "npu_moe_token_permute": [],
+        "npu_moe_token_permute_grad": [],  # 2.6.0 has no gradients: its operators serve answers alone
+        "npu_moe_token_unpermute": ["probs"],
+        "npu_moe_token_unpermute_grad": [],
+    },
 }
-"""Group of `table.GROUPS` -> operators, and the arguments that they get by keyword."""
+"""Group of `table.GROUPS` -> operators, those of the gradients too, and the arguments that they get by keyword."""
 
 _FUNCTIONS: dict[str, list[Kernel]] = {
     "attention": [attention, attention_forward, attention_backward],
