@@ -61,7 +61,7 @@ def write_index(staging: Path, stored: Iterable[Stored], iteration: int) -> mega
     common = {"checkpoint_version": 3.0, "iteration": iteration}
     files = megatron.write_file(staging, _INDEX, lambda file: pickle.dump(content, file))
     files |= megatron.write_file(staging, "metadata.json", lambda file: file.write(json.dumps(_MEGATRON).encode()))
-    return files | megatron.write_file(staging, "common.pt", lambda file: torch.save(common, file))
+    return files | megatron.save_file(staging, "common.pt", common)
 
 
 class _Unpickler(pickle.Unpickler):

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,8 +15,10 @@ import torch
 
 from mindspeed_ift.checkpoint.checksums import described, is_as_described
 from mindspeed_ift.checkpoint.loading import load_without_code
+from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.errors import RunError, UserError
 from mindspeed_ift.config.layout import Layout
+from mindspeed_ift.data.staging import write_text
 
 TRACKER = "latest_checkpointed_iteration.txt"
 BEST = "best.txt"
@@ -64,9 +67,22 @@ def layout_of_manifest(manifest: dict[str, Any]) -> Layout:
     )
 
 
-def expert_rank(layout: Layout, rank: int) -> int | None:
-    """What `shard_path` is told of an expert rank: nothing where experts are not split (Megatron's rule)."""
-    return rank if layout.expert > 1 else None
+def stage_layers(architecture: Architecture, layout: Layout) -> list[list[int]]:
+    """Layers of each stage, first and behind the last, as a manifest has them."""
+    return [[stage.start, stage.stop] for stage in layout.stage_layers(architecture.num_layers)]
+
+
+def describe_weights(
+    architecture: Architecture, layout: Layout, padded_vocab: int, dtype: torch.dtype
+) -> dict[str, Any]:
+    """What a manifest says of weights, and of how they are cut."""
+    return {
+        "architecture": asdict(architecture),
+        "layout": describe_layout(layout),
+        "stage_layers": stage_layers(architecture, layout),
+        "padded_vocab_size": padded_vocab,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
 
 
 def begin_save(directory: Path, iteration: int) -> Path:
@@ -85,25 +101,9 @@ def abandon_save(staging: Path) -> None:
         staging.parent.rmdir()
 
 
-def write_shard(
-    staging: Path,
-    tensor_rank: int,
-    pipeline_rank: int,
-    pipeline_size: int,
-    state: dict,
-    name: str = MODEL_FILE,
-    expert_rank: int | None = None,
-) -> Files:
-    """Write one rank's file, tensors from the host.
-
-    Returns:
-        What the manifest says of it.
-
-    Raises:
-        RunError: it cannot be written.
-    """
-    relative = shard_path(tensor_rank, pipeline_rank, pipeline_size, name, expert_rank)
-    return write_file(staging, relative, lambda file: torch.save(state, file))
+def save_file(staging: Path, relative: str, content: Any) -> Files:
+    """Write what `read_file` reads, tensors from the host; returns and raises as `write_file`."""
+    return write_file(staging, relative, lambda file: torch.save(content, file))
 
 
 def write_file(staging: Path, relative: str, write: Callable[[BinaryIO], Any]) -> Files:
@@ -160,7 +160,7 @@ def commit(staging: Path, directory: Path, iteration: int, manifest: dict[str, A
         directory: the run's folder.
         iteration: steps done.
         manifest: what is said of the checkpoint.
-        files: what `write_shard` returned, of all ranks together.
+        files: what `write_file` returned, of all ranks together.
     """
     content = json.dumps({**manifest, "files": dict(sorted(files.items()))}, indent=1)
     (staging / _MANIFEST).write_text(content, encoding="utf-8")
@@ -170,12 +170,12 @@ def commit(staging: Path, directory: Path, iteration: int, manifest: dict[str, A
         os.replace(final, former)
     os.replace(staging, final)
     shutil.rmtree(former, ignore_errors=True)
-    _write_number(Path(directory) / TRACKER, iteration)
+    write_text(Path(directory) / TRACKER, f"{iteration}\n")
 
 
 def mark_best(directory: Path, iteration: int) -> None:
     """Name a checkpoint that is there as the best: `keep_newest` will not delete it."""
-    _write_number(Path(directory) / BEST, iteration)
+    write_text(Path(directory) / BEST, f"{iteration}\n")
 
 
 def latest_folder(directory: Path) -> Path | None:
@@ -295,22 +295,6 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def read_shard(
-    folder: Path,
-    tensor_rank: int,
-    pipeline_rank: int,
-    pipeline_size: int,
-    name: str = MODEL_FILE,
-    expert_rank: int | None = None,
-) -> dict[str, Any]:
-    """One rank's file, its checksum compared with the manifest's.
-
-    Raises:
-        UserError: missing, cut short or changed since it was written.
-    """
-    return read_file(folder, shard_path(tensor_rank, pipeline_rank, pipeline_size, name, expert_rank))
-
-
 def read_file(folder: Path, relative: str) -> Any:
     """What `torch.save` wrote into a checkpoint, its checksum compared with the manifest's.
 
@@ -346,17 +330,11 @@ def checked_file(folder: Path, relative: str, *, checksum: bool = True) -> Path:
 
 
 def shard_path(
-    tensor_rank: int, pipeline_rank: int, pipeline_size: int, name: str = MODEL_FILE, expert_rank: int | None = None
+    layout: Layout, tensor_rank: int, pipeline_rank: int, expert_rank: int = 0, name: str = MODEL_FILE
 ) -> str:
-    """Where a rank's file lies in a checkpoint; ``expert_rank`` as `expert_rank` says."""
-    folder = f"mp_rank_{tensor_rank:02d}" + (f"_{pipeline_rank:03d}" if pipeline_size > 1 else "")
-    return folder + (f"_{expert_rank:03d}" if expert_rank is not None else "") + f"/{name}"
-
-
-def _write_number(path: Path, number: int) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(f"{number}\n", encoding="utf-8")
-    os.replace(partial, path)
+    """Where a rank's file lies in a checkpoint; the name has what is split only (Megatron's rule)."""
+    folder = f"mp_rank_{tensor_rank:02d}" + (f"_{pipeline_rank:03d}" if layout.pipeline > 1 else "")
+    return folder + (f"_{expert_rank:03d}" if layout.expert > 1 else "") + f"/{name}"
 
 
 def _reason_of_failed_write(error: BaseException) -> str:

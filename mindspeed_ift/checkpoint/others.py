@@ -54,9 +54,7 @@ def manifest_of_others(folder: Path, architecture: Architecture) -> dict[str, An
     layout = _layout(folder, found, keys)
     stages: list[list[int]] = []
     for number in range(layout.pipeline * chunks):
-        place = megatron.shard_path(
-            0, number % layout.pipeline, layout.pipeline, expert_rank=megatron.expert_rank(layout, 0)
-        )
+        place = megatron.shard_path(layout, 0, number % layout.pipeline)
         tensors = places(folder / place)[keys[number // layout.pipeline]]
         _refuse_adapters(folder, tensors)
         start = stages[-1][1] if stages else 0
@@ -140,7 +138,7 @@ def _layout(folder: Path, found: Mapping[tuple[int, ...], Path], keys: list[str]
 
 def _names(layout: Layout) -> set[str]:
     return {
-        megatron.shard_path(rank, place, layout.pipeline, expert_rank=megatron.expert_rank(layout, number))
+        megatron.shard_path(layout, rank, place, number)
         for place in range(layout.pipeline)
         for rank, number in layout.shards()
     }

@@ -50,8 +50,7 @@ class Stages:
             self._reader = self._reader or sharded.Reader(folder, check=self._check)
             first, last = number == 0, number == len(self._stages) - 1
             return self._reader.stage(range(*self._stages[number]), first=first, last=last)
-        expert = megatron.expert_rank(layout, ranks[1])
-        place = megatron.shard_path(ranks[0], number % layout.pipeline, layout.pipeline, expert_rank=expert)
+        place = megatron.shard_path(layout, ranks[0], number % layout.pipeline, ranks[1])
         path = folder / place
         if place not in self._shards:
             self._shards[place] = places(megatron.checked_file(folder, place, checksum=self._check))

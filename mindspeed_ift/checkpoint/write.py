@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,8 +71,7 @@ def write_weights(
         UserError: as the source.
         RunError: it cannot be written.
     """
-    architecture, layout = target.architecture, target.layout
-    dtype = str(source.dtype("model.embed_tokens.weight")).removeprefix("torch.")
+    dtype = source.dtype("model.embed_tokens.weight")
     staging = megatron.begin_save(directory, _ITERATION)
     try:
         write = _write_rectangles if target.ckpt_format == index.FORMAT else _write_shards
@@ -82,11 +80,7 @@ def write_weights(
         manifest = {
             "format": target.ckpt_format,
             "weights_only": True,
-            "architecture": asdict(architecture),
-            "layout": megatron.describe_layout(layout),
-            "stage_layers": [[stage.start, stage.stop] for stage in layout.stage_layers(architecture.num_layers)],
-            "padded_vocab_size": target.padded_vocab,
-            "dtype": dtype,
+            **megatron.describe_weights(target.architecture, target.layout, target.padded_vocab, dtype),
             "distributed_optimizer": False,
             "iteration": _ITERATION,
             "consumed_samples": 0,
@@ -96,7 +90,7 @@ def write_weights(
     except BaseException:
         megatron.abandon_save(staging)
         raise
-    return dtype
+    return manifest["dtype"]
 
 
 class _Made(NamedTuple):
@@ -170,9 +164,7 @@ def _write_shards(staging: Path, source: Source, target: Target, workers: int) -
         with contextlib.ExitStack() as opened:
             reserved = {}
             for (rank, expert), state in states.items():
-                number = megatron.expert_rank(layout, expert)
-                path = megatron.shard_path(rank, place, layout.pipeline, expert_rank=number)
-                reserved[rank, expert] = ReservedFile(staging, path, state)
+                reserved[rank, expert] = ReservedFile(staging, megatron.shard_path(layout, rank, place, expert), state)
                 opened.callback(reserved[rank, expert].close)
             run_all((partial(_fill, reserved, key, one, source, target, shapes) for key, one in made), workers)
             for told in run_all((one.finish for one in reserved.values()), len(reserved)):

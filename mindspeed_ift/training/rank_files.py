@@ -20,7 +20,7 @@ from mindspeed_ift.parallel.groups import Groups
 from mindspeed_ift.training.sharding import MOMENTS, moved
 
 Shards = dict[str, dict[str, Any]]
-"""Name of a rank's file -> what it holds, tensors on the host."""
+"""Path of a rank's file in a checkpoint -> what it holds, tensors on the host."""
 
 
 def shards(
@@ -40,36 +40,22 @@ def shards(
         for key, stage in zip(megatron.model_keys(len(stages)), stages, strict=True):
             tensors = {name: value for name, value in stage.state_dict().items() if isinstance(value, torch.Tensor)}
             state[key] = _on_host({name: value for name, value in tensors.items() if saved(stage, name)})
-        content[megatron.MODEL_FILE] = state
+        content[_path(groups, megatron.MODEL_FILE)] = state
     if groups.model_writer or distributed_optimizer:
         entries = [_on_host(one) for one in optimizer_entries(optimizer)]
-        content[optimizer_file(groups, distributed_optimizer)] = {"optimizer": entries}
+        content[_path(groups, optimizer_file(groups, distributed_optimizer))] = {"optimizer": entries}
     return content
-
-
-def write_shards(staging: Path, groups: Groups, content: Shards) -> megatron.Files:
-    """Write them.
-
-    Raises:
-        RunError: one cannot be written.
-    """
-    files: megatron.Files = {}
-    for name, state in content.items():
-        *place, name, expert = _place(staging, groups, name)
-        files |= megatron.write_shard(*place, state, name, expert)
-    return files
 
 
 def files_read(groups: Groups, distributed_optimizer: bool) -> list[str]:
     """Paths, in a checkpoint, of what this rank reads."""
     names = (megatron.MODEL_FILE, optimizer_file(groups, distributed_optimizer))
-    return [megatron.shard_path(*_place(Path(), groups, name)[1:]) for name in names]
+    return [_path(groups, name) for name in names]
 
 
-def _place(folder: Path, groups: Groups, name: str = megatron.MODEL_FILE) -> tuple[Any, ...]:
-    """Where this rank's files of that name lie, as `megatron.read_shard` wants it."""
-    expert = megatron.expert_rank(groups.layout, groups.expert_rank)
-    return folder, groups.tensor_rank, groups.pipeline_rank, groups.layout.pipeline, name, expert
+def _path(groups: Groups, name: str) -> str:
+    """Where this rank's file of that name lies in a checkpoint."""
+    return megatron.shard_path(groups.layout, groups.tensor_rank, groups.pipeline_rank, groups.expert_rank, name)
 
 
 def load_weights(folder: Path, stages: list[Qwen3Model], groups: Groups, wanted: Callable[[str], bool]) -> None:
@@ -92,12 +78,12 @@ def load_weights(folder: Path, stages: list[Qwen3Model], groups: Groups, wanted:
                 f"{folder} was saved with {saved}, this run has {mine}; use the saved layout (--ckpt-format torch_dist"
                 " is not bound to it), or convert it with tools/convert_ckpt.py"
             )
-        if manifest["stage_layers"] != ranges(groups.layout.stage_layers(architecture.num_layers)):
+        if manifest["stage_layers"] != megatron.stage_layers(architecture, groups.layout):
             raise UserError(
                 f"{folder} was saved with other layers on its pipeline devices; give the same --num-layer-list and"
                 " --num-layers-per-virtual-pipeline-stage, or convert it with tools/convert_ckpt.py"
             )
-    shard = megatron.read_shard(*_place(folder, groups))
+    shard = megatron.read_file(folder, _path(groups, megatron.MODEL_FILE))
     for key, stage in zip(megatron.model_keys(len(stages)), stages, strict=True):
         if key not in shard:
             raise UserError(f"{folder} has no {key}: was it saved with another virtual pipeline size?")
@@ -121,18 +107,13 @@ def load_optimizer(folder: Path, optimizer: Any, groups: Groups, distributed_opt
                 "use the same layout (--ckpt-format torch_dist is not bound to it), or --no-load-optim"
             )
     name = optimizer_file(groups, distributed_optimizer)
-    saved = megatron.read_shard(*_place(folder, groups, name))
+    saved = megatron.read_file(folder, _path(groups, name))
     restore(optimizer, saved["optimizer"], folder)
 
 
 def optimizer_file(groups: Groups, distributed_optimizer: bool) -> str:
     """Name of the file with this rank's optimizer state."""
     return f"optimizer_{groups.replica_rank if distributed_optimizer else 0:03d}.pt"
-
-
-def ranges(stages: list[range]) -> list[list[int]]:
-    """Layers of each stage, as a manifest has them."""
-    return [[stage.start, stage.stop] for stage in stages]
 
 
 def _on_host(state: dict[str, Any]) -> dict[str, Any]:

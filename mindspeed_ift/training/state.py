@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from mindspeed_ift.checkpoint import index, megatron, sharded
 from mindspeed_ift.checkpoint.adapters import describe_adapters
@@ -91,7 +89,7 @@ def save(
         written = write(staging)
         if groups.rank == 0:
             states = [state for state, _ in told]
-            written.files.update(megatron.write_file(staging, _RANDOM, lambda file: torch.save(states, file)))
+            written.files.update(megatron.save_file(staging, _RANDOM, states))
         return written
 
     saver.start(job, manifest, after)
@@ -116,7 +114,14 @@ def _write_shards(trained: Trained, iteration: int) -> Callable[[Path], Written]
     content = rank_files.shards(
         iteration, trained.stages, trained.optimizer, trained.groups, trained.distributed_optimizer, _is_saved
     )
-    return lambda staging: Written(rank_files.write_shards(staging, trained.groups, content), [])
+
+    def write(staging: Path) -> Written:
+        written = Written({}, [])
+        for path, state in content.items():
+            written.files.update(megatron.save_file(staging, path, state))
+        return written
+
+    return write
 
 
 def _rectangles(trained: Trained, planned: bool = False) -> tuple[Iterator[Rectangle], Iterator[Rectangle]]:
@@ -184,11 +189,7 @@ def _is_saved(model: Qwen3Model, name: str) -> bool:
 def _manifest(trained: Trained, iteration: int) -> dict[str, Any]:
     model, layout = trained.stages[0], trained.groups.layout
     return {
-        "architecture": asdict(model.architecture),
-        "layout": megatron.describe_layout(layout),
-        "stage_layers": rank_files.ranges(layout.stage_layers(model.architecture.num_layers)),
-        "padded_vocab_size": model.options.padded_vocab,
-        "dtype": str(model.options.dtype).removeprefix("torch."),
+        **megatron.describe_weights(model.architecture, layout, model.options.padded_vocab, model.options.dtype),
         "distributed_optimizer": trained.distributed_optimizer,
         "lora": describe_adapters(model.options.lora),
         "iteration": iteration,

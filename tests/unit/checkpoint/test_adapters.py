@@ -43,7 +43,7 @@ def save_adapters(folder: Path, base: Path, layout: Layout, dtype: torch.dtype =
             for chunk, key in enumerate(megatron.model_keys(chunks)):
                 layers = stages[chunk * layout.pipeline + pipeline]
                 state[key] = _factors(layers, tensor, layout.tensor, dtype)
-            files |= megatron.write_shard(staging, tensor, pipeline, layout.pipeline, state)
+            files |= megatron.save_file(staging, megatron.shard_path(layout, tensor, pipeline), state)
     manifest = {
         "architecture": asdict(architecture),
         "layout": {"tensor": layout.tensor, "pipeline": layout.pipeline, "data": 1},

@@ -14,7 +14,9 @@ import torch
 
 from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.config.errors import RunError, UserError
+from mindspeed_ift.config.layout import Layout
 
+PATHS = ["mp_rank_00/model_optim_rng.pt", "mp_rank_01/model_optim_rng.pt"]
 MANIFEST = {
     "architecture": {},
     "layout": {"tensor": 2, "pipeline": 1, "data": 1},
@@ -30,7 +32,7 @@ def write(directory: Path, iteration: int = 3, fill: float = 1.0) -> Path:
     staging = megatron.begin_save(directory, iteration)
     files: megatron.Files = {}
     for rank in range(2):
-        files |= megatron.write_shard(staging, rank, 0, 1, {"model": {"w": torch.full((4,), fill + rank)}})
+        files |= megatron.save_file(staging, PATHS[rank], {"model": {"w": torch.full((4,), fill + rank)}})
     megatron.commit(staging, directory, iteration, {**MANIFEST, "iteration": iteration}, files)
     return megatron.iteration_folder(directory, iteration)
 
@@ -39,32 +41,36 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     folder = write(tmp_path)
     assert folder.name == "iter_0000003" and megatron.latest_folder(tmp_path) == folder
     assert (tmp_path / megatron.TRACKER).read_text() == "3\n"
-    shard = megatron.read_shard(folder, 1, 0, 1)
+    shard = megatron.read_file(folder, PATHS[1])
     assert torch.equal(shard["model"]["w"], torch.full((4,), 2.0))
     manifest = megatron.read_manifest(folder)
-    assert manifest is not None and sorted(manifest["files"]) == [
-        "mp_rank_00/model_optim_rng.pt",
-        "mp_rank_01/model_optim_rng.pt",
-    ]
+    assert manifest is not None and sorted(manifest["files"]) == PATHS
     assert {path.name for path in tmp_path.iterdir()} == {folder.name, megatron.TRACKER}
 
 
-@pytest.mark.parametrize(("size", "name"), [(1, "mp_rank_01"), (2, "mp_rank_01_000")])
-def test_stages_are_in_the_name_when_there_are_several(tmp_path: Path, size: int, name: str) -> None:
-    files = megatron.write_shard(megatron.begin_save(tmp_path, 1), 1, 0, size, {}, "other.pt")
-    assert list(files) == [f"{name}/other.pt"]
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [
+        (Layout(2), "mp_rank_01"),
+        (Layout(2, 2), "mp_rank_01_000"),
+        (Layout(2, 1, 2, expert=4), "mp_rank_01_003"),
+        (Layout(2, 2, 2, expert=4), "mp_rank_01_000_003"),
+    ],
+)
+def test_stages_and_experts_are_in_the_name_when_they_are_split(layout: Layout, name: str) -> None:
+    assert megatron.shard_path(layout, 1, 0, 3, "other.pt") == f"{name}/other.pt"
 
 
 def test_the_same_step_done_again_replaces_the_former(tmp_path: Path) -> None:
     write(tmp_path)
     folder = write(tmp_path, fill=5.0)
-    assert float(megatron.read_shard(folder, 0, 0, 1)["model"]["w"][0]) == 5.0
+    assert float(megatron.read_file(folder, PATHS[0])["model"]["w"][0]) == 5.0
     assert {path.name for path in tmp_path.iterdir()} == {folder.name, megatron.TRACKER}
 
 
 def test_what_a_killed_save_left_is_no_checkpoint_and_does_not_disturb_the_next(tmp_path: Path) -> None:
     staging = megatron.begin_save(tmp_path, 3)
-    megatron.write_shard(staging, 0, 0, 1, {"model": {}}, "left.pt")
+    megatron.save_file(staging, "mp_rank_00/left.pt", {"model": {}})
     megatron.staging_folder(tmp_path, 2).mkdir()
     assert megatron.latest_folder(tmp_path) is None and not list(tmp_path.glob("iter_*"))
     folder = write(tmp_path)
@@ -73,7 +79,7 @@ def test_what_a_killed_save_left_is_no_checkpoint_and_does_not_disturb_the_next(
 
 def test_abandoned_leaves_nothing(tmp_path: Path) -> None:
     staging = megatron.begin_save(tmp_path / "run", 3)
-    megatron.write_shard(staging, 0, 0, 1, {"model": {}})
+    megatron.save_file(staging, PATHS[0], {"model": {}})
     megatron.abandon_save(staging)
     assert not (tmp_path / "run").exists()
     write(tmp_path / "run")
@@ -95,8 +101,8 @@ def test_damaged_files_are_named(tmp_path: Path, damage, message: str) -> None: 
     path = folder / "mp_rank_00/model_optim_rng.pt"
     damage(path)
     with pytest.raises(UserError, match=f"{path} .*{message}.*; take an older"):
-        megatron.read_shard(folder, 0, 0, 1)
-    megatron.read_shard(folder, 1, 0, 1)
+        megatron.read_file(folder, PATHS[0])
+    megatron.read_file(folder, PATHS[1])
 
 
 def test_a_file_without_checksum_that_is_no_checkpoint(tmp_path: Path) -> None:
@@ -104,7 +110,7 @@ def test_a_file_without_checksum_that_is_no_checkpoint(tmp_path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"no archive")
     with pytest.raises(UserError, match=f"{path} cannot be read .*; take an older"):
-        megatron.read_shard(tmp_path, 0, 0, 1)
+        megatron.read_file(tmp_path, PATHS[0])
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
@@ -112,7 +118,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     path.parent.mkdir()
     torch.save({"model": Surprise()}, path)
     with pytest.raises(UserError, match="cannot be read"):
-        megatron.read_shard(tmp_path, 0, 0, 1)
+        megatron.read_file(tmp_path, PATHS[0])
 
 
 class Surprise:
@@ -162,7 +168,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
         "from mindspeed_ift.checkpoint import megatron\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, (100000, {resource.RLIM_INFINITY}))\n"
         "staging = megatron.begin_save(pathlib.Path(sys.argv[1]), 1)\n"
-        "try:\n    megatron.write_shard(staging, 0, 0, 1, {'w': torch.zeros(100000)})\n"
+        "try:\n    megatron.save_file(staging, 'mp_rank_00/model_optim_rng.pt', {'w': torch.zeros(100000)})\n"
         "except Exception as error:\n    print(type(error).__name__, error)\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
@@ -203,7 +209,7 @@ def test_damage_is_told_without_reading_what_lies_there(tmp_path: Path) -> None:
 
 def test_a_changed_file_is_told_by_its_checksum(tmp_path: Path) -> None:
     folder = write(tmp_path)
-    names = [megatron.shard_path(rank, 0, 1) for rank in range(2)]
+    names = PATHS
     assert megatron.changed(folder, [*names, "mp_rank_07/of_another_layout.pt"]) is None
     path = folder / names[1]
     path.write_bytes(path.read_bytes().replace(b"\x40", b"\x41", 1))

@@ -44,7 +44,7 @@ def _checkpoint(folder: Path, tensor: int, **changes: object) -> Path:
             state |= {f"decoder.layers.0.{name}.lora_A": first, f"decoder.layers.0.{name}.lora_B": second}
         if "extra" in changes:
             state["decoder.layers.0.mlp.experts.lora_A"] = torch.zeros(1)
-        files |= megatron.write_shard(staging, rank, 0, 1, {"model": state})
+        files |= megatron.save_file(staging, f"mp_rank_{rank:02d}/{megatron.MODEL_FILE}", {"model": state})
     sizes = {"num_layers": 1, "hidden_size": HIDDEN, "ffn_hidden_size": INNER, "num_attention_heads": HEADS}
     sizes |= {"num_query_groups": GROUPS, "kv_channels": SIZE, "vocab_size": 20}
     lora = {"lora_target_modules": [], "lora_r": RANK, "lora_alpha": 6, "use_rslora": False, "use_dora": False}
