@@ -7,7 +7,6 @@ template, and this program. The records that it had finished are read again, whi
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -25,10 +24,9 @@ from mindspeed_ift.data.learning import plain_weights
 from mindspeed_ift.data.ledger import Ledger
 from mindspeed_ift.data.ledger_file import LedgerFile
 from mindspeed_ift.data.records import Readable
-from mindspeed_ift.data.staging import ChangedFile, Mark, Staging, mark_of, report_write_errors
+from mindspeed_ift.data.staging import Mark, Staging, mark_of, report_write_errors
 from mindspeed_ift.data.workers import EncodedChunk
 
-SECONDS_BETWEEN_MARKS = 2.0
 _BLOCK = 1 << 20
 _NOT_OF_THE_BYTES = (
     *("output_prefix", "workers", "tokenizer_backend", "log_interval", "cache_dir", "max_drop_fraction", "dry_run"),
@@ -122,7 +120,11 @@ class Intake:
         self.ledger = Ledger() if state is None else Ledger.from_state(state["ledger"])
         self.rows = LedgerFile(staging.folder, None if state is None else state["words"], marks)
         self.writer = make_writer(marks)
-        self._marked = time.monotonic()
+
+    @property
+    def reached(self) -> str:
+        """How far it is, for people."""
+        return f"record {self.ledger.read:,}"
 
     def add(self, chunk: EncodedChunk) -> None:
         """Take in what became of the next records."""
@@ -149,49 +151,18 @@ class Intake:
                 weights.append(plain_weights(labels[start : start + _BLOCK]), np.zeros(0, np.int32))
             weights.append(np.zeros(0, np.float32), lengths)
 
-    @property
-    def is_due(self) -> bool:
-        """Whether so much has been added that another run should not have to do it again."""
-        return time.monotonic() - self._marked >= SECONDS_BETWEEN_MARKS
-
     def save(self, found: Mapping[str, Any]) -> None:
         """Let later runs with this fingerprint go on from here."""
         with report_write_errors(self.staging.folder):
             marks = {**self.writer.marks(), **self.rows.marks()}
         state = {"marks": marks, "ledger": self.ledger.state(), "words": self.rows.state()}
         self.staging.save(found, state)
-        self._marked = time.monotonic()
 
     def close(self) -> None:
         """Add no more."""
         for column in self.writer.columns.values():
             column.close()
         self.rows.close()
-
-
-def open_intake(
-    staging: Staging, find: Callable[[], dict[str, Any]], make_writer: MakeWriter, report: Callable[[str], None]
-) -> Intake:
-    """Go on with a run that was killed, or begin anew.
-
-    Args:
-        staging: Where it left its files.
-        find: Finds the fingerprint of this run; only called if there was one.
-        make_writer: See `Intake`.
-        report: Takes a line that says so.
-    """
-    if staging.holds_progress:
-        try:
-            state = staging.load(find())
-            if state is not None:
-                intake = Intake(staging, make_writer, state)
-                report(f"going on after record {intake.ledger.read:,}, up to which {staging.folder} is finished")
-                return intake
-            report(f"{staging.folder} is of a run with other flags, input or program: beginning anew")
-        except ChangedFile as changed:
-            report(f"{changed} is not as it was left: beginning anew")
-    staging.clear()
-    return Intake(staging, make_writer)
 
 
 def _program() -> dict[str, str]:

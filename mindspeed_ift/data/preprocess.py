@@ -31,7 +31,7 @@ from mindspeed_ift.data.formats import (
 from mindspeed_ift.data.handlers import OWN_PROMPTS, check_handler
 from mindspeed_ift.data.hub import load_hub_dataset, read_parameters
 from mindspeed_ift.data.indexed import WEIGHTS, DatasetWriter, IndexedColumn, column_path
-from mindspeed_ift.data.intake import InputMarks, Intake, fingerprint, open_intake
+from mindspeed_ift.data.intake import InputMarks, Intake, fingerprint
 from mindspeed_ift.data.ledger import Ledger
 from mindspeed_ift.data.ledger_file import ledger_path
 from mindspeed_ift.data.mixing import Mixture, read_datasets
@@ -122,7 +122,8 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print, 
         if config.pack and config.cache_dir and aside.resolve() != Path(config.output_prefix).resolve():
             waits = stack.enter_context(Staging(aside, "--cache-dir"))
         stack.enter_context(_say_how_to_go_on(waits, report))
-        intake = open_intake(waits, find, functools.partial(_writer, config, work.job.form, waits), report)
+        make_writer = functools.partial(_writer, config, work.job.form, waits)
+        intake = waits.go_on(find, functools.partial(Intake, waits, make_writer), report)
         stack.callback(intake.close)
         _take_in(intake, work, config, shares, lambda: find() if inputs.known else None, report, show)
         _check(config, work, intake.ledger)
@@ -182,7 +183,7 @@ def _take_in(
     for chunk in work.pool.encode_all(work.job, records) if shares is None else shares.chunks(before):
         intake.add(chunk)
         tell(chunk.ledger.entries)
-        if intake.is_due and (found := find()) is not None:
+        if intake.staging.is_due and (found := find()) is not None:
             intake.save(found)
             watch(intake.writer.bytes_written, tell.standing().part)
 
@@ -202,16 +203,16 @@ def _encode_share(
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(Staging(prefix))
         stack.enter_context(_say_how_to_go_on(place, report))
-        writer = ShareWriter(prefix, place, find, report)
+        writer = place.go_on(find, functools.partial(ShareWriter, prefix, place), report)
         stack.callback(writer.close)
         tell = Progress(writer.ledger, work.sources, config.log_interval, report, show)
         records = share.deal_out(work.records, writer.done)
         for chunk in work.pool.encode_all(work.job, records):
             writer.add(chunk)
             tell(chunk.ledger.entries)
-            if writer.is_due:
-                writer.save()
-        files = writer.commit(list(work.mixture.notices()))
+            if place.is_due:
+                writer.save(find())
+        files = writer.commit(find(), list(work.mixture.notices()))
     ledger = writer.ledger
     counts = {"samples": ledger.kept, "tokens": ledger.tokens, "learnt_tokens": ledger.learnt_tokens}
     notice = (

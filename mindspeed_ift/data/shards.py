@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,12 +21,11 @@ from mindspeed_ift.data.hub import HubDataset
 from mindspeed_ift.data.indexed import column_dtype
 from mindspeed_ift.data.ledger import Entry, Ledger, Outcome
 from mindspeed_ift.data.records import Readable
-from mindspeed_ift.data.staging import ChangedFile, GrowingFile, Mark, Staging, mark_of, publish, report_write_errors
+from mindspeed_ift.data.staging import GrowingFile, Mark, Staging, mark_of, publish, report_write_errors
 from mindspeed_ift.data.workers import EncodedChunk
 
 Item = TypeVar("Item")
 
-SECONDS_BETWEEN_MARKS = 2.0
 _KINDS = ("values", "chunks")
 
 
@@ -73,27 +71,34 @@ def check_sources(sources: Sequence[Readable]) -> None:
 
 
 class ShareWriter:
-    """Takes in the chunks of one share; can go on with what a killed run has written.
+    """Takes in the chunks of one share.
 
     Args:
         prefix: Of the share.
         staging: Where its files grow.
-        find: Finds the fingerprint of this run.
-        report: Takes a line that says so if it goes on.
+        state: Go on from there; None begins anew.
+
+    Raises:
+        ChangedFile: A file is not as it was then.
     """
 
-    def __init__(
-        self, prefix: str, staging: Staging, find: Callable[[], dict[str, Any]], report: Callable[[str], None]
-    ) -> None:
+    def __init__(self, prefix: str, staging: Staging, state: Mapping[str, Any] | None = None) -> None:
         self.prefix = Path(prefix)
         self.staging = staging
-        self.done = 0
+        self.done = 0 if state is None else state["done"]
         """Chunks taken in."""
-        self.ledger = Ledger()
+        self.ledger = Ledger() if state is None else Ledger.from_state(state["ledger"])
         """Of all of them."""
-        self._find = find
-        self._saved = time.monotonic()
-        self._files = self._go_on(report) or {kind: GrowingFile(self._aside(kind)) for kind in _KINDS}
+        names = {kind: f"{self.prefix.name}.{kind}" for kind in _KINDS}
+        self._files = {
+            kind: GrowingFile(staging.folder / name, None if state is None else state["marks"][name])
+            for kind, name in names.items()
+        }
+
+    @property
+    def reached(self) -> str:
+        """How far it is, for people."""
+        return f"chunk {self.done} of this shard"
 
     def add(self, chunk: EncodedChunk) -> None:
         """Take in the next chunk of this share."""
@@ -109,27 +114,22 @@ class ShareWriter:
         self.ledger.merge(chunk.ledger)
         self.done += 1
 
-    @property
-    def is_due(self) -> bool:
-        """Whether so much has been added that another run should not have to do it again."""
-        return time.monotonic() - self._saved >= SECONDS_BETWEEN_MARKS
-
-    def save(self) -> None:
-        """Let a later run go on from here."""
+    def save(self, found: Mapping[str, Any]) -> None:
+        """Let later runs with this fingerprint go on from here."""
         with report_write_errors(self.prefix):
-            self.staging.save(self._find(), {"done": self.done, "ledger": self.ledger.state(), "marks": self._marks()})
-        self._saved = time.monotonic()
+            self.staging.save(found, {"done": self.done, "ledger": self.ledger.state(), "marks": self._marks()})
 
-    def commit(self, notices: list[str]) -> dict[str, Any]:
+    def commit(self, found: Mapping[str, Any], notices: list[str]) -> dict[str, Any]:
         """Give the files their names; ``files`` with their sizes and checksums.
 
         Args:
+            found: The fingerprint of this run.
             notices: About the input, for the run that joins the shares.
         """
         with report_write_errors(self.prefix):
             files = self._marks()
             self.close()
-            about = {"fingerprint": self._find(), "chunks": self.done, "notices": notices, "files": files}
+            about = {"fingerprint": found, "chunks": self.done, "notices": notices, "files": files}
             name = f"{self.prefix.name}.json"
             (self.staging.folder / name).write_text(json.dumps(about), encoding="utf-8")
             publish(self.staging.folder, self.prefix.parent, [*files, name])
@@ -142,27 +142,6 @@ class ShareWriter:
 
     def _marks(self) -> dict[str, Mark]:
         return {file.path.name: file.mark() for file in self._files.values()}
-
-    def _aside(self, kind: str) -> Path:
-        return self.staging.folder / f"{self.prefix.name}.{kind}"
-
-    def _go_on(self, report: Callable[[str], None]) -> dict[str, GrowingFile]:
-        """The files of a killed run of the same kind; none if there was none."""
-        if not self.staging.holds_progress:
-            return {}
-        state = self.staging.load(self._find())
-        try:
-            if state is not None:
-                marks = state["marks"]
-                files = {kind: GrowingFile(self._aside(kind), marks[self._aside(kind).name]) for kind in _KINDS}
-                self.done, self.ledger = state["done"], Ledger.from_state(state["ledger"])
-                report(f"going on after chunk {self.done} of this shard, up to which {self.staging.folder} is finished")
-                return files
-            report(f"{self.staging.folder} is of a run with other flags, input or program: beginning anew")
-        except ChangedFile as changed:
-            report(f"{changed} is not as it was left: beginning anew")
-        self.staging.clear()
-        return {}
 
 
 class Shares:

@@ -14,13 +14,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from mindspeed_ift.config.errors import RunError, UserError
 
+SECONDS_BETWEEN_MARKS = 2.0
 _BLOCK = 1 << 20
 _PROGRESS = "progress.json"
 _NOTE = "UNFINISHED.txt"
@@ -32,6 +34,18 @@ Mark = dict[str, Any]
 
 class ChangedFile(Exception):
     """A file is not as its mark says; users never see it."""
+
+
+class Growing(Protocol):
+    """What a run has made so far, with which another can go on."""
+
+    @property
+    def reached(self) -> str:
+        """How far it is, for people."""
+        ...
+
+
+Grown = TypeVar("Grown", bound=Growing)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -192,11 +206,43 @@ class Staging:
             pass  # a file system without locks
         with report_write_errors(self.folder):
             note.write_text(_NOTE_TEXT, encoding="utf-8")
+        self._saved = time.monotonic()
 
     @property
     def holds_progress(self) -> bool:
         """Whether an earlier run left something to go on from."""
         return (self.folder / _PROGRESS).is_file()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether so much time has passed since `save` that another run should not have to do all of it again."""
+        return time.monotonic() - self._saved >= SECONDS_BETWEEN_MARKS
+
+    def go_on(
+        self,
+        find: Callable[[], Mapping[str, Any]],
+        grow: Callable[[Mapping[str, Any] | None], Grown],
+        report: Callable[[str], None],
+    ) -> Grown:
+        """Go on with a run that was killed, or begin anew.
+
+        Args:
+            find: Finds the fingerprint of this run; only called if there was one.
+            grow: Opens the files, given what `save` was told, or None to begin anew; may raise `ChangedFile`.
+            report: Takes a line that says what is done with the files of an earlier run.
+        """
+        if self.holds_progress:
+            try:
+                state = self.load(find())
+                if state is not None:
+                    grown = grow(state)
+                    report(f"going on after {grown.reached}, up to which {self.folder} is finished")
+                    return grown
+                report(f"{self.folder} is of a run with other flags, input or program: beginning anew")
+            except ChangedFile as changed:
+                report(f"{changed} is not as it was left: beginning anew")
+        self.clear()
+        return grow(None)
 
     def load(self, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
         """What `save` was last told, if the run had the same fingerprint; None if there was none or it was another."""
@@ -212,6 +258,7 @@ class Staging:
         """Note how far the run is: ``state`` is what another one with this fingerprint needs to go on."""
         with report_write_errors(self.folder):
             write_text(self.folder / _PROGRESS, json.dumps({"fingerprint": fingerprint, "state": state}))
+        self._saved = time.monotonic()
 
     def clear(self) -> None:
         """Remove the files of an earlier run."""

@@ -22,9 +22,9 @@ from tests.training_runs import ROOT
 HELD = """
 import sys, time
 from mindspeed_ift.cli.preprocess import main
-from mindspeed_ift.data import intake, shards
+from mindspeed_ift.data import intake, shards, staging
 
-intake.SECONDS_BETWEEN_MARKS = shards.SECONDS_BETWEEN_MARKS = 0
+staging.SECONDS_BETWEEN_MARKS = 0
 for owner in (intake.Intake, shards.ShareWriter):
     def add(self, chunk, add=owner.add, count=[0]):
         count[0] += 1

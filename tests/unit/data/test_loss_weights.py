@@ -12,7 +12,7 @@ import pytest
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import RunError
 from mindspeed_ift.config.merge import MergeConfig
-from mindspeed_ift.data import intake, workers
+from mindspeed_ift.data import intake, staging, workers
 from mindspeed_ift.data.dataset import InstructionDataset
 from mindspeed_ift.data.indexed import column_path
 from mindspeed_ift.data.merging import merge
@@ -90,7 +90,7 @@ def test_weights_of_a_run_that_goes_on(
     config: PreprocessConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "CHUNK", 3)
-    monkeypatch.setattr(intake, "SECONDS_BETWEEN_MARKS", 0.0)
+    monkeypatch.setattr(staging, "SECONDS_BETWEEN_MARKS", 0.0)
     write(tmp_path / "in.jsonl", weighed_records(20))
     run(config)
     expected = contents(config)

@@ -19,7 +19,7 @@ import pytest
 
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import RunError, UserError
-from mindspeed_ift.data import indexed, intake, workers
+from mindspeed_ift.data import indexed, intake, staging, workers
 from mindspeed_ift.data.dataset import InstructionDataset
 from mindspeed_ift.data.indexed import read_manifest
 from mindspeed_ift.data.intake import InputMarks, Intake
@@ -39,7 +39,7 @@ RECORDS = [
 def config(tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> PreprocessConfig:
     """Chunks of four records, a mark after each."""
     monkeypatch.setattr(workers, "CHUNK", 4)
-    monkeypatch.setattr(intake, "SECONDS_BETWEEN_MARKS", 0)
+    monkeypatch.setattr(staging, "SECONDS_BETWEEN_MARKS", 0)
     monkeypatch.setattr(InputMarks, "known", True)
     file = tmp_path / "in.jsonl"
     file.write_text("".join(json.dumps(record) + "\n" for record in RECORDS), encoding="utf-8")
@@ -140,7 +140,7 @@ def test_killed_while_the_files_get_their_names(
     run(config)
     old = digests(config)
     config = replace(config, train_on_prompt=True)
-    monkeypatch.setattr(intake, "SECONDS_BETWEEN_MARKS", 1000)  # so that the only other replacement is the last mark
+    monkeypatch.setattr(staging, "SECONDS_BETWEEN_MARKS", 1000)  # so that the only other replacement is the last mark
     kill_at(config, os, "replace", call + 1)
     if looks_whole(config):
         dataset = InstructionDataset(config.output_prefix)

@@ -12,7 +12,7 @@ import pytest
 
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.data import shards, workers
+from mindspeed_ift.data import staging, workers
 from mindspeed_ift.data.intake import InputMarks, Intake
 from mindspeed_ift.data.preprocess import Summary, preprocess
 from mindspeed_ift.data.shards import Share, ShareWriter
@@ -148,7 +148,7 @@ def test_damage_is_noticed(config: PreprocessConfig, kind: str) -> None:
 def test_a_shard_goes_on_where_it_stopped(
     config: PreprocessConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: bool
 ) -> None:
-    monkeypatch.setattr(shards, "SECONDS_BETWEEN_MARKS", 0)
+    monkeypatch.setattr(staging, "SECONDS_BETWEEN_MARKS", 0)
     add, calls = ShareWriter.add, []
 
     def fails(writer: ShareWriter, chunk: workers.EncodedChunk) -> None:
@@ -178,7 +178,7 @@ def test_joining_goes_on_where_it_stopped(
     config: PreprocessConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode(config, 0, 1, 2)
-    monkeypatch.setattr("mindspeed_ift.data.intake.SECONDS_BETWEEN_MARKS", 0)
+    monkeypatch.setattr("mindspeed_ift.data.staging.SECONDS_BETWEEN_MARKS", 0)
     monkeypatch.setattr(InputMarks, "known", True)
     add, calls = Intake.add, []
 
