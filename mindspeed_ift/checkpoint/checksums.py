@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,6 +39,15 @@ def described(path: Path, checksum: str | None = None) -> dict[str, Any]:
         checksum: of it, if known.
     """
     return {"bytes": path.stat().st_size, _NAME: checksum or _checksum(path, _NAME)}
+
+
+def wrong_size(path: Path, facts: Mapping[str, Any]) -> str | None:
+    """What is wrong with a file without reading it: it is missing, or of another size than a manifest says; None: neither."""
+    if not path.is_file():
+        return f"{path} is missing"
+    if path.stat().st_size != facts["bytes"]:
+        return f"{path} has {path.stat().st_size:,} bytes, not the {facts['bytes']:,} that were written"
+    return None
 
 
 def is_as_described(path: Path, facts: dict[str, Any]) -> bool:

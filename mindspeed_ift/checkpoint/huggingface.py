@@ -132,6 +132,19 @@ class Folder:
         """Each is read for itself."""
         return name
 
+    def opened(self, name: str, read: Callable[[Any], T]) -> T:
+        """What is read of a file that the library has opened, and so found whole.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        try:
+            with safe_open(str(self.path / name), framework="pt") as file:
+                return read(file)
+        except (SafetensorError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self.path / name} cannot be read ({reason}); copy it again") from None
+
     def refuse_others(self, shapes: Mapping[str, tuple[int, ...]], tied: bool) -> None:
         """Do nothing if the names are those of ``shapes``; of a tied model a head that is the embedding may be there.
 
@@ -171,12 +184,12 @@ class Folder:
             raise UserError(
                 f"{self.path} holds no {_SINGLE} and no {_INDEX}; give a Hugging Face folder in safetensors"
             )
-        return dict.fromkeys(self._opened(_SINGLE, lambda file: list(file.keys())), _SINGLE)
+        return dict.fromkeys(self.opened(_SINGLE, lambda file: list(file.keys())), _SINGLE)
 
     def _header(self, file: str) -> dict[str, _Entry]:
         """Where the tensors of a file lie; the library has found it to be whole."""
         if file not in self._headers:
-            self._opened(file, lambda content: None)
+            self.opened(file, lambda content: None)
             with open(self.path / file, "rb") as opened:
                 start = 8 + int.from_bytes(opened.read(8), "little")
                 header = json.loads(opened.read(start - 8))
@@ -190,14 +203,6 @@ class Folder:
                 if name != "__metadata__"
             }
         return self._headers[file]
-
-    def _opened(self, name: str, read: Callable[[Any], T]) -> T:
-        try:
-            with safe_open(str(self.path / name), framework="pt") as file:
-                return read(file)
-        except (SafetensorError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{self.path / name} cannot be read ({reason}); copy it again") from None
 
 
 class Lazy(NamedTuple):

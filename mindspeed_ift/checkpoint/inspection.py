@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError, safe_open
 
 from mindspeed_ift.checkpoint import index, megatron
 from mindspeed_ift.checkpoint.huggingface import DTYPES, Folder, read_training
@@ -108,17 +107,15 @@ def wrong_tensors(weights: Weights) -> list[str]:
 
 
 def _of_safetensors(folder: Path) -> Iterator[Tensor]:
-    for name in Folder(folder).files:
-        try:
-            with safe_open(str(folder / name), framework="pt") as file:
-                for key in file.keys():
-                    part = file.get_slice(key)
-                    kind = part.get_dtype()
-                    dtype = str(DTYPES.get(kind, kind)).removeprefix("torch.")
-                    yield Tensor(key, tuple(part.get_shape()), dtype, name)
-        except (SafetensorError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{folder / name} cannot be read ({reason}); copy it again") from None
+    weights = Folder(folder)
+    for name in weights.files:
+        yield from weights.opened(name, partial(_tensors_of_file, name))
+
+
+def _tensors_of_file(name: str, file: Any) -> list[Tensor]:
+    parts = {key: file.get_slice(key) for key in file.keys()}
+    kinds = {key: str(DTYPES.get(part.get_dtype(), part.get_dtype())) for key, part in parts.items()}
+    return [Tensor(key, tuple(parts[key].get_shape()), kinds[key].removeprefix("torch."), name) for key in parts]
 
 
 def _of_index(folder: Path) -> Iterator[Tensor]:

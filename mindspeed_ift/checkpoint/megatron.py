@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from mindspeed_ift.checkpoint.checksums import described, is_as_described
+from mindspeed_ift.checkpoint.checksums import described, is_as_described, wrong_size
 from mindspeed_ift.checkpoint.loading import load_without_code
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.errors import RunError, UserError
@@ -226,11 +226,8 @@ def damage(folder: Path) -> str | None:
     except UserError as error:
         return str(error).partition(";")[0]
     for relative, facts in (manifest or {}).get("files", {}).items():
-        path = Path(folder) / relative
-        if not path.is_file():
-            return f"{path} is missing"
-        if path.stat().st_size != facts["bytes"]:
-            return f"{path} has {path.stat().st_size:,} bytes, not the {facts['bytes']:,} that were written"
+        if (problem := wrong_size(Path(folder) / relative, facts)) is not None:
+            return problem
     return None
 
 

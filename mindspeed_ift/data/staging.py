@@ -48,11 +48,18 @@ class Growing(Protocol):
 Grown = TypeVar("Grown", bound=Growing)
 
 
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where a file is to be written that appears at ``path`` whole or not at all."""
+    aside = path.with_name(f".{path.name}.partial")
+    yield aside
+    os.replace(aside, path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file that appears whole or not at all, for what is written at once."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    with whole(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
+from mindspeed_ift.data.staging import whole, write_text
 from mindspeed_ift.devices.device import Device
 from mindspeed_ift.training.step import StepReport
 from mindspeed_ift.training.trackers import Trackers
@@ -166,9 +166,8 @@ def draw(folder: Path) -> None:
     axes.grid(alpha=0.3)
     if axes.get_lines():
         axes.legend()
-    staging = folder / ".loss.png.partial"
-    figure.savefig(staging, format="png", dpi=120)
-    os.replace(staging, folder / "loss.png")
+    with whole(folder / "loss.png") as aside:
+        figure.savefig(aside, format="png", dpi=120)
 
 
 def _drop_from(path: Path, first: int) -> None:
@@ -179,9 +178,7 @@ def _drop_from(path: Path, first: int) -> None:
     kept = [
         line for line in lines if line.startswith("{") and line.endswith("}") and json.loads(line)["iteration"] <= first
     ]
-    staging = path.with_name(f".{path.name}.partial")
-    staging.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    os.replace(staging, path)
+    write_text(path, "".join(f"{line}\n" for line in kept))
 
 
 def _scale(report: StepReport) -> str:

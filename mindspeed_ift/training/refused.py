@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.micro_batches import MicroBatches
+from mindspeed_ift.data.staging import whole
 from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -34,11 +34,9 @@ def write_refused(
     """
     tokenizer = _tokenizer(token_facts, training.dataset.manifest or {})
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.partial")
-    with open(staging, "w", encoding="utf-8") as file:
+    with whole(path) as aside, open(aside, "w", encoding="utf-8") as file:
         for record in _records(training, consumed, micro_batches, tokenizer):
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    os.replace(staging, path)
 
 
 def _records(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mindspeed_ift.checkpoint import megatron
+from mindspeed_ift.checkpoint.checksums import wrong_size
 from mindspeed_ift.checkpoint.inspection import Weights, open_weights, wrong_tensors
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.verify.report import Check, Report
@@ -45,13 +46,8 @@ def _check_files(weights: Weights, check: Check) -> None:
     total = sum(facts["bytes"] for facts in weights.files.values())
     check.examined = f"{len(weights.files)} files, {total:,} bytes"
     for relative, facts in weights.files.items():
-        path = weights.folder / relative
-        if not path.is_file():
-            check.problems.append(f"{path} is missing")
-        elif path.stat().st_size != facts["bytes"]:
-            check.problems.append(f"{path} has {path.stat().st_size:,} bytes, not the {facts['bytes']:,} of then")
-        elif (changed := megatron.changed(weights.folder, [relative])) is not None:
-            check.problems.append(changed)
+        problem = wrong_size(weights.folder / relative, facts) or megatron.changed(weights.folder, [relative])
+        check.problems += [problem] if problem is not None else []
 
 
 def _check_tensors(weights: Weights, check: Check) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mindspeed_ift.checkpoint.checksums import wrong_size
 from mindspeed_ift.checkpoint.inspection import open_weights, wrong_tensors
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.indexed import IndexedColumn, read_manifest
@@ -47,11 +48,5 @@ def checkpoint_sizes(folder: Path) -> tuple[str, list[str]]:
 
 
 def _wrong_sizes(folder: Path, files: Mapping[str, Any]) -> list[str]:
-    problems = []
-    for name, noted in files.items():
-        path = folder / name
-        if not path.is_file():
-            problems.append(f"{path} is missing")
-        elif path.stat().st_size != noted["bytes"]:
-            problems.append(f"{path} has {path.stat().st_size:,} bytes, not the {noted['bytes']:,} of then")
-    return problems
+    found = (wrong_size(folder / name, noted) for name, noted in files.items())
+    return [problem for problem in found if problem is not None]
