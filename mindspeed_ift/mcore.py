@@ -22,7 +22,10 @@ SUPPORTED_VERSIONS = ("0.16.", "0.19.")
 
 _version = importlib.metadata.version("megatron-core")
 if not _version.startswith(SUPPORTED_VERSIONS):
-    raise RunError(f"megatron-core {_version} is installed, 0.16.1 is needed: pip install megatron-core==0.16.1")
+    raise RunError(
+        f"megatron-core {_version} is installed, which was not run; 0.16.1 and 0.19.2 were, every test on 0.16.1: "
+        "pip install megatron-core==0.16.1"
+    )
 
 _device.prepare(_device.current())
 
@@ -30,36 +33,45 @@ _device.prepare(_device.current())
 logging.getLogger("megatron.core").setLevel(logging.ERROR)
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from megatron.core import parallel_state, tensor_parallel
+    from megatron.core import parallel_state
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
     from megatron.core.distributed import (
         DistributedDataParallel,
         DistributedDataParallelConfig,
         finalize_model_grads,
     )
-    from megatron.core.models.gpt import GPTModel
-    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+    from megatron.core.optimizer import get_megatron_optimizer
     from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
     from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
     from megatron.core.optimizer.grad_scaler import DynamicGradScaler
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
     from megatron.core.pipeline_parallel import get_forward_backward_func
-    from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
     from megatron.core.pipeline_parallel.schedules import get_schedule_table
-    from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
-    from megatron.core.transformer import TransformerConfig
     from megatron.core.transformer.attention import SelfAttention
-    from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
+    from megatron.core.transformer.mlp import MLP, apply_swiglu_sharded_factory
     from megatron.core.transformer.moe import moe_utils
-    from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+    from megatron.core.transformer.moe.moe_layer import MoELayer
     from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
     from megatron.core.transformer.moe.router import TopKRouter
-    from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
-    from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+
+    from mindspeed_ift.mcore_versions import (
+        TAKES_COMMUNICATOR,
+        GPTModel,
+        MoEAlltoAllTokenDispatcher,
+        MoESubmodules,
+        OptimizerConfig,
+        P2PCommunicator,
+        ProcessGroupCollection,
+        TransformerConfig,
+        get_gpt_layer_local_spec,
+        make_sharded_tensors_for_checkpoint,
+        part,
+        tensor_parallel,
+        unable,
+    )
 
 if not hasattr(moe_utils, "te_general_gemm"):
     moe_utils.te_general_gemm = (
@@ -82,6 +94,7 @@ __all__ = [
     "DistributedDataParallelConfig",
     "DynamicGradScaler",
     "GPTModel",
+    "MLP",
     "MoEAlltoAllTokenDispatcher",
     "MoEAuxLossAutoScaler",
     "MoELayer",
@@ -96,6 +109,7 @@ __all__ = [
     "RowParallelLinear",
     "ShardedTensor",
     "ShardedTensorFactory",
+    "TAKES_COMMUNICATOR",
     "SelfAttention",
     "TopKRouter",
     "TransformerBlockSubmodules",
@@ -109,8 +123,10 @@ __all__ = [
     "get_schedule_table",
     "make_sharded_tensors_for_checkpoint",
     "parallel_state",
+    "part",
     "random_streams",
     "seed_random_streams",
     "submodules",
     "tensor_parallel",
+    "unable",
 ]

@@ -15,6 +15,7 @@ from mindspeed_ift.mcore import (
     TransformerBlockSubmodules,
     TransformerConfig,
     get_gpt_layer_local_spec,
+    part,
     submodules,
 )
 from mindspeed_ift.model.attention import BoundaryAttention, RotaryAttention
@@ -78,7 +79,7 @@ def _layer_spec(qk_layernorm: bool, experts: bool, lora: LoraFlags | None) -> Mo
     parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
     parts.self_attention.module = RotaryAttention
     attention = parts.self_attention.submodules
-    attention.core_attention = BoundaryAttention
+    attention.core_attention = part(BoundaryAttention)
     if qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
     if experts:

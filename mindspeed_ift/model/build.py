@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from mindspeed_ift.config.architecture import Architecture
+from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.lora import LoraFlags
 from mindspeed_ift.devices.device import current
-from mindspeed_ift.mcore import NO_GRAPHS, GPTModel, TransformerConfig
+from mindspeed_ift.mcore import NO_GRAPHS, GPTModel, TransformerConfig, unable
 from mindspeed_ift.model import head
 from mindspeed_ift.model.backend import block_spec
 from mindspeed_ift.model.dispatch import dispatch_by_kernels
@@ -134,7 +135,15 @@ class Qwen3Model(GPTModel):
 
 
 def build_stages(architecture: Architecture, options: ModelOptions, groups: Groups) -> list[Qwen3Model]:
-    """Build this rank's stages on the current device; with adapters, all else frozen."""
+    """Build this rank's stages on the current device; with adapters, all else frozen.
+
+    Raises:
+        UserError: the installed Megatron-core cannot do this.
+    """
+    stage_sizes = list(map(len, groups.layout.stage_layers(architecture.num_layers)))
+    refusal = unable(balance=bool(architecture.num_experts and options.aux_loss_coeff), stage_sizes=stage_sizes)
+    if refusal is not None:
+        raise UserError(refusal)
     config = transformer_config(architecture, options, groups)
     stages = [Qwen3Model(config, architecture, options, groups, chunk) for chunk in range(groups.chunks)]
     for model in stages:

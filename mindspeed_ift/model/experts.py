@@ -21,6 +21,7 @@ from mindspeed_ift.mcore import (
     ShardedTensor,
     TopKRouter,
     TransformerConfig,
+    part,
     tensor_parallel,
 )
 
@@ -29,9 +30,7 @@ from mindspeed_ift.mcore import (
 
 def experts_spec() -> ModuleSpec:
     """What stands in the place of the feed-forward block in a layer with experts."""
-    return ModuleSpec(
-        module=MoELayer, submodules=MoESubmodules(experts=ModuleSpec(module=GroupedExperts), router=BalancedRouter)
-    )
+    return ModuleSpec(module=MoELayer, submodules=MoESubmodules(experts=part(GroupedExperts), router=BalancedRouter))
 
 
 class BalancedRouter(TopKRouter):

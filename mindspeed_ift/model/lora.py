@@ -24,6 +24,7 @@ from mindspeed_ift.mcore import (
     ShardedTensor,
     apply_swiglu_sharded_factory,
     make_sharded_tensors_for_checkpoint,
+    part,
     random_streams,
     submodules,
     tensor_parallel,
@@ -208,7 +209,7 @@ def add_adapters(layer: ModuleSpec, lora: LoraFlags) -> None:
         if name not in lora.lora_target_modules:
             continue
         if experts and owner is mlp:
-            mlp.experts = ModuleSpec(module=LoraGroupedExperts, params={"lora": lora})
+            mlp.experts = part(LoraGroupedExperts, lora=lora)
         else:
             gated = {"gated": True} if name == "linear_fc1" else {}
             setattr(owner, name, ModuleSpec(module=kind, params={"lora": lora, **gated}))

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mindspeed_ift.mcore import P2PCommunicator, TransformerConfig, get_schedule_table
+from mindspeed_ift.mcore import TAKES_COMMUNICATOR, P2PCommunicator, TransformerConfig, get_schedule_table
 from mindspeed_ift.parallel.groups import Groups
 
 Shape = tuple[int, int, int]
@@ -61,7 +61,7 @@ def communication(config: TransformerConfig, groups: Groups, sizes: Sequence[tup
         groups: whom this rank talks to.
         sizes: (rows, positions that this context parallel rank holds) of each micro-batch.
     """
-    if groups.layout.pipeline == 1 or not config.variable_seq_lengths:
+    if groups.layout.pipeline == 1 or not config.variable_seq_lengths or not TAKES_COMMUNICATOR:
         return {}
     split = groups.layout.tensor if groups.layout.sequence_parallel else 1
     shapes = [(positions // split, rows, config.hidden_size) for rows, positions in sizes]

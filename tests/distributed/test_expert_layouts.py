@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from mindspeed_ift.checkpoint.convert import convert
 from mindspeed_ift.checkpoint.source import Checkpoint
 from mindspeed_ift.config.convert import ConvertConfig
+from mindspeed_ift.mcore import unable
 from tests.distributed.worlds import run
 from tests.tolerances import LAYOUT_LOSS, LORA_STEPS_WEIGHTS, TWENTY_STEPS_WEIGHTS
 from tests.training_runs import MODES, losses, make_datasets, make_hugging_face_model, records
@@ -18,6 +19,9 @@ from tests.training_runs import MODES, losses, make_datasets, make_hugging_face_
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 STEPS = 4
+BALANCED = unable(balance=True, stage_sizes=[1]) is None
+"""Of this Megatron-core; what it does not balance is compared without."""
+COMPARED = ("loss", "gradient_norm", *(["load_balancing_loss"] if BALANCED else []))
 EP, TP, PP, CP = (f"--{name}-parallel-size 2" for name in ("expert-model", "tensor-model", "pipeline-model", "context"))
 SP, ETP1, SHARDED = "--sequence-parallel", "--expert-tensor-parallel-size 1", "--use-distributed-optimizer"
 RECOMPUTE = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
@@ -73,7 +77,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def line(mode: str, name: str, flags: str, *more: str) -> list[str]:
         load = [] if "--load" in more or FRESH in flags else ["--load", str(weights), "--enable-hf2mg-convert"]
         words = ["--data-path", str(data[mode]), *MODES[mode], "--train-iters", str(STEPS), "--lr", "1e-3"]
-        words += ["--micro-batch-size", "2", "--global-batch-size", "8", "--moe-aux-loss-coeff", "0.1"]
+        words += ["--micro-batch-size", "2", "--global-batch-size", "8"]
+        words += ["--moe-aux-loss-coeff", "0.1" if BALANCED else "0"]
         return [*words, "--save", str(folder / mode / name), "--save-interval", "2", *flags.split(), *load, *more]
 
     def fresh(size: int) -> list[str]:
@@ -107,9 +112,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_losses_gradient_norms_and_balance_are_those_of_one_rank(runs: Path, mode: str, name: str) -> None:
     one, other = records(runs / mode / "one"), records(runs / mode / name)
     assert len(one) == len(other) == STEPS and one[-1]["loss"] < one[0]["loss"]
-    for key in ("loss", "gradient_norm", "load_balancing_loss"):
+    for key in COMPARED:
         assert [record[key] for record in other] == pytest.approx([record[key] for record in one], **LAYOUT_LOSS)
-    assert all(record["load_balancing_loss"] > 1.0 for record in one)
+    assert all(record["load_balancing_loss"] > 1.0 for record in one if BALANCED)
 
 
 @pytest.mark.parametrize("name", [name for _, name in ADAPTER_LAYOUTS])
@@ -117,7 +122,7 @@ def test_adapters_of_experts_are_those_of_one_rank(runs: Path, name: str, tmp_pa
     """While they train, and merged."""
     one, other = (records(runs / "dynamic" / kind) for kind in ("lora one", name))
     assert one[-1]["loss"] < one[0]["loss"]
-    for key in ("loss", "gradient_norm", "load_balancing_loss"):
+    for key in COMPARED:
         assert [record[key] for record in other] == pytest.approx([record[key] for record in one], **LAYOUT_LOSS)
     folders = []
     for kind in ("lora one", name):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import mindspeed_ift.cli.tune
-from mindspeed_ift.mcore import P2PCommunicator
+from mindspeed_ift.mcore import TAKES_COMMUNICATOR, P2PCommunicator
 
 
 def run_line(words: list[str]) -> None:
     """Tune."""
-    P2PCommunicator._communicate_shapes = _asks_for_shapes  # of no run: all ranks know the lengths of all rows
+    if TAKES_COMMUNICATOR:
+        P2PCommunicator._communicate_shapes = _asks_for_shapes  # of no run: all ranks know the lengths of all rows
     mindspeed_ift.cli.tune.main(words)
 
 

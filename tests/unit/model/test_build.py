@@ -9,7 +9,7 @@ import torch
 
 from mindspeed_ift.checkpoint.names import stage_entries
 from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.mcore import tensor_parallel
+from mindspeed_ift.mcore import seed_random_streams
 from mindspeed_ift.model.attention import BoundaryAttention
 from mindspeed_ift.model.backend import RMSNorm
 from mindspeed_ift.model.build import ModelOptions, build_model, transformer_config
@@ -67,7 +67,7 @@ def test_every_weight_has_the_dtype(groups: Groups, dtype: torch.dtype) -> None:
 
 def test_fresh_weights_are_drawn_from_the_seed(groups: Groups) -> None:
     def drawn(seed: int) -> torch.Tensor:
-        tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)  # as `groups.start` does
+        seed_random_streams(seed)  # as `groups.start` does
         return tiny_model(groups).embedding.word_embeddings.weight.detach().clone()
 
     first = drawn(1)
