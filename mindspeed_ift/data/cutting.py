@@ -6,8 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
-import numpy as np
-
 from mindspeed_ift.data.conversation import Conversation, Role
 from mindspeed_ift.data.templates import Rules
 
@@ -96,8 +94,3 @@ def split_at_questions(
         parts.append(part(first, least))
         first = least
     return parts
-
-
-def fit_text(ids: np.ndarray, split: bool, room: int) -> list[np.ndarray]:
-    """Pieces of plain text: int32 of at most ``room`` tokens, all of them or the first one only."""
-    return [ids[start : start + room] for start in range(0, len(ids) if split else 1, room)]

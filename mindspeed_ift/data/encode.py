@@ -75,6 +75,26 @@ class Encoded:
         """All of the conversation, in order."""
         return self.sample, *self.rest
 
+    @property
+    def documents(self) -> int:
+        """How many samples."""
+        return 1 + len(self.rest)
+
+    @property
+    def columns(self) -> dict[str, list[np.ndarray]]:
+        """`SAMPLE_COLUMNS` -> the documents of each, int32 ``[n]``."""
+        return {"input_ids": [one.input_ids for one in self.samples], "labels": [one.labels for one in self.samples]}
+
+    @property
+    def tokens(self) -> int:
+        """Of all samples."""
+        return sum(map(len, self.samples))
+
+    @property
+    def learnt_tokens(self) -> int:
+        """Of all samples."""
+        return sum(sample.learnt_tokens for sample in self.samples)
+
 
 @dataclass(frozen=True)
 class Written:
@@ -99,6 +119,8 @@ class TemplateMismatch(StopRun):
 
 _AT_ONCE = 100
 
+SAMPLE_COLUMNS = ("input_ids", "labels")
+
 CUT_NOTE = "longer than the length asked for"
 SPLIT_NOTE = "longer than the length asked for, split into several samples"
 NOTHING_LEARNT_NOTE = "no token is learnt"
@@ -106,17 +128,19 @@ SPECIAL_NOTE = "special tokens in its text, read as such (see --escape-special-t
 ESCAPED_NOTE = "special tokens in its text, read as plain text"
 
 
-def refuse_overlong(options: EncodeOptions, length: int, whole: int) -> None:
-    """Do nothing if what is too long may be cut or split.
+def check_room(options: EncodeOptions, length: int, whole: int) -> None:
+    """Do nothing if what has to fit into ``room`` does, or may be cut or split.
 
     Args:
         options: Say what becomes of it.
-        length: Tokens of what is too long.
+        length: Tokens of what has to fit.
         whole: Tokens of all of the record.
 
     Raises:
         DropRecord: It is left out, or stops the run.
     """
+    if options.room is None or length <= options.room:
+        return
     if options.overlong == "drop":
         raise LeaveOut(f"more than {options.room} tokens (--overlong drop)", whole)
     if options.overlong == "error":
@@ -124,6 +148,16 @@ def refuse_overlong(options: EncodeOptions, length: int, whole: int) -> None:
             f"{length} tokens, more than the {options.room} that fit; give a larger --seq-length (or --cutoff-len), or"
             " --overlong truncate, drop or split"
         )
+
+
+def check_limit(options: EncodeOptions, length: int, whole: int) -> None:
+    """Do nothing if a sample is shorter than ``limit``; arguments as of `check_room`.
+
+    Raises:
+        LeaveOut: It is not.
+    """
+    if options.limit is not None and length >= options.limit:
+        raise LeaveOut(f"{options.limit} tokens or more (--seq-length)", whole)
 
 
 class Encoder:
@@ -241,9 +275,9 @@ class Encoder:
             if isinstance(written, DropRecord):
                 raise written
             room, length = self.options.room, self._length(written)
+            check_room(self.options, length, length)
             if room is None or length <= room or self.options.overlong == "truncate":
                 return self._assemble(written, conversation)
-            refuse_overlong(self.options, length, length)
             return self._split(conversation, written, room)
         except DropRecord as reason:
             return reason
@@ -294,10 +328,9 @@ class Encoder:
             labels += target if number == last or not options.mask_history else [IGNORED_LABEL] * len(target)
         ids += self._closing
         labels += self._closing
-        if options.limit is not None and len(ids) >= options.limit:
-            if not options.cut_to_limit:
-                raise LeaveOut(f"{options.limit} tokens or more (--seq-length)", whole)
+        if options.limit is not None and options.cut_to_limit:
             ids, labels = ids[: options.limit - 1], labels[: options.limit - 1]
+        check_limit(options, len(ids), whole)
         cut_tokens = whole - len(ids)
         sample = Sample(np.array(ids, np.int32), np.array(labels, np.int32))
         if self.learning.asks(conversation):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from mindspeed_ift.data.conversation import DropRecord, LeaveOut, PreferencePair
 from mindspeed_ift.data.cutting import SPLIT, Pair, cut_turns
-from mindspeed_ift.data.encode import CUT_NOTE, Encoder, Written, refuse_overlong
+from mindspeed_ift.data.encode import CUT_NOTE, Encoder, Written, check_limit, check_room
 from mindspeed_ift.data.sample import IGNORED_LABEL, Sample
 from mindspeed_ift.data.templates import Rules
 
@@ -31,6 +32,7 @@ class EncodedPair:
     rejected: Sample
     notes: tuple[str, ...] = ()
     cut_tokens: int = 0
+    documents: ClassVar[int] = 1
 
     @property
     def tokens(self) -> int:
@@ -42,10 +44,11 @@ class EncodedPair:
         """Of both."""
         return self.chosen.learnt_tokens + self.rejected.learnt_tokens
 
-    def columns(self) -> dict[str, np.ndarray]:
-        """By `PAIR_COLUMNS`, int32 ``[n]`` each."""
+    @property
+    def columns(self) -> dict[str, list[np.ndarray]]:
+        """`PAIR_COLUMNS` -> the one document of each, int32 ``[n]``."""
         found = (self.chosen.input_ids, self.chosen.labels, self.rejected.input_ids, self.rejected.labels)
-        return dict(zip(PAIR_COLUMNS, found))
+        return {name: [values] for name, values in zip(PAIR_COLUMNS, found)}
 
 
 def encode_pairs(encoder: Encoder, pairs: Sequence[PreferencePair]) -> list[EncodedPair | DropRecord]:
@@ -83,8 +86,7 @@ def _assemble(encoder: Encoder, better: Written, worse: Written) -> EncodedPair:
     else:
         prompt, answers = _cut_together(encoder, prompt, [one.turns[-1][1] + closing for one in (better, worse)], whole)
     samples = [_sample(encoder, prompt, answer) for answer in answers]
-    if options.limit is not None and max(map(len, samples)) >= options.limit:
-        raise LeaveOut(f"{options.limit} tokens or more (--seq-length)", whole)
+    check_limit(options, max(map(len, samples)), whole)
     cut_tokens = whole - sum(map(len, samples))
     notes = (*((CUT_NOTE,) if cut_tokens else ()), *better.notes, *worse.notes)
     return EncodedPair(*samples, tuple(dict.fromkeys(notes)), cut_tokens)
@@ -102,8 +104,7 @@ def _cut_together(
     options = encoder.options
     lengths = (len(prompt), max(map(len, answers)))
     room, length = options.cutoff if options.room is None else options.room, sum(lengths)
-    if options.room is not None and length > options.room and options.overlong != "truncate":
-        refuse_overlong(options, length, whole)
+    check_room(options, length, whole)
     if room is not None and length > room:
         lengths = SPLIT[encoder.template.rules](*lengths, room)
     return prompt[: lengths[0]], [answer[: lengths[1]] for answer in answers]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from mindspeed_ift.data.conversation import DropRecord, LeaveOut, RolloutPrompt
-from mindspeed_ift.data.encode import CUT_NOTE, Encoder, Written, refuse_overlong
+from mindspeed_ift.data.conversation import DropRecord, RolloutPrompt
+from mindspeed_ift.data.encode import CUT_NOTE, Encoder, Written, check_limit, check_room
 
 
 @dataclass(frozen=True)
@@ -16,24 +17,21 @@ class EncodedRollout:
     """A prompt of which nothing is learnt, and what is kept beside it.
 
     Attributes:
-        values: int32 ``[n]`` by column, ``input_ids`` first; the columns have lengths of their own.
+        columns: Column -> its one document, int32 ``[n]``, ``input_ids`` first; each has a length of its own.
         notes: Rows of the ledger: what was cut or left out.
         cut_tokens: How many tokens of the prompt were cut.
     """
 
-    values: dict[str, np.ndarray]
+    columns: dict[str, list[np.ndarray]]
     notes: tuple[str, ...] = ()
     cut_tokens: int = 0
-    learnt_tokens: int = 0
+    documents: ClassVar[int] = 1
+    learnt_tokens: ClassVar[int] = 0
 
     @property
     def tokens(self) -> int:
         """Of the prompt."""
-        return len(self.values["input_ids"])
-
-    def columns(self) -> dict[str, np.ndarray]:
-        """By name."""
-        return self.values
+        return len(self.columns["input_ids"][0])
 
 
 def encode_rollouts(
@@ -63,16 +61,14 @@ def _assemble(
     options = encoder.options
     whole = len(_up_to_answer(written.turns))
     length = whole + len(written.turns[-1][1])
-    if options.room is not None and length > options.room and options.overlong != "truncate":
-        refuse_overlong(options, length, whole)
+    check_room(options, length, whole)
     ids = _up_to_answer(encoder.cut(written.turns))
     texts = encoder.tokenizer.encode_batch(list(prompt.texts))
-    if options.limit is not None and max(map(len, (ids, *texts))) >= options.limit:
-        raise LeaveOut(f"{options.limit} tokens or more (--seq-length)", whole)
+    check_limit(options, max(map(len, (ids, *texts))), whole)
     values = {"input_ids": ids, **dict(zip(kept, texts))}
     cut_tokens = whole - len(ids)
     return EncodedRollout(
-        {name: np.array(value, np.int32) for name, value in values.items()},
+        {name: [np.array(value, np.int32)] for name, value in values.items()},
         (*((CUT_NOTE,) if cut_tokens else ()), *written.notes),
         cut_tokens,
     )

@@ -1,7 +1,7 @@
 """A handler's name and the first records in, the format that reads all of them out.
 
-A record is a dictionary, as the file has it. A format's ``convert`` (``texts`` of plain text) raises `DropRecord` with
-the reason for a record that is no sample.
+A record is a dictionary, as the file has it. A format's ``convert`` raises `DropRecord` with the reason for a record
+that is no sample.
 """
 
 from __future__ import annotations

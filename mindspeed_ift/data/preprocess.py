@@ -20,7 +20,7 @@ import mindspeed_ift
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import RunError, UserError
 from mindspeed_ift.data.certify import certify_first
-from mindspeed_ift.data.encode import Encoder
+from mindspeed_ift.data.encode import SAMPLE_COLUMNS, Encoder
 from mindspeed_ift.data.encode_pairs import PAIR_COLUMNS
 from mindspeed_ift.data.formats import (
     PEEKED,
@@ -52,7 +52,6 @@ from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
 from mindspeed_ift.data.workers import Job, WorkerPool
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
-SAMPLE_COLUMNS = ("input_ids", "labels")
 
 
 @dataclass(frozen=True)

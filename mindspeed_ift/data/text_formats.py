@@ -31,7 +31,7 @@ class TextFormat:
         """Columns that are read."""
         return set(self.json_keys)
 
-    def texts(self, record: Record) -> list[str]:
+    def convert(self, record: Record) -> list[str]:
         """The text of each column."""
         texts = self._texts(record)
         for text in texts:

@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 
 from mindspeed_ift.config.errors import RunError, UserError
-from mindspeed_ift.data.conversation import Conversation, DropRecord, LeaveOut, PreferencePair, RolloutPrompt
-from mindspeed_ift.data.cutting import fit_text
-from mindspeed_ift.data.encode import CUT_NOTE, SPLIT_NOTE, EncodeOptions, Encoder, StopRun, refuse_overlong
+from mindspeed_ift.data.conversation import Conversation, DropRecord, PreferencePair, RolloutPrompt
+from mindspeed_ift.data.encode import SAMPLE_COLUMNS, Encoded, EncodeOptions, StopRun
 from mindspeed_ift.data.encode_pairs import PAIR_COLUMNS, EncodedPair, encode_pairs
 from mindspeed_ift.data.encode_rollouts import EncodedRollout, encode_rollouts
+from mindspeed_ift.data.encode_texts import EncodedTexts, encode_texts
 from mindspeed_ift.data.fast_tokenizer import PACKAGE, is_installed
 from mindspeed_ift.data.formats import OPTIONAL_COLUMNS, Format
 from mindspeed_ift.data.indexed import WEIGHTS
@@ -37,7 +37,6 @@ from mindspeed_ift.data.learning import plain_weights
 from mindspeed_ift.data.ledger import Ledger
 from mindspeed_ift.data.records import Origin, Record
 from mindspeed_ift.data.rollout_formats import RolloutFormat
-from mindspeed_ift.data.sample import Sample
 from mindspeed_ift.data.template_choice import get_template, make_encoder
 from mindspeed_ift.data.template_files import Row
 from mindspeed_ift.data.text_formats import TextFormat
@@ -49,6 +48,9 @@ PROOF = 100
 """Records on which a fast encoder is held to the exact one."""
 
 Chunk = list[tuple[Record, Origin]]
+Converted = Conversation | PreferencePair | RolloutPrompt | list[str]
+Result = Encoded | EncodedPair | EncodedRollout | EncodedTexts
+Encode = Callable[[Sequence[Any]], Sequence[Result | DropRecord]]
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,21 @@ class Worker:
     def __init__(self, job: Job, tokenizer: Tokenizer) -> None:
         self.job = job
         self.tokenizer = tokenizer
-        self.encoder = (
-            None
-            if isinstance(job.form, TextFormat)
-            else make_encoder(get_template(job.template, job.template_row), self.tokenizer, job.options)
-        )
+        self._encode_all: Encode
+        form, options = job.form, job.options
+        if isinstance(form, TextFormat):
+            self._columns = form.json_keys
+            self._encode_all = partial(encode_texts, tokenizer, options, job.pad_to_multiple_of, form.json_keys)
+            return
+        encoder = make_encoder(get_template(job.template, job.template_row), tokenizer, options)
+        self.tokenizer = encoder.tokenizer
+        if form.makes_pairs:
+            self._columns, self._encode_all = PAIR_COLUMNS, partial(encode_pairs, encoder)
+        elif isinstance(form, RolloutFormat):
+            self._columns = ("input_ids", *form.kept)
+            self._encode_all = partial(encode_rollouts, encoder, kept=form.kept)
+        else:
+            self._columns, self._encode_all = SAMPLE_COLUMNS, encoder.encode
 
     def encode(self, chunk: Chunk) -> EncodedChunk:
         """Encode a chunk; records that are no samples stand in the ledger."""
@@ -104,134 +116,41 @@ class Worker:
         for record, _ in chunk:
             ledger.columns.update(record)
             ledger.filled.update(column for column in OPTIONAL_COLUMNS if record.get(column))
-        if self.encoder is None:
-            return self._encode_text(chunk, ledger)
-        if self.job.form.makes_pairs:
-            return self._encode_columns(chunk, ledger, PAIR_COLUMNS, partial(encode_pairs, self.encoder))
-        if isinstance(self.job.form, RolloutFormat):
-            kept = self.job.form.kept
-            encode = partial(encode_rollouts, self.encoder, kept=kept)
-            return self._encode_columns(chunk, ledger, ("input_ids", *kept), encode)
-        return self._encode_conversations(chunk, ledger, self.encoder)
+        converted = [self._convert(record) for record, _ in chunk]
+        encoded = iter(self._encode_all([one for one in converted if not isinstance(one, DropRecord)]))
+        found: list[Result] = []
+        for one, (_, origin) in zip(converted, chunk):
+            result = one if isinstance(one, DropRecord) else next(encoded)
+            if isinstance(result, StopRun):
+                raise UserError(f"{origin}: {result}")
+            if isinstance(result, DropRecord):
+                ledger.drop(origin, str(result), malformed=result.malformed, cut_tokens=result.cut_tokens)
+                continue
+            found.append(result)
+            ledger.keep(
+                origin,
+                result.notes,
+                samples=result.documents,
+                tokens=result.tokens,
+                learnt_tokens=result.learnt_tokens,
+                cut_tokens=result.cut_tokens,
+            )
+        return _joined(found, self._columns, ledger)
 
     def prove(self, chunk: Chunk) -> str | None:
         """Hold the fast encoder to the exact one on these records; the first text for which their ids differ."""
-        fast = (self.tokenizer if self.encoder is None else self.encoder.tokenizer).fast
+        fast = self.tokenizer.fast
         assert fast is not None
         fast.proving = True
         self.encode(chunk)
         fast.proving = False
         return fast.difference
 
-    def _encode_conversations(self, chunk: Chunk, ledger: Ledger, encoder: Encoder) -> EncodedChunk:
-        converted = [self._convert(record) for record, _ in chunk]
-        encoded = iter(encoder.encode([one for one in converted if isinstance(one, Conversation)]))
-        samples = []
-        for one, (_, origin) in zip(converted, chunk):
-            result = next(encoded) if isinstance(one, Conversation) else one
-            if isinstance(result, StopRun):
-                raise UserError(f"{origin}: {result}")
-            if isinstance(result, DropRecord):
-                _drop(ledger, origin, result)
-                continue
-            samples += result.samples
-            ledger.keep(
-                origin,
-                result.notes,
-                samples=len(result.samples),
-                tokens=sum(map(len, result.samples)),
-                learnt_tokens=sum(sample.learnt_tokens for sample in result.samples),
-                cut_tokens=result.cut_tokens,
-            )
-        lengths = np.array([len(sample) for sample in samples], np.int32)
-        values = _columns(samples)
-        return EncodedChunk(values, dict.fromkeys(values, lengths), ledger)
-
-    def _encode_columns(
-        self,
-        chunk: Chunk,
-        ledger: Ledger,
-        names: Sequence[str],
-        encode: Callable[[list[Any]], Sequence[EncodedPair | EncodedRollout | DropRecord]],
-    ) -> EncodedChunk:
-        """Records whose columns have lengths of their own."""
-        converted = [self._convert(record) for record, _ in chunk]
-        encoded = iter(encode([one for one in converted if not isinstance(one, DropRecord)]))
-        found = []
-        for one, (_, origin) in zip(converted, chunk):
-            result = one if isinstance(one, DropRecord) else next(encoded)
-            if isinstance(result, StopRun):
-                raise UserError(f"{origin}: {result}")
-            if isinstance(result, DropRecord):
-                _drop(ledger, origin, result)
-                continue
-            found.append(result.columns())
-            ledger.keep(
-                origin,
-                result.notes,
-                tokens=result.tokens,
-                learnt_tokens=result.learnt_tokens,
-                cut_tokens=result.cut_tokens,
-            )
-        return EncodedChunk(
-            {name: _joined([columns[name] for columns in found]) for name in names},
-            {name: np.array([len(columns[name]) for columns in found], np.int32) for name in names},
-            ledger,
-        )
-
-    def _convert(self, record: Record) -> Conversation | PreferencePair | RolloutPrompt | DropRecord:
+    def _convert(self, record: Record) -> Converted | DropRecord:
         try:
             return self.job.form.convert(record)
         except DropRecord as reason:
             return reason
-
-    def _encode_text(self, chunk: Chunk, ledger: Ledger) -> EncodedChunk:
-        keys = self.job.form.json_keys
-        found: dict[str, list[np.ndarray]] = {key: [] for key in keys}
-        for record, origin in chunk:
-            try:
-                pieces = self._pieces_of_text(record, origin, ledger)
-            except StopRun as reason:
-                raise UserError(f"{origin}: {reason}") from None
-            except DropRecord as reason:
-                _drop(ledger, origin, reason)
-                continue
-            for key, column in zip(keys, pieces):
-                found[key] += column
-        return EncodedChunk(
-            {key: _joined(found[key]) for key in keys},
-            {key: np.array([len(tokens) for tokens in found[key]], np.int32) for key in keys},
-            ledger,
-        )
-
-    def _text_ids(self, text: str) -> np.ndarray:
-        """int32 ``[n]``; pads stand in front of the end, which is the document's last token."""
-        ids = self.tokenizer.encode(text)
-        end = [self.tokenizer.eod_id] * self.job.options.append_eod
-        multiple = self.job.pad_to_multiple_of
-        pads = multiple - len(ids) % multiple - len(end) if multiple > 1 else 0
-        return np.array([*ids, *[self.tokenizer.vocab_size] * pads, *end], np.int32)
-
-    def _pieces_of_text(self, record: Record, origin: Origin, ledger: Ledger) -> list[list[np.ndarray]]:
-        """The documents of each column that a record becomes: one, or several where it is split; counted.
-
-        Raises:
-            DropRecord: There are none.
-        """
-        options = self.job.options
-        columns = [self._text_ids(text) for text in self.job.form.texts(record)]
-        whole, longest = sum(map(len, columns)), max(map(len, columns))
-        if options.limit is not None and longest >= options.limit:
-            raise LeaveOut(f"{options.limit} tokens or more (--seq-length)", whole)
-        pieces, notes = [[ids] for ids in columns], []
-        if options.room is not None and longest > options.room:
-            refuse_overlong(options, longest, whole)
-            pieces = [fit_text(ids, options.overlong == "split", options.room) for ids in columns]
-            notes = [SPLIT_NOTE if options.overlong == "split" else CUT_NOTE]
-        tokens = sum(len(piece) for column in pieces for piece in column)
-        samples = max(map(len, pieces))
-        ledger.keep(origin, notes, samples=samples, tokens=tokens, learnt_tokens=tokens, cut_tokens=whole - tokens)
-        return pieces
 
 
 class WorkerPool:
@@ -376,21 +295,21 @@ def _encode(job: Job, chunk: Chunk, use_fast: bool) -> EncodedChunk:
     return _worker.encode(chunk)
 
 
-def _drop(ledger: Ledger, origin: Origin, reason: DropRecord) -> None:
-    ledger.drop(origin, str(reason), malformed=reason.malformed, cut_tokens=reason.cut_tokens)
+def _joined(found: Sequence[Result], names: Sequence[str], ledger: Ledger) -> EncodedChunk:
+    of_each = [result.columns for result in found]
+    columns = {name: [document for columns in of_each for document in columns[name]] for name in names}
+    if weights := _weights(found):
+        columns[WEIGHTS] = weights
+    return EncodedChunk(
+        {name: np.concatenate(column) if column else np.zeros(0, np.int32) for name, column in columns.items()},
+        {name: np.array([len(document) for document in column], np.int32) for name, column in columns.items()},
+        ledger,
+    )
 
 
-def _columns(samples: list[Sample]) -> dict[str, np.ndarray]:
-    values = {
-        "input_ids": _joined([sample.input_ids for sample in samples]),
-        "labels": _joined([sample.labels for sample in samples]),
-    }
-    given = [sample.loss_weights for sample in samples]
-    if any(one is not None for one in given):
-        weights = [plain_weights(sample.labels) if one is None else one for sample, one in zip(samples, given)]
-        values[WEIGHTS] = np.concatenate(weights)
-    return values
-
-
-def _joined(arrays: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(arrays) if arrays else np.zeros(0, np.int32)
+def _weights(found: Sequence[Result]) -> list[np.ndarray]:
+    """Of all samples, if one of them has some."""
+    samples = [sample for result in found if isinstance(result, Encoded) for sample in result.samples]
+    if all(sample.loss_weights is None for sample in samples):
+        return []
+    return [plain_weights(one.labels) if one.loss_weights is None else one.loss_weights for one in samples]

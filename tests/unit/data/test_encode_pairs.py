@@ -46,7 +46,7 @@ def test_the_last_answers_are_learnt(tokenizer: Tokenizer) -> None:
     )
     assert answer == "good<|im_end|>"
     assert texts(tokenizer, found.rejected) == (prompt, "bad<|im_end|>")
-    assert {name: values.dtype.name for name, values in found.columns().items()} == dict.fromkeys(
+    assert {name: values.dtype.name for name, (values,) in found.columns.items()} == dict.fromkeys(
         ("chosen_input_ids", "chosen_labels", "rejected_input_ids", "rejected_labels"), "int32"
     )
 

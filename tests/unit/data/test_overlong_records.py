@@ -15,8 +15,9 @@ from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data import workers
 from mindspeed_ift.data.conversation import Conversation, DropRecord, Message, Role
-from mindspeed_ift.data.cutting import fit_text, split_at_questions
+from mindspeed_ift.data.cutting import split_at_questions
 from mindspeed_ift.data.encode import CUT_NOTE, SPLIT_NOTE, Encoded, EncodeOptions, Encoder, StopRun
+from mindspeed_ift.data.encode_texts import pieces_of
 from mindspeed_ift.data.indexed import IndexedColumn, column_path
 from mindspeed_ift.data.ledger import Ledger
 from mindspeed_ift.data.preprocess import preprocess
@@ -174,7 +175,7 @@ def test_splits_are_greedy(seed: int, known: bool) -> None:
 def test_pieces_of_text() -> None:
     ids = np.arange(5)
     for split, room, expected in ((False, 2, [[0, 1]]), (True, 2, [[0, 1], [2, 3], [4]]), (True, 5, [[0, 1, 2, 3, 4]])):
-        assert [piece.tolist() for piece in fit_text(ids, split, room)] == expected
+        assert [piece.tolist() for piece in pieces_of(ids, split, room)] == expected
 
 
 def test_every_template_splits(tokenizer: Tokenizer) -> None:
