@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
+from mindspeed_ift.checkpoint.huggingface import Folder
+from mindspeed_ift.checkpoint.names import Stage
+from mindspeed_ift.checkpoint.source import model_shard
+from mindspeed_ift.checkpoint.torch_file import LazyTensors
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.layout import Layout
 from mindspeed_ift.devices.device import current
@@ -38,3 +43,10 @@ def world_of_one(seed: int = 1) -> Iterator[Groups]:
 def tiny_model(groups: Groups, *, padded_vocab: int = 32, **options: object) -> Qwen3Model:
     """Fresh weights, the embedding padded by two rows."""
     return build_model(tiny_architecture(), ModelOptions(padded_vocab=padded_vocab, **options), groups)  # type: ignore[arg-type]
+
+
+def whole_shard(folder: Path, padded_vocab: int) -> LazyTensors:
+    """The state dict of a rank that holds all of a Hugging Face folder's model."""
+    architecture = Architecture.from_hugging_face(folder)
+    stage = Stage(range(architecture.num_layers))
+    return model_shard(Folder(folder), architecture, stage, Layout(), (0, 0), padded_vocab)

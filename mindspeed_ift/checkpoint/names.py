@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mindspeed_ift.checkpoint.transforms import (
     COPY,
@@ -34,34 +35,30 @@ class Entry:
     transform: Transform
 
 
-@dataclass(frozen=True)
-class ExpertPart:
-    """Which part of the experts a rank holds.
+class Stage(NamedTuple):
+    """Layers of a model that lie together, and whether the ends of the model lie with them.
 
     Attributes:
-        size: expert parallel size.
-        rank: whose experts.
-        tensor_size: ranks that share each of them.
-        tensor_rank: which of these.
+        layers: their numbers over the model, from 0.
+        first: the embedding is there.
+        last: final norm and head are there. A tied head on another stage than the embedding is a copy of it.
     """
 
-    size: int = 1
-    rank: int = 0
-    tensor_size: int = 1
-    tensor_rank: int = 0
-
-    @classmethod
-    def of(cls, layout: Layout, tensor_rank: int, expert_rank: int) -> ExpertPart:
-        """The part of a rank."""
-        return cls(layout.expert, expert_rank, layout.tensor_of_experts, tensor_rank % layout.tensor_of_experts)
-
-    def numbers(self, num_experts: int) -> range:
-        """Numbers of the rank's experts."""
-        each = num_experts // self.size
-        return range(self.rank * each, (self.rank + 1) * each)
+    layers: range
+    first: bool = True
+    last: bool = True
 
 
-ALL_EXPERTS = ExpertPart()
+def stages_of(layers: Sequence[range]) -> list[Stage]:
+    """All stages of a model, by their layers, in the order in which a token meets them."""
+    return [Stage(one, number == 0, number == len(layers) - 1) for number, one in enumerate(layers)]
+
+
+def experts_of(architecture: Architecture, layout: Layout, expert_rank: int) -> range:
+    """Numbers of the experts that an expert rank holds."""
+    each = architecture.num_experts // layout.expert
+    return range(expert_rank * each, (expert_rank + 1) * each)
+
 
 EMBEDDING = Entry("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), VOCABULARY)
 FINAL_NORM = Entry("decoder.final_layernorm.weight", ("model.norm.weight",), COPY)
@@ -101,30 +98,28 @@ EXPERTS = (
 
 
 def stage_entries(
-    architecture: Architecture, layers: range, *, first_stage: bool, last_stage: bool, experts: range | None = None
+    architecture: Architecture, stage: Stage, experts: range | None = None
 ) -> Iterator[tuple[str, tuple[str, ...], Transform]]:
     """(Megatron name, Hugging Face names, transform) of every tensor of a pipeline stage.
 
     Args:
         architecture: says whether the head is tied.
-        layers: global, zero-based numbers of the stage's layers.
-        first_stage: the stage embeds tokens.
-        last_stage: the stage has the head. A tied head on another stage than the embedding is a copy of it.
+        stage: which.
         experts: numbers of an expert rank's experts; None: all.
     """
     numbers = range(architecture.num_experts) if experts is None else experts
-    if first_stage:
+    if stage.first:
         yield EMBEDDING.megatron, EMBEDDING.hugging_face, EMBEDDING.transform
-    for inside, layer in enumerate(layers):
+    for inside, layer in enumerate(stage.layers):
         for entry in _of_layer(architecture, layer):
             each = numbers if entry.transform.of_experts else range(1)
             names = tuple(name.format(layer=layer, expert=one) for one in each for name in entry.hugging_face)
             yield entry.megatron.format(layer=inside), names, entry.transform
-    if last_stage:
+    if stage.last:
         yield FINAL_NORM.megatron, FINAL_NORM.hugging_face, FINAL_NORM.transform
         if not architecture.tied:
             yield OUTPUT.megatron, OUTPUT.hugging_face, OUTPUT.transform
-        elif not first_stage:
+        elif not stage.first:
             yield TIED_OUTPUT.megatron, TIED_OUTPUT.hugging_face, TIED_OUTPUT.transform
 
 

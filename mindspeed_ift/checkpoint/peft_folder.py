@@ -15,7 +15,7 @@ from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.checkpoint.adapters import flags_of
 from mindspeed_ift.checkpoint.huggingface import appearing, refuse_occupied
 from mindspeed_ift.checkpoint.names import stage_entries
-from mindspeed_ift.checkpoint.stages import Stages, layout_of_files, stages_of
+from mindspeed_ift.checkpoint.stages import Stages, layout_of_files, stages_of_files
 from mindspeed_ift.checkpoint.transforms import Transform, from_shards
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.errors import UserError
@@ -82,12 +82,10 @@ def _tensors(checkpoint: Path, manifest: dict[str, Any], lora: LoraFlags) -> dic
     architecture, layout = Architecture(**manifest["architecture"]), layout_of_files(manifest)
     tensors: dict[str, Tensor] = {}
     stages = Stages(checkpoint, manifest)
-    for number, (start, stop) in enumerate(stages_of(manifest)):
+    for number, stage in enumerate(stages_of_files(manifest)):
         shards = [stages.read((rank, 0), number) for rank in range(layout.tensor)]
         taken = set()
-        for name, parts, transform in stage_entries(
-            architecture, range(start, stop), first_stage=False, last_stage=False
-        ):
+        for name, parts, transform in stage_entries(architecture, stage._replace(first=False, last=False)):
             prefix = name.removesuffix("weight")
             if f"{prefix}lora_A" not in shards[0]:
                 continue

@@ -21,6 +21,7 @@ from torch.distributed.checkpoint import metadata
 
 from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.checkpoint.index import Stored, read_index
+from mindspeed_ift.checkpoint.names import Stage
 from mindspeed_ift.checkpoint.placed import Place, PlacedFile
 from mindspeed_ift.checkpoint.torch_file import LazyTensors, place_in_archive, read_tensor
 from mindspeed_ift.config.errors import UserError
@@ -169,20 +170,20 @@ class Reader:
     def __contains__(self, key: str) -> bool:
         return key in self._tensors
 
-    def stage(self, layers: range, *, first: bool, last: bool) -> LazyTensors:
-        """The weights of some layers, of the embedding if ``first``, and of what follows the layers if ``last``.
+    def stage(self, stage: Stage) -> LazyTensors:
+        """The weights of some layers, and of the ends of the model that lie with them.
 
         Returns:
             As the state dict of a pipeline stage: layers are counted inside it. Each tensor is read when it is asked for
             (`tensor`).
         """
         names = {}
-        for key in self._tensors:
+        for key in (key for key in self._tensors if not key.startswith("optimizer.")):
             layer = _LAYER.fullmatch(key)
-            if layer is not None and int(layer[2]) in layers:
+            if layer is not None and int(layer[2]) in stage.layers:
                 rest = RENAMED.get(layer[3], layer[3])
-                names[f"{layer[1]}{int(layer[2]) - layers.start}{rest}"] = key
-            elif layer is None and not key.startswith("optimizer.") and (first if key.startswith("embed") else last):
+                names[f"{layer[1]}{int(layer[2]) - stage.layers.start}{rest}"] = key
+            elif layer is None and (stage.first if key.startswith("embed") else stage.last):
                 names[key] = key
         dtypes = {name: self._tensors[key].properties.dtype for name, key in names.items()}
         return LazyTensors(dtypes, lambda name: self.tensor(names[name]))

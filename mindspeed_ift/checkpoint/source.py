@@ -13,13 +13,14 @@ from torch import Tensor
 from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.checkpoint.adapters import flags_of, merge_adapters
 from mindspeed_ift.checkpoint.huggingface import Folder, read_training
-from mindspeed_ift.checkpoint.names import ALL_EXPERTS, ExpertPart, hugging_face_shapes, stage_entries
+from mindspeed_ift.checkpoint.names import Stage, experts_of, hugging_face_shapes, stage_entries
 from mindspeed_ift.checkpoint.others import is_of_others, manifest_of_others
-from mindspeed_ift.checkpoint.stages import Stages, layout_of_files, stages_of
+from mindspeed_ift.checkpoint.stages import Stages, layout_of_files, stages_of_files
 from mindspeed_ift.checkpoint.torch_file import LazyTensors
 from mindspeed_ift.checkpoint.transforms import Pieces, Transform, from_shards, to_shard
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.layout import Layout
 
 
 class Source(Protocol):
@@ -144,7 +145,7 @@ class Checkpoint:
         if manifest is None:
             raise UserError(f"{folder} has no manifest.json; give a --save folder")
         self.manifest, self.architecture = manifest, Architecture(**manifest["architecture"])
-        self._layout, self._stages = layout_of_files(manifest), stages_of(manifest)
+        self._layout, self._stages = layout_of_files(manifest), stages_of_files(manifest)
         self._said_by = "--hf-cfg-dir" if manifest.get("of_others") else "manifest.json"
         self._lora = flags_of(manifest["lora"]) if manifest.get("lora") else None
         self._base: Source | None = None
@@ -231,14 +232,10 @@ class Checkpoint:
                     )
 
     def _all_groups(self) -> Iterator[_Group]:
-        layout = self._layout
-        for number, (start, stop) in enumerate(self._stages):
-            first, last = number == 0, number == len(self._stages) - 1
-            for rank in range(layout.expert):
-                numbers = ExpertPart(layout.expert, rank).numbers(self.architecture.num_experts)
-                for name, parts, transform in stage_entries(
-                    self.architecture, range(start, stop), first_stage=first, last_stage=last, experts=numbers
-                ):
+        for number, stage in enumerate(self._stages):
+            for rank in range(self._layout.expert):
+                experts = experts_of(self.architecture, self._layout, rank)
+                for name, parts, transform in stage_entries(self.architecture, stage, experts):
                     if transform.of_experts:
                         yield _Group(number, name, parts, transform, self._holders_of_experts(rank))
                     elif rank == 0 and not (self.architecture.tied and name == "output_layer.weight"):
@@ -265,17 +262,8 @@ class Checkpoint:
         stage = self._state_dicts.read(ranks, number)
         if self._base is None:
             return stage
-        weights = model_shard(
-            self._base,
-            self.architecture,
-            layers=range(*self._stages[number]),
-            first_stage=number == 0,
-            last_stage=number == len(self._stages) - 1,
-            tensor_size=self._layout.tensor,
-            tensor_rank=ranks[0],
-            padded_vocab=self.manifest["padded_vocab_size"],
-            experts=ExpertPart.of(self._layout, *ranks),
-        )
+        padded = self.manifest["padded_vocab_size"]
+        weights = model_shard(self._base, self.architecture, self._stages[number], self._layout, ranks, padded)
         dtype = getattr(torch, self.manifest["dtype"])
         return LazyTensors(
             dict.fromkeys(weights, dtype) | dict(stage.dtypes),
@@ -294,38 +282,30 @@ class Checkpoint:
 
 
 def model_shard(
-    source: Source,
-    architecture: Architecture,
-    *,
-    layers: range,
-    first_stage: bool,
-    last_stage: bool,
-    tensor_size: int,
-    tensor_rank: int,
-    padded_vocab: int,
-    experts: ExpertPart = ALL_EXPERTS,
+    source: Source, architecture: Architecture, stage: Stage, layout: Layout, ranks: tuple[int, int], padded_vocab: int
 ) -> LazyTensors:
     """One rank's Megatron state dict, each tensor made when it is asked for.
+
+    Args:
+        source: of the weights.
+        architecture: of the model.
+        stage: that the rank holds.
+        layout: by which it is cut.
+        ranks: tensor rank and expert rank.
+        padded_vocab: rows of the embedding over all tensor ranks.
 
     Raises:
         UserError: a tensor is missing; and as `Source.tensor` when one is asked for.
     """
-    shapes, made = hugging_face_shapes(architecture), {}
-    numbers = experts.numbers(architecture.num_experts)
-    for name, parts, transform in stage_entries(
-        architecture, layers, first_stage=first_stage, last_stage=last_stage, experts=numbers
-    ):
-        made[name] = parts, transform
+    shapes = hugging_face_shapes(architecture)
+    entries = stage_entries(architecture, stage, experts_of(architecture, layout, ranks[1]))
+    made = {name: (parts, transform) for name, parts, transform in entries}
 
     def read(name: str) -> Tensor:
         parts, transform = made[name]
-        return to_shard(
-            transform,
-            [source.tensor(part, shapes[part]) for part in parts],
-            architecture,
-            tensor_size=experts.tensor_size if transform.of_experts else tensor_size,
-            tensor_rank=experts.tensor_rank if transform.of_experts else tensor_rank,
-            padded_vocab=padded_vocab,
-        )
+        size = layout.tensor_of_experts if transform.of_experts else layout.tensor
+        tensors = [source.tensor(part, shapes[part]) for part in parts]
+        place = {"tensor_size": size, "tensor_rank": ranks[0] % size}
+        return to_shard(transform, tensors, architecture, **place, padded_vocab=padded_vocab)
 
     return LazyTensors({name: source.dtype(parts[0]) for name, (parts, _) in made.items()}, read)

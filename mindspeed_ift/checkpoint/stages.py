@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_ift.checkpoint import index, megatron, sharded
+from mindspeed_ift.checkpoint.names import Stage, stages_of
 from mindspeed_ift.checkpoint.others import own_names
 from mindspeed_ift.checkpoint.torch_file import LazyTensors, places, read_tensors
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.layout import Layout
 
 
-def stages_of(manifest: dict[str, Any]) -> list[list[int]]:
+def stages_of_files(manifest: dict[str, Any]) -> list[Stage]:
     """Layers that lie in the same files; where nothing is bound to a layout, one after the other."""
     if manifest.get("format") == index.FORMAT:
-        return [[layer, layer + 1] for layer in range(manifest["architecture"]["num_layers"])]
-    return manifest["stage_layers"]
+        return stages_of([range(layer, layer + 1) for layer in range(manifest["architecture"]["num_layers"])])
+    return stages_of([range(*layers) for layers in manifest["stage_layers"]])
 
 
 def layout_of_files(manifest: dict[str, Any]) -> Layout:
@@ -35,7 +36,7 @@ class Stages:
 
     def __init__(self, folder: Path, manifest: dict[str, Any], *, check: bool = True) -> None:
         self._folder, self._manifest, self._check = folder, manifest, check
-        self._layout, self._stages = layout_of_files(manifest), stages_of(manifest)
+        self._layout, self._stages = layout_of_files(manifest), stages_of_files(manifest)
         self._reader: sharded.Reader | None = None
         self._shards: dict[str, dict[str, Any]] = {}
 
@@ -48,8 +49,7 @@ class Stages:
         folder, layout = self._folder, self._layout
         if self._manifest.get("format") == index.FORMAT:
             self._reader = self._reader or sharded.Reader(folder, check=self._check)
-            first, last = number == 0, number == len(self._stages) - 1
-            return self._reader.stage(range(*self._stages[number]), first=first, last=last)
+            return self._reader.stage(self._stages[number])
         place = megatron.shard_path(layout, ranks[0], number % layout.pipeline, ranks[1])
         path = folder / place
         if place not in self._shards:

@@ -15,7 +15,7 @@ from torch import Tensor
 from mindspeed_ift.checkpoint import index, megatron, sharded
 from mindspeed_ift.checkpoint.arguments import arguments_of
 from mindspeed_ift.checkpoint.checksums import described
-from mindspeed_ift.checkpoint.names import ExpertPart, hugging_face_shapes, stage_entries
+from mindspeed_ift.checkpoint.names import Stage, experts_of, hugging_face_shapes, stage_entries, stages_of
 from mindspeed_ift.checkpoint.sharded import Rectangle
 from mindspeed_ift.checkpoint.source import Source
 from mindspeed_ift.checkpoint.threads import run_all
@@ -105,15 +105,10 @@ class _Made(NamedTuple):
 def _entries(target: Target, number: int) -> Iterator[_Made]:
     """All of a stage; those of experts once for each expert rank."""
     architecture, layout = target.architecture, target.layout
-    stages = layout.stage_layers(architecture.num_layers)
+    stage = stages_of(layout.stage_layers(architecture.num_layers))[number]
     for expert in range(layout.expert):
-        for name, parts, transform in stage_entries(
-            architecture,
-            stages[number],
-            first_stage=number == 0,
-            last_stage=number == len(stages) - 1,
-            experts=ExpertPart(layout.expert, expert).numbers(architecture.num_experts),
-        ):
+        experts = experts_of(architecture, layout, expert)
+        for name, parts, transform in stage_entries(architecture, stage, experts):
             if transform.of_experts or expert == 0:
                 yield _Made(name, parts, transform, expert)
 
@@ -202,11 +197,10 @@ def _write_layer(
     staging: Path, source: Source, target: Target, shapes: _Shapes, layer: int
 ) -> tuple[megatron.Files, list[index.Stored]]:
     architecture = target.architecture
-    first, last = layer == 0, layer == architecture.num_layers - 1
-    entries = stage_entries(architecture, range(layer, layer + 1), first_stage=first, last_stage=last)
+    stage = Stage(range(layer, layer + 1), layer == 0, layer == architecture.num_layers - 1)
     made = [
         _Made(sharded.key_of(name, layer), parts, transform, 0)
-        for name, parts, transform in entries
+        for name, parts, transform in stage_entries(architecture, stage)
         if not (architecture.tied and name == "output_layer.weight")  # a copy of the embedding
     ]
     relative = f"__0_{layer}.distcp"

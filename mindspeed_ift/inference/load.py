@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mindspeed_ift.checkpoint.names import ExpertPart
+from mindspeed_ift.checkpoint.names import Stage
 from mindspeed_ift.checkpoint.source import model_shard, open_source
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.errors import UserError
@@ -68,7 +68,6 @@ def load(folder: Path, layout: Layout | None = None, *, fresh: bool = False) -> 
     if layout.pipeline > 1 and architecture.num_layers % layout.pipeline:
         layout = replace(layout, layer_list=_spread(architecture.num_layers, layout.pipeline))
     groups = process_groups.start(layout, current(), seed=0)
-    stages = layout.stage_layers(architecture.num_layers)
     padded = padded_vocab_size(architecture.vocab_size, 1, layout.tensor)
     dtype = source.dtype("model.embed_tokens.weight")
     if current().kind == "cpu":
@@ -76,17 +75,9 @@ def load(folder: Path, layout: Layout | None = None, *, fresh: bool = False) -> 
     options = ModelOptions(padded_vocab=padded, dtype=dtype, fresh=fresh)
     model = build_model(architecture, options, groups)
     if not fresh:
-        weights = model_shard(
-            source,
-            architecture,
-            layers=stages[groups.pipeline_rank],
-            first_stage=groups.pipeline_rank == 0,
-            last_stage=groups.pipeline_rank == layout.pipeline - 1,
-            tensor_size=layout.tensor,
-            tensor_rank=groups.tensor_rank,
-            padded_vocab=padded,
-            experts=ExpertPart.of(layout, groups.tensor_rank, 0),
-        )
+        stage = Stage(model.layer_numbers, model.pre_process, model.post_process)
+        ranks = groups.tensor_rank, groups.expert_rank
+        weights = model_shard(source, architecture, stage, layout, ranks, padded)
         fill(model, weights, str(folder))
     return Loaded(model.eval(), groups, facts, "fresh weights" if fresh else str(folder))
 

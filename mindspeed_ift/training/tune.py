@@ -12,7 +12,7 @@ from torch.profiler import record_function as named
 
 from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.checkpoint.convert import TRAINING_FACTS
-from mindspeed_ift.checkpoint.names import ExpertPart
+from mindspeed_ift.checkpoint.names import Stage
 from mindspeed_ift.checkpoint.others import is_of_others
 from mindspeed_ift.checkpoint.source import model_shard, open_source
 from mindspeed_ift.config.describe import settings
@@ -336,17 +336,9 @@ def _load_weights(plan: Plan, stages: list[Qwen3Model], groups: Groups) -> None:
     if folder is not None:
         source = open_source(folder, architecture=plan.architecture).source
         for stage in stages:
-            weights = model_shard(
-                source,
-                plan.architecture,
-                layers=stage.layer_numbers,
-                first_stage=stage.pre_process,
-                last_stage=stage.post_process,
-                tensor_size=groups.layout.tensor,
-                tensor_rank=groups.tensor_rank,
-                padded_vocab=stage.options.padded_vocab,
-                experts=ExpertPart.of(groups.layout, groups.tensor_rank, groups.expert_rank),
-            )
+            place = Stage(stage.layer_numbers, stage.pre_process, stage.post_process)
+            ranks, padded = (groups.tensor_rank, groups.expert_rank), stage.options.padded_vocab
+            weights = model_shard(source, plan.architecture, place, groups.layout, ranks, padded)
             fill(stage, weights, str(folder), without_adapters)
         _say(groups, f"weights: {folder} ({kind})")
     elif sources.weights is not None:

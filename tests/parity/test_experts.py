@@ -16,8 +16,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss
 from mindspeed_ift.checkpoint.adapters import merge_adapters
 from mindspeed_ift.checkpoint.convert import convert
 from mindspeed_ift.checkpoint.huggingface import Folder
-from mindspeed_ift.checkpoint.names import hugging_face_shapes, stage_entries
-from mindspeed_ift.checkpoint.source import model_shard
+from mindspeed_ift.checkpoint.names import Stage, hugging_face_shapes, stage_entries
 from mindspeed_ift.checkpoint.transforms import from_shards
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.convert import ConvertConfig
@@ -37,7 +36,7 @@ from mindspeed_ift.model.weights import fill, without_adapters
 from mindspeed_ift.parallel.groups import Groups
 from mindspeed_ift.training.optimizer import build_optimizer, build_schedule, wrap
 from mindspeed_ift.training.step import train_step
-from tests.tiny_model import world_of_one
+from tests.tiny_model import whole_shard, world_of_one
 from tests.tolerances import (
     GRADIENTS,
     LOGITS,
@@ -72,9 +71,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def ours_of(folder: Path, groups: Groups, aux_loss_coeff: float = 0.0) -> Qwen3Model:
     architecture = Architecture.from_hugging_face(folder)
     model = build_model(architecture, ModelOptions(padded_vocab=VOCAB, aux_loss_coeff=aux_loss_coeff), groups)
-    facts = {"layers": range(architecture.num_layers), "first_stage": True, "last_stage": True}
-    sizes = {"tensor_size": 1, "tensor_rank": 0, "padded_vocab": VOCAB}
-    fill(model, model_shard(Folder(folder), architecture, **facts, **sizes), str(folder))
+    fill(model, whole_shard(folder, VOCAB), str(folder))
     return model
 
 
@@ -102,9 +99,7 @@ def as_in_the_folder(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def as_hugging_face(model: Qwen3Model, values: dict[str, Tensor]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
-    for name, parts, transform in stage_entries(
-        model.architecture, model.layer_numbers, first_stage=True, last_stage=True
-    ):
+    for name, parts, transform in stage_entries(model.architecture, Stage(model.layer_numbers)):
         pieces = from_shards(transform, [values[name]], model.architecture)
         found |= {part: one.joined() for part, one in zip(parts, pieces, strict=True)}
     return found
@@ -247,9 +242,7 @@ def test_ten_steps_of_adapters(folder: Path, groups: Groups) -> None:
     lora, scale = LoraFlags(LORA_TARGETS, lora_r=4, lora_alpha=12), 3.0
     architecture, theirs = Architecture.from_hugging_face(folder), theirs_of(folder)
     stage = build_model(architecture, ModelOptions(padded_vocab=VOCAB, lora=lora), groups)
-    facts = {"layers": range(architecture.num_layers), "first_stage": True, "last_stage": True}
-    sizes = {"tensor_size": 1, "tensor_rank": 0, "padded_vocab": VOCAB}
-    fill(stage, model_shard(Folder(folder), architecture, **facts, **sizes), str(folder), without_adapters)
+    fill(stage, whole_shard(folder, VOCAB), str(folder), without_adapters)
     start_adapters(stage, stage.layer_numbers, seed=3)
     # Adam divides by small second moments, which would magnify rounding.
     flags = OptimizerFlags(lr=1e-2, train_iters=10, lr_decay_style="constant", weight_decay=0.1, adam_eps=1e-5)

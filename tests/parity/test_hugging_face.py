@@ -11,9 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from mindspeed_ift.checkpoint.convert import convert
-from mindspeed_ift.checkpoint.huggingface import Folder
-from mindspeed_ift.checkpoint.names import hugging_face_shapes, stage_entries
-from mindspeed_ift.checkpoint.source import model_shard
+from mindspeed_ift.checkpoint.names import Stage, hugging_face_shapes, stage_entries
 from mindspeed_ift.checkpoint.transforms import from_shards
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.convert import ConvertConfig
@@ -30,6 +28,7 @@ from mindspeed_ift.model.weights import fill
 from mindspeed_ift.parallel import groups as process_groups
 from mindspeed_ift.parallel.groups import Groups
 from mindspeed_ift.training.state import load_model
+from tests.tiny_model import whole_shard
 from tests.tolerances import GRADIENTS, LOGITS
 from tests.training_runs import make_hugging_face_model
 
@@ -50,17 +49,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = make_hugging_face_model(tmp_path_factory.mktemp("hf") / "model", tied=request.param, vocab_size=VOCAB)
     architecture = Architecture.from_hugging_face(folder)
     ours = build_model(architecture, ModelOptions(padded_vocab=PADDED), groups)
-    weights = model_shard(
-        Folder(folder),
-        architecture,
-        layers=range(architecture.num_layers),
-        first_stage=True,
-        last_stage=True,
-        tensor_size=1,
-        tensor_rank=0,
-        padded_vocab=PADDED,
-    )
-    fill(ours, weights, str(folder))
+    fill(ours, whole_shard(folder, PADDED), str(folder))
     reference = Qwen3ForCausalLM.from_pretrained(folder, attn_implementation="sdpa").float()
     return reference, ours
 
@@ -90,7 +79,7 @@ def _gradients_as_hugging_face(model: Qwen3Model) -> dict[str, torch.Tensor]:
     found = {}
     parameters = dict(model.named_parameters())
     architecture = model.architecture
-    entries = stage_entries(architecture, model.layer_numbers, first_stage=True, last_stage=True)
+    entries = stage_entries(architecture, Stage(model.layer_numbers))
     for name, parts, transform in entries:
         pieces = from_shards(transform, [parameters[name].grad], architecture)
         found |= {part: one.joined() for part, one in zip(parts, pieces, strict=True)}
@@ -245,8 +234,7 @@ def test_qwen2_5_has_biases_and_its_logits(tmp_path: Path, groups: Groups) -> No
     reference.save_pretrained(source)
     architecture = Architecture.from_hugging_face(source)
     ours = build_model(architecture, ModelOptions(padded_vocab=VOCAB), groups)
-    place = {"layers": range(2), "first_stage": True, "last_stage": True, "tensor_size": 1, "tensor_rank": 0}
-    fill(ours, model_shard(Folder(source), architecture, **place, padded_vocab=VOCAB), str(source))  # type: ignore[arg-type]
+    fill(ours, whole_shard(source, VOCAB), str(source))
     tokens, positions = _inputs()
     with torch.no_grad():
         _close("logits", ours(tokens, positions, None)[..., :VOCAB], reference(input_ids=tokens).logits, LOGITS)
@@ -275,8 +263,7 @@ def test_a_converted_checkpoint_is_what_training_loads(
     architecture = Architecture.from_hugging_face(source)
     ours, expected = (build_model(architecture, ModelOptions(padded_vocab=250), groups) for _ in "ab")
     load_model(tmp_path / "mg/iter_0000001", [ours], groups)
-    place = {"layers": range(2), "first_stage": True, "last_stage": True, "tensor_size": 1, "tensor_rank": 0}
-    fill(expected, model_shard(Folder(source), architecture, **place, padded_vocab=250), str(source))  # type: ignore[arg-type]
+    fill(expected, whole_shard(source, 250), str(source))
     assert all(map(torch.equal, ours.parameters(), expected.parameters()))
 
 

@@ -11,8 +11,8 @@ from transformers import Qwen3ForCausalLM
 
 from mindspeed_ift.checkpoint.convert import convert
 from mindspeed_ift.checkpoint.huggingface import Folder
+from mindspeed_ift.checkpoint.names import Stage
 from mindspeed_ift.checkpoint.sharded import Reader
-from mindspeed_ift.checkpoint.source import model_shard
 from mindspeed_ift.checkpoint.transforms import GATE_UP, QKV, Pieces, from_shards
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.convert import ConvertConfig
@@ -26,6 +26,7 @@ from mindspeed_ift.model.lora import start_adapters
 from mindspeed_ift.model.weights import fill, without_adapters
 from mindspeed_ift.parallel import groups as process_groups
 from tests.distributed.worlds import run
+from tests.tiny_model import whole_shard
 from tests.tolerances import LORA_STEPS_LOSS, LORA_STEPS_WEIGHTS, MERGED_WEIGHTS
 from tests.training_runs import MODES, losses, make_datasets, make_hugging_face_model
 
@@ -61,9 +62,7 @@ def _first_adapters(weights: Path, lora: LoraFlags) -> dict[str, torch.Tensor]:
     groups = process_groups.start(Layout(), current(), seed=SEED)
     architecture = Architecture.from_hugging_face(weights)
     model = build_model(architecture, ModelOptions(padded_vocab=VOCAB, lora=lora), groups)
-    facts = dict(layers=range(LAYERS), first_stage=True, last_stage=True, tensor_size=1, tensor_rank=0)
-    state = model_shard(Folder(weights), architecture, **facts, padded_vocab=VOCAB)
-    fill(model, state, str(weights), without_adapters)
+    fill(model, whole_shard(weights, VOCAB), str(weights), without_adapters)
     start_adapters(model, model.layer_numbers, SEED)
     found = {name: value.detach().clone() for name, value in model.named_parameters() if not without_adapters(name)}
     process_groups.stop(groups)
@@ -173,7 +172,7 @@ def test_adapters_alone_are_merged_and_resumed(made: tuple[Path, dict[str, Path]
         1,
     )
     assert losses(folder / "alone") == losses(folder / "whole")
-    names = Reader(folder / "alone/iter_0000010").stage(range(LAYERS), first=True, last=True)
+    names = Reader(folder / "alone/iter_0000010").stage(Stage(range(LAYERS)))
     assert len(names) == LAYERS * len(LORA_TARGETS) * 2 and not any(map(without_adapters, names))
     convert(ConvertConfig(load_dir=folder / "whole", save_dir=folder / "whole_merged"))
     convert(
@@ -191,8 +190,7 @@ def test_modules_to_save_are_trained_and_the_rest_is_not(made: tuple[Path, dict[
     """The embedding changes when it is named; frozen weights never do."""
     folder, _, weights = made
     run([_line(made, "saved", "--lora-modules-to-save", "word_embeddings")], 1)
-    state = Reader(folder / "saved/iter_0000010").stage(range(LAYERS), first=True, last=True)
-    facts = dict(layers=range(LAYERS), first_stage=True, last_stage=True, tensor_size=1, tensor_rank=0)
-    before = model_shard(Folder(weights), Architecture.from_hugging_face(weights), **facts, padded_vocab=VOCAB)
+    state = Reader(folder / "saved/iter_0000010").stage(Stage(range(LAYERS)))
+    before = whole_shard(weights, VOCAB)
     changed = {name for name, value in before.items() if not torch.equal(value, state[name])}
     assert changed == {"embedding.word_embeddings.weight"}

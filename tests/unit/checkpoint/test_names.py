@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from mindspeed_ift.checkpoint.names import ExpertPart, hugging_face_shapes, stage_entries
+from mindspeed_ift.checkpoint.names import Stage, experts_of, hugging_face_shapes, stage_entries, stages_of
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.layout import Layout
 
@@ -41,10 +41,8 @@ def test_every_tensor_has_one_place(tied: bool, pipeline: int) -> None:
     """Over all stages each tensor once; a tied head on a stage of its own is one copy more of the embedding."""
     model = architecture(tied)
     found: list[str] = []
-    stages = Layout(pipeline=pipeline).stage_layers(model.num_layers)
-    for number, layers in enumerate(stages):
-        entries = stage_entries(model, layers, first_stage=number == 0, last_stage=number == pipeline - 1)
-        names = [(name, parts) for name, parts, _ in entries]
+    for stage in stages_of(Layout(pipeline=pipeline).stage_layers(model.num_layers)):
+        names = [(name, parts) for name, parts, _ in stage_entries(model, stage)]
         assert len({name for name, _ in names}) == len(names)
         found += [part for _, parts in names for part in parts]
     copies = ["model.embed_tokens.weight"] if tied and pipeline > 1 else []
@@ -61,10 +59,7 @@ def test_experts_have_names_and_shapes_of_their_own() -> None:
     assert not any("layers.1.mlp.experts" in name or "layers.1.mlp.gate.weight" in name for name in shapes)
     found: list[str] = []
     for rank in range(2):
-        part = ExpertPart(2, rank)
-        entries = list(
-            stage_entries(mixed, range(4), first_stage=True, last_stage=True, experts=part.numbers(mixed.num_experts))
-        )
+        entries = list(stage_entries(mixed, Stage(range(4)), experts_of(mixed, Layout(expert=2), rank)))
         found += [name for _, names, transform in entries for name in names if transform.of_experts or rank == 0]
         assert ("decoder.layers.0.mlp.experts.weight2", f"experts.{2 * rank}.down_proj") in [
             (name, names[0].partition("mlp.")[2].removesuffix(".weight")) for name, names, _ in entries
@@ -72,17 +67,8 @@ def test_experts_have_names_and_shapes_of_their_own() -> None:
     assert sorted(found) == sorted(shapes)
 
 
-def test_a_rank_knows_its_experts() -> None:
-    layout = Layout(tensor=4, expert=2, expert_tensor=2)
-    assert ExpertPart.of(layout, 3, 1) == ExpertPart(2, 1, 2, 1)
-    assert ExpertPart.of(layout, 2, 1).numbers(6) == range(3, 6)
-
-
 def test_layers_are_counted_inside_the_stage_and_over_the_model() -> None:
-    entries = {
-        name: parts
-        for name, parts, _ in stage_entries(architecture(False), range(2, 4), first_stage=False, last_stage=True)
-    }
+    entries = {name: parts for name, parts, _ in stage_entries(architecture(False), Stage(range(2, 4), first=False))}
     assert entries["decoder.layers.1.mlp.linear_fc1.weight"] == (
         "model.layers.3.mlp.gate_proj.weight",
         "model.layers.3.mlp.up_proj.weight",

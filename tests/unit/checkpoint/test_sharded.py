@@ -13,6 +13,7 @@ import torch.distributed.checkpoint as torch_checkpoint
 from torch import Tensor
 
 from mindspeed_ift.checkpoint import index, megatron, sharded
+from mindspeed_ift.checkpoint.names import Stage
 from mindspeed_ift.checkpoint.sharded import Reader, Rectangle, cut
 from mindspeed_ift.config.errors import UserError
 
@@ -114,12 +115,12 @@ def test_a_stage_has_its_own_numbers(tmp_path: Path) -> None:
     names += ["decoder.final_layernorm.weight"]
     names += ["embedding.word_embeddings.weight", "optimizer.state.exp_avg.decoder.layers.1.mlp.w"]
     reader = Reader(write(tmp_path / "iter_0000007", [part(name, slice(0, 6)) for name in names]))
-    assert list(reader.stage(range(1, 2), first=False, last=False)) == ["decoder.layers.0.mlp.w"]
-    assert list(reader.stage(range(0, 2), first=True, last=False)) == [
+    assert list(reader.stage(Stage(range(1, 2), False, False))) == ["decoder.layers.0.mlp.w"]
+    assert list(reader.stage(Stage(range(0, 2), last=False))) == [
         "decoder.layers.1.mlp.w",
         "embedding.word_embeddings.weight",
     ]
-    assert list(reader.stage(range(8, 11), first=False, last=True)) == [
+    assert list(reader.stage(Stage(range(8, 11), first=False))) == [
         "decoder.layers.2.pre_mlp_layernorm.weight",
         "decoder.final_layernorm.weight",
     ]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from mindspeed_ift.checkpoint.names import stage_entries
+from mindspeed_ift.checkpoint.names import Stage, stage_entries
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.mcore import seed_random_streams
 from mindspeed_ift.model.attention import BoundaryAttention
@@ -56,7 +56,7 @@ def test_norms_and_attention_are_ours_and_names_those_of_the_table(groups: Group
     assert sum(isinstance(module, RMSNorm) for module in model.modules()) == 9
     assert sum(isinstance(module, BoundaryAttention) for module in model.modules()) == 2
     assert not [kind for kind in kinds if kind in ("DotProductAttention", "WrappedTorchNorm", "RotaryEmbedding")]
-    entries = stage_entries(model.architecture, model.layer_numbers, first_stage=True, last_stage=True)
+    entries = stage_entries(model.architecture, Stage(model.layer_numbers))
     assert {name for name, _, _ in entries} == {name for name, _ in model.named_parameters()}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mindspeed_ift.checkpoint.names import stage_entries
+from mindspeed_ift.checkpoint.names import Stage, stage_entries
 from mindspeed_ift.config.lora import LORA_TARGETS, MODULES_TO_SAVE, LoraFlags
 from mindspeed_ift.model.build import ModelOptions, build_model
 from mindspeed_ift.parallel.groups import Groups
@@ -23,7 +23,7 @@ def groups() -> Iterator[Groups]:
 def test_modules_to_save_are_those_of_the_table() -> None:
     found = set()
     for architecture in (tiny_architecture(), tiny_experts()):
-        entries = stage_entries(architecture, range(2), first_stage=True, last_stage=True)
+        entries = stage_entries(architecture, Stage(range(2)))
         found |= {name.split(".")[-2] for name, _, _ in entries}
     assert found - {"experts"} == set(MODULES_TO_SAVE)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mindspeed_ift.checkpoint import megatron
+from mindspeed_ift.checkpoint.names import Stage
 from mindspeed_ift.checkpoint.sharded import Reader
 from mindspeed_ift.config.errors import RunError, UserError
 from mindspeed_ift.config.layout import LayoutFlags
@@ -103,7 +104,7 @@ def test_a_stage_is_read_under_the_names_of_the_model(tmp_path: Path, groups: Gr
     """Of one without parallelism: what conversion asks for."""
     run = Run(groups)
     run.save(tmp_path)
-    found = Reader(tmp_path / "iter_0000003").stage(range(2), first=True, last=True)
+    found = Reader(tmp_path / "iter_0000003").stage(Stage(range(2)))
     expected = dict(run.stage.named_parameters())
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
