@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent / "mindspeed_ift" / "__init__.py"
 VERSION = re.findall(r'^__version__ = "(.+)"$', PACKAGE.read_text(encoding="utf-8"), re.MULTILINE)[0]
 # Where constraints.txt names one version, every test runs on it; ci/compatibility.sh tries others in these ranges.
 DEPENDENCIES = [
-    "torch>=2.13,<2.15",
+    "torch>=2.6,<2.15",
     "megatron-core>=0.16.1,<0.20,!=0.17.*,!=0.18.*",
     "einops==0.8.2",  # Megatron-core needs it for the groups of hybrid context parallelism, and does not say so
     "transformers>=4.51,<6",

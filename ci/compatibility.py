@@ -47,6 +47,9 @@ OLD_TRANSFORMERS = {"transformers": "==4.51.3", "tokenizers": "<0.22", "datasets
 SETS = {
     "base": Versions("3.11", BASE),
     "transformers-4.51": Versions("3.11", BASE | OLD_TRANSFORMERS),
+    "torch-2.6": Versions("3.11", BASE | OLD_TRANSFORMERS | {"torch": "==2.6.0"}),
+    "torch-2.7": Versions("3.10", BASE | {"torch": "==2.7.1"}),
+    "torch-2.9": Versions("3.11", BASE | {"torch": "==2.9.1"}),
     "megatron-0.12.1": Versions("3.11", BASE, refused="0.12.1"),
     "newest": Versions(
         "3.12", {"torch": "==2.14.1", "megatron-core": "==0.19.2", "transformers": "==5.24.0"}, newest=True

@@ -6,6 +6,7 @@ storage. It is read by that, the same way for every version of torch, and by nam
 
 from __future__ import annotations
 
+import argparse
 import collections
 import io
 import os
@@ -36,13 +37,17 @@ _STORAGES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
 }
-_KNOWN = {"collections.OrderedDict": collections.OrderedDict, "torch.Size": torch.Size}
+_ARGUMENTS = "argparse.Namespace"
+_KNOWN = {
+    _ARGUMENTS: argparse.Namespace,
+    "collections.OrderedDict": collections.OrderedDict,
+    "torch.Size": torch.Size,
+}
 _REBUILD = re.compile(r"torch\._utils\._rebuild_tensor_v[23]|torch_\w+\.utils\.storage\._rebuild_\w+_tensor")
 """What makes a tensor of a storage, offset, shape, strides and more: torch's, and those of what extends it to a device."""
 _PARAMETER = re.compile(r"torch\._utils\._rebuild_parameter(_with_state)?")
 _TYPED = "torch._tensor._rebuild_from_type_v2"
 _TYPES = ("torch.Tensor", "torch.nn.parameter.Parameter")
-_ARGUMENTS = "argparse.Namespace"
 _HEADER = struct.Struct("<4s22xHH")
 """In front of each part of an archive: a mark, and how long the name and what is extra are that come next."""
 
@@ -153,8 +158,9 @@ class _Unpickler(pickle.Unpickler):
 
     def content(self) -> Any:
         content = self.load()
-        if self._met and _ARGUMENTS not in self._met:
-            raise pickle.UnpicklingError(f"{min(self._met)} has no place beside weights")
+        unknown = self._met - _KNOWN.keys()
+        if unknown and _ARGUMENTS not in self._met:
+            raise pickle.UnpicklingError(f"{min(unknown)} has no place beside weights")
         return content
 
     def find_class(self, module: str, name: str) -> Any:
@@ -169,7 +175,7 @@ class _Unpickler(pickle.Unpickler):
             return self._parameter
         if full == _TYPED:
             return self._typed
-        if full not in _KNOWN and full not in _TYPES:
+        if full not in _TYPES:
             self._met.add(full)
         return _KNOWN.get(full, _Nothing)
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as functional
 from torch import Tensor
 
 from mindspeed_ift.devices.device import current
+from mindspeed_ift.devices.kernels.reference import scaled_dot_products
 from mindspeed_ift.inference.layers import PlainLayer, plain_linear, plain_norm
 from mindspeed_ift.inference.stages import hand_on, receive
 from mindspeed_ift.mcore import tensor_parallel
@@ -44,12 +44,11 @@ class LayerCache:
             self.keys[:, :, self.longest - 1], self.values[:, :, self.longest - 1] = key[0], value[0]
         else:
             self.keys[self.row, :, self.at], self.values[self.row, :, self.at] = key[0], value[0]
-        out = functional.scaled_dot_product_attention(
+        out = scaled_dot_products(
             query.permute(1, 2, 0, 3),
             self.keys[:, :, : self.longest],
             self.values[:, :, : self.longest],
             attn_mask=self.mask,
-            enable_gqa=query.shape[2] != key.shape[2],
         )
         return out.permute(2, 0, 1, 3)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mindspeed_ift.devices.kernels.blocks import attention_backward, attention_forward
 
@@ -21,6 +24,7 @@ __all__ = [
     "permute",
     "rms_norm",
     "rotary",
+    "scaled_dot_products",
     "swiglu",
     "unpermute",
 ]
@@ -59,9 +63,41 @@ def attention(query_SBND: Tensor, key_SBGD: Tensor, value_SBGD: Tensor, boundari
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return scaled_dot_products(query, key, value, is_causal=True)
+
+
+def scaled_dot_products(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    """torch's ``scaled_dot_product_attention`` by its fused kernel, also where key heads are shared.
+
+    Args:
+        query: ``[B, N, S, D]``.
+        key: ``[B, G, S', D]``; ``G`` divides ``N``.
+        value: ``[B, G, S', D]``.
+        options: ``is_causal`` or ``attn_mask``.
+
+    Returns:
+        ``[B, N, S, D]``.
+    """
+    shared = query.shape[1] // key.shape[1]
+    if shared > 1 and query.device.type == "cpu" and not _shares_heads_on_cpu():
+        key, value = (tensor.repeat_interleave(shared, 1) for tensor in (key, value))
     return functional.scaled_dot_product_attention(
-        query, key, value, is_causal=True, enable_gqa=query.shape[1] != key.shape[1]
+        query, key, value, enable_gqa=query.shape[1] != key.shape[1], **options
     )
+
+
+@cache
+def _shares_heads_on_cpu() -> bool:
+    """Whether torch's fused kernel for the CPU takes shared key heads; that of 2.6 and 2.7 does not, and in its place are
+    several operations that hold the weights of all queries and keys."""
+    query = torch.zeros(1, 2, 1, 8, device="cpu")
+    with warnings.catch_warnings(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        warnings.simplefilter("ignore")  # it says why not
+        try:
+            functional.scaled_dot_product_attention(query, query[:, :1], query[:, :1], enable_gqa=True)
+        except RuntimeError:
+            return False
+    return True
 
 
 def _segments_of_row(boundaries: Tensor, start: int, stop: int) -> list[tuple[int, int]]:

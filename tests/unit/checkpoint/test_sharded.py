@@ -128,12 +128,12 @@ def test_a_stage_has_its_own_numbers(tmp_path: Path) -> None:
 
 def test_torch_reads_it_too(folder: Path) -> None:
     content = {"w": torch.zeros(SHAPE), "v": torch.zeros(4, dtype=torch.bfloat16)}
-    torch_checkpoint.load(content, checkpoint_id=folder, no_dist=True)
+    torch_checkpoint.load(content, checkpoint_id=folder)
     assert torch.equal(content["w"], WHOLE) and content["v"].tolist() == [1, 2, 3, 4]
 
 
 def test_we_read_what_torch_writes(tmp_path: Path) -> None:
-    torch_checkpoint.save({"w": WHOLE, "n": 3}, checkpoint_id=tmp_path / "theirs", no_dist=True)
+    torch_checkpoint.save({"w": WHOLE, "n": 3}, checkpoint_id=tmp_path / "theirs")
     reader = Reader(tmp_path / "theirs")
     assert torch.equal(reader.tensor("w"), WHOLE)
     with pytest.raises(UserError, match="the tensor n is missing"):

@@ -25,6 +25,9 @@ from tests.unit.devices import flash_stand_ins
 
 CPU = torch.device("cpu")
 HOPPER = (9, 0)
+BUILT_IN = pytest.mark.skipif(
+    importlib.util.find_spec("torch.nn.attention.varlen") is None, reason="torch before 2.10 has no varlen_attn"
+)
 FORWARD = {"varlen_attn": "_flash_attention_forward", "flash-attn": "flash_attn_varlen_func"}
 BACKWARD = {"varlen_attn": "_flash_attention_backward", "flash-attn": "_flash_attn_varlen_backward"}
 
@@ -45,7 +48,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
     monkeypatch.setattr(flash.importlib.util, "find_spec", lambda name: None if name in packages else find(name))
 
 
-@pytest.fixture(params=["varlen_attn", "flash-attn"])
+@pytest.fixture(params=[pytest.param("varlen_attn", marks=BUILT_IN), "flash-attn"])
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[flash.Flash]:
     flash._spans.cache_clear()
     flash_stand_ins.CALLS.clear()
@@ -126,6 +129,7 @@ def test_parts_of_a_ring_merge_into_the_whole(library: flash.Flash) -> None:
         assert (found.float() - wanted[:, 0]).abs().max() <= ATTENTION_BF16 * max(1, float(wanted.abs().max()))
 
 
+@BUILT_IN
 def test_an_older_varlen_attn_is_told_of_the_triangle_in_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """That of torch 2.10."""
     heard = []
@@ -207,8 +211,8 @@ def offered(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = HOPPE
 @pytest.mark.parametrize(
     ("built_in", "packages", "missing", "said"),
     [
-        (True, [], [], "varlen_attn; "),
-        (True, ["flash_attn"], [], "varlen_attn; "),
+        pytest.param(True, [], [], "varlen_attn; ", marks=BUILT_IN),
+        pytest.param(True, ["flash_attn"], [], "varlen_attn; ", marks=BUILT_IN),
         (False, ["flash_attn"], [], "flash-attn; "),
         (True, ["flash_attn"], ["torch.nn.attention.varlen"], "flash-attn; "),
         (False, [], [], "attention (this torch has no varlen_attn, and flash-attn is not installed)"),
@@ -234,11 +238,16 @@ def test_an_old_flash_attn_does_not_serve(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(
     ("capability", "plain"),
-    [((8, 0), []), ((7, 5), ["attention (compute capability 7.5 is below 8.0)"]), ((6, 1), ["attention", "rms_norm"])],
+    [
+        ((8, 0), []),
+        ((7, 5), ["attention (compute capability 7.5 is below 8.0)"]),
+        ((6, 1), ["attention", "rms_norm"]),
+    ],
 )
 def test_an_old_device_gets_what_it_can_run(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], plain: list[str]
 ) -> None:
+    pretend_flash_attn(monkeypatch)  # which serves a torch without its own
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     find = importlib.util.find_spec
     monkeypatch.setattr(cuda.importlib.util, "find_spec", lambda name: object() if name == "triton" else find(name))
@@ -293,9 +302,12 @@ def gradients(dtype: torch.dtype) -> dict[str, Tensor]:
 def test_a_model_learns_the_same(monkeypatch: pytest.MonkeyPatch, compiled: list[object]) -> None:
     """In bf16 with all of them, as far from plain torch in fp32 as plain torch in bf16 is, give or take."""
     wanted, plain = gradients(torch.float32), gradients(torch.bfloat16)
+    library = "varlen_attn" if flash.of_torch() is not None else "flash-attn"
     operators = flash_stand_ins.install()
     flash_stand_ins.CALLS.clear()
     flash._spans.cache_clear()
+    if library == "flash-attn":
+        pretend_flash_attn(monkeypatch)
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     find = importlib.util.find_spec
     monkeypatch.setattr(cuda.importlib.util, "find_spec", lambda name: object() if name == "triton" else find(name))
@@ -308,7 +320,7 @@ def test_a_model_learns_the_same(monkeypatch: pytest.MonkeyPatch, compiled: list
         monkeypatch.undo()
         device.current.cache_clear()
         operators._destroy()
-    assert set(flash_stand_ins.CALLS) == {FORWARD["varlen_attn"], BACKWARD["varlen_attn"]} and compiled
+    assert set(flash_stand_ins.CALLS) == {FORWARD[library], BACKWARD[library]} and compiled
     for name, value in wanted.items():
         scale = float(value.abs().max())
         deviation, usual = (float((one[name] - value).abs().max()) for one in (found, plain))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mindspeed_ift.devices.kernels import reference
 from tests.tolerances import KERNEL
@@ -56,3 +57,37 @@ def test_products_of_many_matrices_need_no_gradient(counts: list[int]) -> None:
     with torch.no_grad():
         found = reference.grouped_matmul(tokens, weights, counts)
     assert found.shape == (sum(counts), 3) and torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("taken", [True, False], ids=["taken as they are", "repeated"])
+def test_shared_key_heads_never_need_the_weights_of_all_tokens(monkeypatch: pytest.MonkeyPatch, taken: bool) -> None:
+    """Those of an older torch are repeated for its fused kernel."""
+    if taken and not reference._shares_heads_on_cpu():
+        pytest.skip("this torch has no fused kernel that takes shared heads as they are")
+    monkeypatch.setattr(reference, "_shares_heads_on_cpu", lambda: taken)
+    generator = torch.Generator().manual_seed(4)
+    tensors = [torch.randn(64, 1, heads, 8, generator=generator).requires_grad_() for heads in (4, 2, 2)]
+    grad = torch.randn(64, 1, 4, 8, generator=generator)
+    with Largest() as largest:
+        found = [out := reference.attention(*tensors, None), *torch.autograd.grad(out, tensors, grad)]
+    assert largest.numel <= grad.numel()
+    wide = [tensor.detach()[:, 0].double().requires_grad_() for tensor in tensors]
+    query, key, value = (tensor.repeat_interleave(4 // tensor.shape[1], 1).transpose(0, 1) for tensor in wide)
+    scores = (query @ key.mT / 8**0.5).masked_fill(torch.ones(64, 64).triu(1).bool(), float("-inf"))
+    expected = (scores.softmax(-1) @ value).transpose(0, 1)
+    for one, other in zip(found, [expected, *torch.autograd.grad(expected, wide, grad[:, 0].double())], strict=True):
+        torch.testing.assert_close(one[:, 0], other.float(), **KERNEL)
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        result = function(*args, **(kwargs or {}))
+        made = [one for one in (result if isinstance(result, tuple) else (result,)) if isinstance(one, torch.Tensor)]
+        self.numel = max([self.numel, *(one.numel() for one in made)])
+        return result
