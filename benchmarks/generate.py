@@ -30,7 +30,7 @@ from mindspeed_ift.inference.decoder import Decoder
 from mindspeed_ift.inference.generate import generate
 from mindspeed_ift.inference.load import load
 from mindspeed_ift.inference.sampling import Sampling
-from mindspeed_ift.mcore import parallel_state
+from mindspeed_ift.parallel import groups as process_groups
 
 QUICKSTART = {
     "hidden_size": 64,
@@ -78,8 +78,7 @@ def main() -> None:
         for batch in chosen.batches:
             figures = compare(ours, theirs, prompts_of(batch, MODELS[name]["vocab_size"]), chosen)
             print(json.dumps({"model": name, "batch": batch, "threads": chosen.threads, **figures}), flush=True)
-        parallel_state.destroy_model_parallel()
-        torch.distributed.destroy_process_group()
+        process_groups.stop(loaded.groups)
 
 
 def make_model(folder: Path, sizes: dict[str, Any]) -> PreTrainedModel:

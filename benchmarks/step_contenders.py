@@ -30,23 +30,30 @@ def planned(flags: list[str]) -> Plan:
     )
 
 
-class Ours:
-    """Training as ``posttrain_gpt.py`` does it."""
+class _Contender:
+    """Who takes the samples of a plan, step by step."""
 
-    def __init__(self, name: str, flags: list[str]) -> None:
-        self.name, self.plan, self.done = name, planned(flags), 0
-        config, self.groups = self.plan.config, world(self.plan)
-        self.stage = build_model(self.plan.architecture, model_options(self.plan), self.groups)
-        self.model = wrap([self.stage], config.layout)
-        self.optimizer = build_optimizer(self.model, config.optimizer, config.layout)
-        self.schedule = build_schedule(self.optimizer, config.optimizer)
-        self.samples = self.plan.training_samples(data_rank=0, shuffle=True)
+    def __init__(self, like: Plan) -> None:
+        self.plan, self.done = like, 0
+        self.samples = like.training_samples(data_rank=0, shuffle=True)
 
     def take(self) -> list[Batch]:
         """The micro-batches of the next step."""
         batches = self.samples.take(self.done, self.plan.micro_batches)
         self.done += self.plan.rows_of_a_step
         return batches
+
+
+class Ours(_Contender):
+    """Training as ``posttrain_gpt.py`` does it."""
+
+    def __init__(self, flags: list[str]) -> None:
+        super().__init__(planned(flags))
+        config, self.groups = self.plan.config, world(self.plan)
+        self.stage = build_model(self.plan.architecture, model_options(self.plan), self.groups)
+        self.model = wrap([self.stage], config.layout)
+        self.optimizer = build_optimizer(self.model, config.optimizer, config.layout)
+        self.schedule = build_schedule(self.optimizer, config.optimizer)
 
     def step(self, batches: list[Batch]) -> float:
         """The loss."""
@@ -64,15 +71,14 @@ class Ours:
         parts.watch_function(self.stage, "_postprocess", "head and loss")
 
 
-class Transformers:
+class Transformers(_Contender):
     """A plain loop over Qwen3ForCausalLM on the micro-batches that another contender would take."""
 
-    def __init__(self, name: str, like: Plan, recompute: bool) -> None:
+    def __init__(self, like: Plan, recompute: bool) -> None:
         from transformers import Qwen3Config, Qwen3ForCausalLM
 
         architecture, device = like.architecture, current()
-        self.name, self.plan, self.done = name, like, 0
-        self.attention = "flash_attention_2" if device.asynchronous and has_flash_attn() else "sdpa"
+        super().__init__(like)
         config = Qwen3Config(
             vocab_size=architecture.vocab_size,
             hidden_size=architecture.hidden_size,
@@ -83,7 +89,7 @@ class Transformers:
             head_dim=architecture.kv_channels,
             tie_word_embeddings=architecture.tied,
             max_position_embeddings=max(architecture.max_position_embeddings, like.config.data.seq_length),
-            attn_implementation=self.attention,
+            attn_implementation="flash_attention_2" if device.asynchronous and has_flash_attn() else "sdpa",
             use_cache=False,
         )
         dtype = torch.bfloat16 if like.config.optimizer.bf16 else torch.float32
@@ -94,13 +100,6 @@ class Transformers:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True
         )
-        self.samples = like.training_samples(data_rank=0, shuffle=True)
-
-    def take(self) -> list[Batch]:
-        """The micro-batches of the next step."""
-        batches = self.samples.take(self.done, self.plan.micro_batches)
-        self.done += self.plan.rows_of_a_step
-        return batches
 
     def step(self, batches: list[Batch]) -> float:
         """The loss."""

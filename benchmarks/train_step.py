@@ -170,11 +170,11 @@ def small(chosen: argparse.Namespace, folder: Path) -> list[Measured]:
     few = [*model[:-4], "--micro-batch-size", "1", "--global-batch-size", "1"]
     return race(
         {
-            "ours, one by one": lambda: Ours("ours", shortened),
-            "transformers, one by one": lambda: Transformers("transformers", planned(shortened), False),
-            "ours, padded": lambda: Ours("padded", [*model, *single, "--pad-to-seq-lengths"]),
-            "ours, packed": lambda: Ours("packed", [*model, *packed]),
-            "ours, packed, one row a step": lambda: Ours("few", [*few, *packed]),
+            "ours, one by one": lambda: Ours(shortened),
+            "transformers, one by one": lambda: Transformers(planned(shortened), False),
+            "ours, padded": lambda: Ours([*model, *single, "--pad-to-seq-lengths"]),
+            "ours, packed": lambda: Ours([*model, *packed]),
+            "ours, packed, one row a step": lambda: Ours([*few, *packed]),
         },
         chosen.rounds,
         chosen.steps,
@@ -188,8 +188,8 @@ def large(chosen: argparse.Namespace, folder: Path) -> list[Measured]:
     model = [*LARGE, "--num-layers", str(chosen.layers), "--bf16", "--micro-batch-size", "1"]
     model += ["--global-batch-size", str(chosen.rows), *packed, *(RECOMPUTE.split() if chosen.recompute else [])]
     makers: dict[str, Callable[[], Ours | Transformers]] = {
-        "ours, packed": lambda: Ours("ours", model),
-        "transformers, packed": lambda: Transformers("transformers", planned(model), chosen.recompute),
+        "ours, packed": lambda: Ours(model),
+        "transformers, packed": lambda: Transformers(planned(model), chosen.recompute),
     }
     return race(makers, chosen.rounds, chosen.steps)
 

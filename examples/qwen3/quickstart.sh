@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole road on this machine: environment, tokenizer, demo records -> dataset -> tuning -> Hugging Face -> answers,
 # and a table of the model before and after, on records that it was not tuned on.
-# Needs: Python 3.10 to 3.12 and a package index. Takes some minutes on 2 CPU cores after installation.
+# Needs: Python 3.10 to 3.12 and a package index. Takes one to two minutes on 2 CPU cores after installation.
 # Prints: each stage, one line a step, three answers, the table; fails unless the answers are the trained ones.
 # Run again, it skips every stage whose inputs and outputs are unchanged. OUT chooses another folder.
 set -euo pipefail

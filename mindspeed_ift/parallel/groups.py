@@ -86,6 +86,11 @@ class Groups:
         dist.all_gather_object(values, value)
         return values
 
+    def say(self, text: str) -> None:
+        """Print a line, once for all ranks."""
+        if self.rank == 0:
+            print(text, flush=True)
+
     def barrier(self) -> None:
         """Wait for every rank."""
         dist.barrier()

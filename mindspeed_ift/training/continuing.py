@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.tuning import TuneConfig
 from mindspeed_ift.data.blending import Blend
@@ -57,6 +58,11 @@ def optimizer_facts(config: TuneConfig) -> dict[str, Any]:
     return {f"--{name.replace('_', '-')}": getattr(config.optimizer, name) for name in _RATES}
 
 
+def facts_of_run(config: TuneConfig, data: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's manifest keeps of ``config`` and of `data_facts`, for `refuse_another_run`."""
+    return {KEY: data, OPTIMIZED: optimizer_facts(config)}
+
+
 def fingerprint(dataset: Samples) -> str:
     """Of the lengths of all samples, and of all that some of them hold, from the first to the last."""
     digest = hashlib.sha256(np.ascontiguousarray(dataset.lengths, np.int64).tobytes())
@@ -66,6 +72,19 @@ def fingerprint(dataset: Samples) -> str:
             if column is not None:
                 digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()[:16]
+
+
+def refuse_another_run(folder: Path, config: TuneConfig, data: Mapping[str, Any]) -> None:
+    """Do nothing if a checkpoint is of a run with these data and rates, or the flags allow others.
+
+    Raises:
+        UserError: as `refuse_other_data`, `refuse_other_rates`.
+    """
+    run, manifest = config.run, megatron.read_manifest(folder)
+    if run.check_data:
+        refuse_other_data(folder, manifest, data)
+    if run.load_optim and not run.override_opt_param_scheduler:
+        refuse_other_rates(folder, manifest, optimizer_facts(config))
 
 
 def refuse_other_data(folder: Path, manifest: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:

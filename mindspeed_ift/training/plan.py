@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_ift.checkpoint.disk import require_folder
-from mindspeed_ift.checkpoint.megatron import read_manifest
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.blending import named_datasets
 from mindspeed_ift.config.errors import UserError
@@ -25,7 +24,7 @@ from mindspeed_ift.data.micro_batches import MicroBatches, Order
 from mindspeed_ift.data.order import SampleOrder, split_ranges
 from mindspeed_ift.data.overlong import Overlong, count_overlong
 from mindspeed_ift.data.packed_view import PackedView
-from mindspeed_ift.training.continuing import data_facts, optimizer_facts, refuse_other_data, refuse_other_rates
+from mindspeed_ift.training.continuing import data_facts, refuse_another_run
 from mindspeed_ift.training.datasets import (
     Opened,
     Selection,
@@ -253,10 +252,8 @@ def plan(config: TuneConfig, world_size: int) -> Plan:
     planned.training_samples(data_rank=0, shuffle=False)  # refuses samples that neither fit nor may be cut
     if len(to_evaluate):
         planned.validation_samples(data_rank=0)
-    if sources.resume is not None and config.run.check_data:
-        refuse_other_data(sources.resume, read_manifest(sources.resume), planned.data_facts)
-    if sources.resume is not None and config.run.load_optim and not config.run.override_opt_param_scheduler:
-        refuse_other_rates(sources.resume, read_manifest(sources.resume), optimizer_facts(config))
+    if sources.resume is not None:
+        refuse_another_run(sources.resume, config, planned.data_facts)
     return planned
 
 

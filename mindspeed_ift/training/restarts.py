@@ -21,8 +21,7 @@ def after_restart(plan: Plan, groups: Groups) -> Plan:
     config = flags_after_restart(plan.config, groups)
     if config == plan.config:
         return plan
-    if groups.rank == 0:
-        print(f"started again by torchrun: going on from {config.run.save}", flush=True)
+    groups.say(f"started again by torchrun: going on from {config.run.save}")
     return replace(plan, config=config, sources=find_sources(config))
 
 

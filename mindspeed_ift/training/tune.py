@@ -27,8 +27,7 @@ from mindspeed_ift.parallel import groups as process_groups
 from mindspeed_ift.parallel.groups import Groups
 from mindspeed_ift.planning.operations import step_operations
 from mindspeed_ift.training import restarts, state
-from mindspeed_ift.training.continuing import KEY as TRAINED_ON
-from mindspeed_ift.training.continuing import OPTIMIZED, optimizer_facts
+from mindspeed_ift.training.continuing import facts_of_run
 from mindspeed_ift.training.evaluation import evaluate
 from mindspeed_ift.training.exporting import export
 from mindspeed_ift.training.metrics import Metrics
@@ -83,12 +82,12 @@ def tune(plan: Plan, fail: Callable[[RunError], None]) -> None:
             backend=config.run.collective_backend,
             timeout_minutes=config.run.distributed_timeout_minutes + 1,  # the watchdog speaks first
         )
-        _say(groups, f"device: {device.kind} ({device.reason}); kernels: {device.kernel_notice}")
+        groups.say(f"device: {device.kind} ({device.reason}); kernels: {device.kernel_notice}")
         plan = _with_whole_sources(restarts.after_restart(plan, groups), groups)
         stages = build_stages(plan.architecture, model_options(plan), groups)
         _load_weights(plan, stages, groups)
         if config.optimizer.optimizer_cpu_offload and not device.asynchronous:
-            _say(groups, "notice: --optimizer-cpu-offload changes nothing here: the device is the host")
+            groups.say("notice: --optimizer-cpu-offload changes nothing here: the device is the host")
         model = wrap(stages, config.layout)
         optimizer = build_optimizer(model, config.optimizer, config.layout)
         schedule = build_schedule(optimizer, config.optimizer)
@@ -96,7 +95,7 @@ def tune(plan: Plan, fail: Callable[[RunError], None]) -> None:
         progress = _resume(plan, trained)
         notice = state.check_space(config.run, config.optimizer.train_iters or 0, progress.done, trained)
         if notice is not None:
-            _say(groups, notice)
+            groups.say(notice)
         saver = Saver(config.run.save, groups, config.run.async_save) if config.run.save is not None else None
         with Watchdog.of_run(config.run, groups.rank, plan.layout.world, fail) as watchdog:
             _loop(_Run(plan, trained, model, groups, device, progress, saver, watchdog), stop_request)
@@ -112,7 +111,7 @@ def _loop(run: _Run, stop_request: StopRequest) -> None:
     training = plan.training_samples(groups.data_rank, config.data.shuffle, progress.consumed, progress.dealing)
     balance = plan.describe_balance(training.order) if groups.rank == 0 else None
     if balance is not None:
-        _say(groups, balance)
+        groups.say(balance)
     metrics = Metrics(
         config.run.save,
         run.device,
@@ -145,14 +144,14 @@ def _loop(run: _Run, stop_request: StopRequest) -> None:
         if run.saver is not None:
             (run.saver.poll if reason is None else run.saver.finish)()
         if reason is not None:
-            _say(groups, f"stopping after step {iteration} {reason}")
+            groups.say(f"stopping after step {iteration} {reason}")
             break
     if run.saver is not None:
         run.saver.finish()
     profile.close()
     metrics.close()
     for line in plan.describe_consumed(progress.consumed):
-        _say(groups, line)
+        groups.say(line)
 
 
 def _trackers(plan: Plan, first: int) -> Trackers:
@@ -174,9 +173,9 @@ def _steps_to_do(run: _Run, total: int) -> range:
     """Numbers of the steps; none, with the reason said, where nothing is left to do."""
     done, load = run.progress.done, run.plan.config.run.load
     if done >= total:
-        _say(run.groups, f"{load} has {done} steps already; --train-iters {total} asks for no more")
+        run.groups.say(f"{load} has {done} steps already; --train-iters {total} asks for no more")
     elif _stopped_early(run):
-        _say(run.groups, f"{load} has stopped early; raise --early-stopping-patience, or leave it out, to go on")
+        run.groups.say(f"{load} has stopped early; raise --early-stopping-patience, or leave it out, to go on")
         return range(0)
     return range(done + 1, total + 1)
 
@@ -245,17 +244,17 @@ def _saved(run: _Run, iteration: int, best_loss: float | None) -> None:
     flags = run.plan.config.run
     if flags.save is None or run.groups.rank != 0:
         return
-    _say(run.groups, f"saved {megatron.iteration_folder(flags.save, iteration)}")
+    run.groups.say(f"saved {megatron.iteration_folder(flags.save, iteration)}")
     if best_loss is not None:
         megatron.mark_best(flags.save, iteration)
-        _say(run.groups, f"{flags.save / megatron.BEST} names step {iteration}: validation loss {best_loss:.4f}")
+        run.groups.say(f"{flags.save / megatron.BEST} names step {iteration}: validation loss {best_loss:.4f}")
     if flags.enable_mg2hf_convert:
         base = run.plan.sources.hugging_face or run.plan.sources.weights
-        _say(run.groups, export(megatron.iteration_folder(flags.save, iteration), base))
+        run.groups.say(export(megatron.iteration_folder(flags.save, iteration), base))
     if flags.keep_last is not None:
         deleted = megatron.keep_newest(flags.save, flags.keep_last, _protected(run))
         if deleted:
-            _say(run.groups, f"deleted {' '.join(one.name for one in deleted)} (--keep-last {flags.keep_last})")
+            run.groups.say(f"deleted {' '.join(one.name for one in deleted)} (--keep-last {flags.keep_last})")
 
 
 def _protected(run: _Run) -> set[Path]:
@@ -287,7 +286,7 @@ def _refused(run: _Run, training: MicroBatches, iteration: int, report: StepRepo
             f"step {iteration} is refused: {report.refusal}; no weight was moved, {told}: look at the data, lower --lr, "
             f"or go on after such steps with --max-skipped-steps {progress.skipped}"
         )
-    _say(run.groups, f"step {iteration}/{metrics.total}  refused: {report.refusal}; no weight was moved, {told}")
+    run.groups.say(f"step {iteration}/{metrics.total}  refused: {report.refusal}; no weight was moved, {told}")
 
 
 def model_options(plan: Plan) -> ModelOptions:
@@ -324,7 +323,7 @@ def _with_whole_sources(plan: Plan, groups: Groups) -> Plan:
         damaged[sources.resume] = reason
         sources = find_sources(plan.config, damaged)
     for notice in sources.notices[len(plan.sources.notices) :] if damaged else ():
-        _say(groups, notice)
+        groups.say(notice)
     return replace(plan, sources=sources)
 
 
@@ -340,20 +339,20 @@ def _load_weights(plan: Plan, stages: list[Qwen3Model], groups: Groups) -> None:
             ranks, padded = (groups.tensor_rank, groups.expert_rank), stage.options.padded_vocab
             weights = model_shard(source, plan.architecture, place, groups.layout, ranks, padded)
             fill(stage, weights, str(folder), without_adapters)
-        _say(groups, f"weights: {folder} ({kind})")
+        groups.say(f"weights: {folder} ({kind})")
     elif sources.weights is not None:
         state.load_model(sources.weights, stages, groups, without_adapters)
-        _say(groups, f"weights: {sources.weights}")
+        groups.say(f"weights: {sources.weights}")
     else:
-        _say(groups, "weights: fresh (no --load)")
+        groups.say("weights: fresh (no --load)")
     if sources.adapters is not None:
         trained = partial(plan.config.lora.is_trained, tied=plan.architecture.tied)
         state.load_model(sources.adapters, stages, groups, trained)
-        _say(groups, f"adapters: {sources.adapters}")
+        groups.say(f"adapters: {sources.adapters}")
     elif plan.config.lora.active:
         for stage in stages:
             start_adapters(stage, stage.layer_numbers, plan.config.optimizer.seed)
-        _say(groups, f"adapters: fresh, on {' '.join(plan.config.lora.lora_target_modules)}")
+        groups.say(f"adapters: fresh, on {' '.join(plan.config.lora.lora_target_modules)}")
 
 
 def _resume(plan: Plan, trained: Trained) -> Progress:
@@ -369,7 +368,7 @@ def _resume(plan: Plan, trained: Trained) -> Progress:
     else:
         trained.schedule.step(increment=progress.done - progress.skipped - progress.overflowed)
     elsewhere = manifest.get("layout") not in (None, megatron.describe_layout(plan.layout))
-    _say(trained.groups, f"resuming after step {progress.done}{', in another layout' if elsewhere else ''}")
+    trained.groups.say(f"resuming after step {progress.done}{', in another layout' if elsewhere else ''}")
     return progress
 
 
@@ -379,13 +378,7 @@ def _facts(plan: Plan, progress: Progress) -> dict[str, Any]:
         "data_path": plan.dataset.prefix,
         "datasets": plan.datasets,
         "seed": plan.config.optimizer.seed,
-        TRAINED_ON: plan.data_facts,
-        OPTIMIZED: optimizer_facts(plan.config),
+        **facts_of_run(plan.config, plan.data_facts),
         "tokenizer": plan.token_facts["tokenizer"],
         **{key: plan.token_facts[key] for key in TRAINING_FACTS},
     }
-
-
-def _say(groups: Groups, text: str) -> None:
-    if groups.rank == 0:
-        print(text, flush=True)

@@ -11,6 +11,7 @@ import pytest
 from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.config.flags import parse
 from mindspeed_ift.config.tuning import TuneConfig
+from mindspeed_ift.data.staging import write_text
 from mindspeed_ift.training.restarts import flags_after_restart, forget
 
 WEIGHTS = "--load hf --enable-hf2mg-convert"
@@ -38,7 +39,7 @@ class Run:
 
     def saves(self, step: int = 5) -> None:
         """A checkpoint, as far as its name."""
-        megatron._write_number(self.save / megatron.TRACKER, step)
+        write_text(self.save / megatron.TRACKER, f"{step}\n")
 
 
 def test_a_restart_goes_on_from_what_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
