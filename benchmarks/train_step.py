@@ -38,7 +38,11 @@ from mindspeed_ift.planning.operations import step_operations
 ROOT = Path(__file__).resolve().parents[1]
 PACKED = ["--reset-attention-mask", "--reset-position-ids", "--neat-pack"]
 QUICKSTART = "--num-layers 2 --hidden-size 64 --ffn-hidden-size 256 --num-attention-heads 4 --num-query-groups 2"
-LARGE = ["--preset", "qwen3-8b"]
+LARGE = (
+    "--hidden-size 4096 --ffn-hidden-size 12288 --num-attention-heads 32 --num-query-groups 8 --kv-channels 128 "
+    "--vocab-size 151936 --max-position-embeddings 40960 --untie-embeddings-and-output-weights"
+).split()
+"""Qwen3-8B but for the number of its layers: a preset is taken as it is."""
 RECOMPUTE = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
 
 

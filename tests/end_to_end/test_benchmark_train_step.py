@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
+from mindspeed_ift.config.architecture import Architecture
+from mindspeed_ift.config.flags import parse
+from mindspeed_ift.config.resolve import resolve_architecture
+from mindspeed_ift.config.tuning import ModelFlags
 from tests.tiny_tokenizer import make_tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,6 +60,12 @@ def test_without_an_accelerator(
     ):
         expected = above["cpu_us_per_real_token"] / below["cpu_us_per_real_token"]
         assert figures["ratios"][ratio]["cpu"] == pytest.approx(expected)
+
+
+def test_the_large_size_is_a_part_of_the_8b(benchmark: ModuleType) -> None:
+    flags = parse(ModelFlags, [*benchmark.LARGE, "--num-layers", "4"], program="test")
+    found, _ = resolve_architecture(flags, {}, tokenizer_vocab=1)
+    assert found == replace(Architecture.from_preset("qwen3-8b"), num_layers=4)
 
 
 def test_the_large_size_on_a_small_model(
