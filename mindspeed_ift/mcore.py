@@ -41,7 +41,6 @@ with warnings.catch_warnings():
         finalize_model_grads,
     )
     from megatron.core.optimizer import get_megatron_optimizer
-    from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
     from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
     from megatron.core.optimizer.grad_scaler import DynamicGradScaler
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
@@ -115,7 +114,6 @@ __all__ = [
     "TransformerBlockSubmodules",
     "TransformerConfig",
     "apply_swiglu_sharded_factory",
-    "clip_grad_by_total_norm_fp32",
     "finalize_model_grads",
     "get_forward_backward_func",
     "get_gpt_layer_local_spec",

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from mindspeed_ift.config.layout import LayoutFlags
 from mindspeed_ift.config.tuning import OptimizerFlags
@@ -18,9 +20,9 @@ from mindspeed_ift.mcore import (
     HybridDeviceOptimizer,
     OptimizerConfig,
     OptimizerParamScheduler,
-    clip_grad_by_total_norm_fp32,
     finalize_model_grads,
     get_megatron_optimizer,
+    parallel_state,
 )
 from mindspeed_ift.model.build import Qwen3Model
 
@@ -78,7 +80,7 @@ def build_optimizer(model: list[DistributedDataParallel], flags: OptimizerFlags,
         optimizer = get_megatron_optimizer(config, model)
     _fuse(optimizer)
     core = model[0].config
-    core.finalize_model_grads_func = finalize_model_grads
+    core.finalize_model_grads_func = _finalize
     core.grad_scale_func = optimizer.scale_loss
     if layout.overlap_grad_reduce:
         core.no_sync_func = _one_or_all([stage.no_sync for stage in model])
@@ -90,6 +92,19 @@ def build_optimizer(model: list[DistributedDataParallel], flags: OptimizerFlags,
 def chained(optimizer: Any) -> list[Any]:
     """The optimizers of Megatron's chain, in which experts have one of their own; of a single one itself."""
     return getattr(optimizer, "chained_optimizers", [optimizer])
+
+
+def _finalize(model: list[DistributedDataParallel], units: Tensor, **options: Any) -> None:
+    """Gradients over all ranks, divided by the units of the loss; where there is none they stay zero.
+
+    Source: Megatron's ``finalize_model_grads``, which asks the device whether there is any.
+    """
+    finalize_model_grads(model, None, **options)
+    pipeline = parallel_state.get_pipeline_model_parallel_group()
+    dist.broadcast(units, dist.get_process_group_ranks(pipeline)[-1], group=pipeline)  # the last stage knows them
+    dist.all_reduce(units, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+    for stage in model:
+        stage.scale_gradients(1.0 / units.clamp_min(1))
 
 
 def _fuse(optimizer: Any) -> None:
@@ -139,15 +154,36 @@ def update(optimizer: Any) -> float:
     """
     if optimizer.prepare_grads():  # which has changed the loss scale
         return math.inf
-    norm = float(optimizer.get_grad_norm())
+    norm = _gradient_norm(optimizer)
     if not math.isfinite(norm):
         return norm
     for part in chained(optimizer):
-        parameters = part.get_parameters()
-        if parameters and part.config.clip_grad > 0:
-            clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=norm)
+        share = part.config.clip_grad / (norm + 1e-6)
+        grads = [parameter.grad for parameter in part.get_parameters() if parameter.grad is not None]
+        if grads and 0 < share < 1:
+            torch._foreach_mul_(grads, share)
     optimizer.step_with_ready_grads()
     return norm
+
+
+def _gradient_norm(optimizer: Any) -> float:
+    """Over all ranks, each gradient once; the device is asked once.
+
+    Source: Megatron's ``get_grad_norm_fp32``, which without apex and TransformerEngine asks the device once a gradient.
+    """
+    parts = chained(optimizer)
+    of_groups = [(part.get_grad_stats_parallel_group(), part.get_main_grads_for_grad_norm()) for part in parts]
+    if len(parts) > 1 and optimizer.grads_states_parallel_group_is_shared():
+        of_groups = [(of_groups[0][0], [grad for _, grads in of_groups for grad in grads])]
+    squares = [_sum_of_squares(grads, group) for group, grads in of_groups]
+    return math.sqrt(float(sum(squares)))
+
+
+def _sum_of_squares(grads: list[Tensor], group: dist.ProcessGroup | None) -> Tensor:
+    norms = torch._foreach_norm(grads) if grads else [torch.zeros((), device=current().torch_device)]
+    square = torch.linalg.vector_norm(torch.stack(norms)).square()
+    dist.all_reduce(square, group=group)
+    return square
 
 
 def build_schedule(optimizer: Any, flags: OptimizerFlags) -> OptimizerParamScheduler:

@@ -13,6 +13,7 @@ from torch.profiler import record_function as named
 
 from mindspeed_ift.data.batch import Batch
 from mindspeed_ift.devices.device import Device
+from mindspeed_ift.devices.transfer import upload
 from mindspeed_ift.mcore import DistributedDataParallel, OptimizerParamScheduler, get_forward_backward_func
 from mindspeed_ift.model import head
 from mindspeed_ift.model.experts import balance_scale_of_step, routers
@@ -142,10 +143,10 @@ def _prepare_balance(
     """
     if not model[0].config.num_moe_experts or not model[0].config.moe_aux_loss_coeff:
         return 0
-    totals = torch.zeros(2, dtype=torch.float64, device=device.torch_device)
-    if groups.totals_writer and groups.context_rank == 0:  # these are of whole rows
-        totals[0] = sum(batch.units for batch in batches)
-        totals[1] = len(batches)
+    counts = (sum(batch.units for batch in batches), len(batches))
+    if not groups.totals_writer or groups.context_rank > 0:  # these are of whole rows
+        counts = (0, 0)
+    totals = upload(torch.tensor(counts, dtype=torch.float64), device.torch_device)
     units, micro_batches = groups.sum_over_world(totals).tolist()
     for router in routers(model):
         router.balance_scale, router.balance_sum = balance_scale_of_step(units, micro_batches), None
@@ -199,18 +200,34 @@ def forward_backward(
         forward_only=forward_only,
         **communication(model[0].config, groups, [tuple(batch.tokens.shape) for batch in batches]),
     )
-    totals = torch.zeros(len(Totals._fields), dtype=torch.float64, device=device.torch_device)
+    # Of every rank: a signal may reach but one of them.
+    known = _known_totals(batches, groups, stop_requested())
+    totals = upload(torch.tensor(known, dtype=torch.float64), device.torch_device)
+    of_device = Totals(*totals.unbind())
     if groups.totals_writer:
-        totals[0] = sum((part["loss"] for part in sums), torch.zeros((), device=device.torch_device))
-        totals[1] = sum(batch.units for batch in batches)
-        totals[2] = sum(batch.learnt_tokens for batch in batches)
-        totals[3] = sum(batch.tokens.numel() for batch in batches)
-        if groups.context_rank == 0:  # these are of whole rows
-            totals[4] = sum(batch.real_tokens for batch in batches)
-            totals[5] = sum(batch.squared_lengths for batch in batches)
-    totals[6] = stop_requested()  # of every rank: a signal may reach but one of them
-    totals[7] = sum(router.balance_sum for router in routers(model) if router.balance_sum is not None)
+        of_device.loss.copy_(sum(part["loss"] for part in sums))
+    balance = [router.balance_sum for router in routers(model) if router.balance_sum is not None]
+    if balance:
+        of_device.balance.copy_(sum(balance))
     return Totals(*groups.sum_over_world(totals).tolist())
+
+
+def _known_totals(batches: Sequence[Batch], groups: Groups, asked_to_stop: bool) -> Totals:
+    """What this rank adds to the totals, as far as the host knows it."""
+    known = Totals(*[0.0] * len(Totals._fields))._replace(asked_to_stop=asked_to_stop)
+    if not groups.totals_writer:
+        return known
+    known = known._replace(
+        units=sum(batch.units for batch in batches),
+        learnt=sum(batch.learnt_tokens for batch in batches),
+        tokens=sum(batch.tokens.numel() for batch in batches),
+    )
+    if groups.context_rank > 0:  # what follows is of whole rows
+        return known
+    return known._replace(
+        real=sum(batch.real_tokens for batch in batches),
+        squared_lengths=sum(batch.squared_lengths for batch in batches),
+    )
 
 
 def _local_part(batch: Batch, groups: Groups) -> Batch:
@@ -225,8 +242,8 @@ def _on_device(batches: Sequence[Batch], device: Device) -> Iterator[tuple[Tenso
     for batch in batches:
         learnt = head.learnt_positions(batch.loss_mask)  # here, where nothing waits for the device
         tensors = (batch.tokens, batch.position_ids, batch.labels, batch.loss_mask, batch.counted, learnt)
-        pads = None if batch.pads is None else batch.pads.to(target, non_blocking=True)
-        yield (*(tensor.to(target, non_blocking=True) for tensor in tensors), batch.boundaries, pads)
+        pads = None if batch.pads is None else upload(batch.pads, target)
+        yield (*(upload(tensor, target) for tensor in tensors), batch.boundaries, pads)
 
 
 def _forward_step(batches: Iterator[tuple[Tensor, ...]], model: torch.nn.Module) -> tuple[Tensor, Any]:

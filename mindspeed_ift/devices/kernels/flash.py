@@ -20,6 +20,7 @@ from packaging.version import Version
 from torch import Tensor
 
 from mindspeed_ift.devices.kernels import reference
+from mindspeed_ift.devices.transfer import upload
 
 # Shapes: B rows, S positions of a row, T tokens, N query heads, G key/value heads, D head size.
 
@@ -125,7 +126,7 @@ def _spans(query_ends: tuple[int, ...], key_ends: tuple[int, ...], device: torch
     sides = [list(side) for side in zip(*pairs, strict=True)]
     lengths = [max((after - before for before, after in zip(side, side[1:])), default=0) for side in sides]
     with torch.inference_mode(False):  # the backward pass of later calls keeps them too
-        ends = [torch.tensor(side, dtype=torch.int32).to(device, non_blocking=True) for side in sides]
+        ends = [upload(torch.tensor(side, dtype=torch.int32), device) for side in sides]
     return Spans(ends[0], ends[1], lengths[0], lengths[1])
 
 
