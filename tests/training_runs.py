@@ -90,14 +90,15 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 def losses(folder: Path) -> list[float]:
     """Training losses of a run's metrics.jsonl, in order."""
-    return _of_steps(folder, "loss")
+    return of_steps(folder, "loss")
 
 
 def gradient_norms(folder: Path) -> list[float]:
     """Gradient norms of a run's metrics.jsonl, before clipping, in order."""
-    return _of_steps(folder, "gradient_norm")
+    return of_steps(folder, "gradient_norm")
 
 
-def _of_steps(folder: Path, key: str) -> list[float]:
+def of_steps(folder: Path, key: str) -> list[float]:
+    """A figure of a run's metrics.jsonl, of the lines that have it, in order."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [record[key] for record in map(json.loads, lines) if key in record]

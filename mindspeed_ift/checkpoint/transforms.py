@@ -94,24 +94,9 @@ def shard_shape(transform: Transform, parts: Sequence[Tensor]) -> tuple[int, ...
     return sum(part.shape[0] for part in parts), *parts[0].shape[1:]
 
 
-def to_shard(
-    transform: Transform,
-    tensors: Sequence[Tensor],
-    architecture: Architecture,
-    *,
-    tensor_size: int,
-    tensor_rank: int,
-    padded_vocab: int,
-) -> Tensor:
+def to_shard(transform: Transform, tensors: Sequence[Tensor], architecture: Architecture, **place: int) -> Tensor:
     """One rank's part of a Megatron tensor, in memory of its own; arguments as of `parts_of_shard`."""
-    parts = parts_of_shard(
-        transform,
-        tensors,
-        architecture,
-        tensor_size=tensor_size,
-        tensor_rank=tensor_rank,
-        padded_vocab=padded_vocab,
-    )
+    parts = parts_of_shard(transform, tensors, architecture, **place)
     if len(parts) == 1:
         return parts[0].clone(memory_format=torch.contiguous_format).view(shard_shape(transform, parts))
     return torch.cat(parts).view(shard_shape(transform, parts))

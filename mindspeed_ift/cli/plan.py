@@ -90,7 +90,9 @@ def _print_memory(console: Console, report: Report) -> None:
 
 
 def _print_time(console: Console, report: Report, config: PlanConfig) -> None:
-    steps = f"{report.steps:,} steps" + ("" if report.work.rows is None else f", {_epochs(report):.2f} epochs")
+    steps = f"{report.steps:,} steps"
+    if report.work.rows is not None:
+        steps += f", {report.steps * report.case.rows_of_a_step / report.work.rows:.2f} epochs"
     work = f"time: {steps} of {report.operations / 1e12:,.0f} TFLOP"
     if report.step_seconds is None:
         console.print(f"{work}; give --device-name or --peak-tflops for seconds")
@@ -100,12 +102,6 @@ def _print_time(console: Console, report: Report, config: PlanConfig) -> None:
         f"{work}, {report.step_seconds:.2f} s each at MFU {100 * config.plan.mfu:.0f} %: {hours:,.2f} hours",
         soft_wrap=True,
     )
-
-
-def _epochs(report: Report) -> float:
-    layout, optimizer = report.case.layout, report.case.config.optimizer
-    rows = report.case.micro_batches * optimizer.micro_batch_size * layout.data
-    return report.steps * rows / (report.work.rows or 1)
 
 
 def _print_best(console: Console, report: Report, config: PlanConfig) -> None:

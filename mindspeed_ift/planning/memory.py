@@ -76,6 +76,11 @@ class Case:
         )
 
     @property
+    def rows_of_a_step(self) -> int:
+        """Of all replicas."""
+        return self.micro_batches * self.config.optimizer.micro_batch_size * self.layout.data
+
+    @property
     def width(self) -> int:
         """Bytes of a weight."""
         return 2 if self.config.optimizer.bf16 or self.config.optimizer.fp16 else 4

@@ -108,15 +108,14 @@ def reckon(config: PlanConfig, architecture: Architecture, work: Work, devices: 
     """
     flags = config.plan
     case = make_case(config, architecture, devices, work.longest)
-    rows = case.micro_batches * config.optimizer.micro_batch_size * case.layout.data
-    operations = operations_of_step(architecture, work, rows, adapters=config.lora.active)
+    operations = operations_of_step(architecture, work, case.rows_of_a_step, adapters=config.lora.active)
     peak = flags.peak_tflops * 1e12 if flags.peak_tflops else peak_operations(flags.device_name or "")
     seconds = None if peak is None else seconds_of_step(operations, peak=peak, mfu=flags.mfu, devices=devices)
     memory = memory_of_ranks(case)
     device_memory = flags.device_memory_gib * GIB
     found: list[Candidate] = []
     if flags.best:
-        same_rows = case.with_global_batch(rows).config
+        same_rows = case.with_global_batch(case.rows_of_a_step).config
         found = candidates(same_rows, architecture, devices, work.longest, flags.devices_per_node)
     chosen = best(found, device_memory - set_aside(device_memory), flags.best)
     assert config.optimizer.train_iters is not None

@@ -15,7 +15,7 @@ from mindspeed_ift.data.dataset import InstructionDataset
 from tests.distributed.worlds import run
 from tests.tiny_tokenizer import make_tiny_tokenizer
 from tests.tolerances import LAYOUT_LOSS, TWENTY_STEPS_LOSS, TWENTY_STEPS_WEIGHTS
-from tests.training_runs import MODES, gradient_norms, losses, make_hugging_face_model
+from tests.training_runs import MODES, gradient_norms, losses, make_hugging_face_model, of_steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -179,9 +179,7 @@ def test_losses_and_gradient_norms_are_those_of_the_plain_computation(
     found, expected = runs / reduction / name, plain[reduction]
     assert losses(found) == pytest.approx(expected.losses, **TWENTY_STEPS_LOSS)
     assert gradient_norms(found) == pytest.approx(expected.norms, **LAYOUT_LOSS)
-    lines = (found / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    validation = [record["validation_loss"] for record in map(json.loads, lines) if "validation_loss" in record]
-    assert validation == pytest.approx([expected.validation], **TWENTY_STEPS_LOSS)
+    assert of_steps(found, "validation_loss") == pytest.approx([expected.validation], **TWENTY_STEPS_LOSS)
 
 
 @pytest.mark.parametrize("reduction", ["sample", "turn", "micro-batch"])

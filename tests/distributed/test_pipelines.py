@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from mindspeed_ift.config.convert import ConvertConfig
 from mindspeed_ift.mcore import unable
 from tests.distributed.worlds import run
 from tests.tolerances import LAYOUT_LOSS, TWENTY_STEPS_WEIGHTS
-from tests.training_runs import MODES, gradient_norms, losses, make_datasets, make_hugging_face_model
+from tests.training_runs import MODES, gradient_norms, losses, make_datasets, make_hugging_face_model, of_steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -33,11 +32,6 @@ UNEQUAL = {
 }
 if unable(balance=False, stage_sizes=[1, 3]) is None:
     LAYOUTS |= UNEQUAL
-
-
-def _metrics(folder: Path, key: str) -> list[float]:
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [record[key] for record in map(json.loads, lines) if key in record]
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +63,8 @@ def test_losses_and_gradient_norms_are_those_of_one_rank(runs: Path, mode: str, 
     assert len(expected) == STEPS and expected[-1] < expected[0]
     assert losses(other) == pytest.approx(expected, **LAYOUT_LOSS)
     assert gradient_norms(other) == pytest.approx(gradient_norms(one), **LAYOUT_LOSS)
-    evaluated = _metrics(one, "validation_loss")
-    assert len(evaluated) == 2 and _metrics(other, "validation_loss") == pytest.approx(evaluated, **LAYOUT_LOSS)
+    evaluated = of_steps(one, "validation_loss")
+    assert len(evaluated) == 2 and of_steps(other, "validation_loss") == pytest.approx(evaluated, **LAYOUT_LOSS)
 
 
 @pytest.mark.parametrize("name", [name for _, name in LAYOUTS if name in ("pp2 vpp2", "pp2 1+3")])

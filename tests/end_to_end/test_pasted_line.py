@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training_runs import ROOT, make_datasets, make_hugging_face_model
+from tests.training_runs import ROOT, make_datasets, make_hugging_face_model, of_steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -44,5 +43,4 @@ def test_the_line_of_the_8b_with_small_sizes_trains(tmp_path: Path) -> None:
     done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     assert "--use-flash-attn changes nothing here" in done.stdout
-    lines = (tmp_path / "save/metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["iteration"] for line in lines] == [1, 2]
+    assert of_steps(tmp_path / "save", "iteration") == [1, 2]

@@ -21,7 +21,16 @@ from mindspeed_ift.data.order import SampleOrder, split_ranges
 from mindspeed_ift.data.sample import Sample
 from tests.distributed.worlds import run
 from tests.tolerances import BF16_STEPS, TWENTY_STEPS_LOSS, TWENTY_STEPS_WEIGHTS
-from tests.training_runs import MODES, ROOT, gradient_norms, losses, make_datasets, make_hugging_face_model
+from tests.training_runs import (
+    MODES,
+    ROOT,
+    gradient_norms,
+    losses,
+    make_datasets,
+    make_hugging_face_model,
+    of_steps,
+    records,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -179,8 +188,7 @@ def test_evaluation_is_the_loss_over_the_validation_samples(made: Made, mode: st
     run([_line(made, mode, name, *still, str(count)) for count, name in names.items()], 1)
     model = Qwen3ForCausalLM.from_pretrained(weights, attn_implementation="sdpa").float()
     for count, name in names.items():
-        lines = (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        found = [record for record in map(json.loads, lines) if "validation_loss" in record]
+        found = [record for record in records(folder / name) if "validation_loss" in record]
         assert [record["iteration"] for record in found] == ([2, 3] if count else [])
         with torch.no_grad():
             total, learnt = _loss_of_samples(model, [dataset[number] for number in valid][: count * 4])
@@ -248,8 +256,7 @@ def test_another_global_batch_goes_on_where_the_data_stopped(made: Made) -> None
     )
     from mindspeed_ift.data.dataset import InstructionDataset
 
-    lines = (folder / "regrouped/metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    learnt = sum(record["learnt_tokens"] for record in map(json.loads, lines))
+    learnt = sum(of_steps(folder / "regrouped", "learnt_tokens"))
     dataset = InstructionDataset(data["fixed"])
     # 4 steps of 4 samples and 4 of 8 are the 48 samples of the dataset; of each, the first token is no label.
     assert learnt == sum(int((dataset[number].labels[1:] != -100).sum()) for number in range(len(dataset)))

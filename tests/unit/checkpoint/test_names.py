@@ -11,18 +11,12 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from mindspeed_ift.checkpoint.names import Stage, experts_of, hugging_face_shapes, stage_entries, stages_of
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.layout import Layout
+from tests.tiny_model import tiny_architecture
 
 
 def architecture(tied: bool, layers: int = 4) -> Architecture:
-    return Architecture(
-        num_layers=layers,
-        hidden_size=8,
-        ffn_hidden_size=12,
-        num_attention_heads=4,
-        num_query_groups=2,
-        kv_channels=6,
-        vocab_size=20,
-        tied=tied,
+    return tiny_architecture(
+        num_layers=layers, hidden_size=8, ffn_hidden_size=12, kv_channels=6, vocab_size=20, tied=tied
     )
 
 

@@ -20,18 +20,10 @@ from mindspeed_ift.checkpoint.transforms import (
     from_shards,
     to_shard,
 )
-from mindspeed_ift.config.architecture import Architecture
+from tests.tiny_model import tiny_architecture
 
 # Four heads in two groups of size 2; a vocabulary of 5.
-MODEL = Architecture(
-    num_layers=1,
-    hidden_size=3,
-    ffn_hidden_size=8,
-    num_attention_heads=4,
-    num_query_groups=2,
-    kv_channels=2,
-    vocab_size=5,
-)
+MODEL = tiny_architecture(num_layers=1, hidden_size=3, ffn_hidden_size=8, kv_channels=2, vocab_size=5)
 
 
 def rows(start: int, count: int) -> torch.Tensor:

@@ -18,6 +18,7 @@ from mindspeed_ift.model import head
 from mindspeed_ift.parallel import groups as process_groups
 from mindspeed_ift.parallel.groups import Groups
 from mindspeed_ift.training.optimizer import wrap
+from tests.tiny_model import tiny_architecture
 from tests.tolerances import ATTENTION_BF16, GRADIENTS
 
 S, B, H, VOCAB, PADDED = 9, 3, 8, 37, 40
@@ -117,19 +118,10 @@ def test_computed_again_it_adds_to_megatrons_buffer(
     groups: Groups, monkeypatch: pytest.MonkeyPatch, tied: bool
 ) -> None:
     """Two micro-batches through a model whose embedding is, or is not, also the output layer."""
-    from mindspeed_ift.config.architecture import Architecture
     from mindspeed_ift.model.build import ModelOptions, build_model
 
-    architecture = Architecture(
-        num_layers=1,
-        hidden_size=16,
-        ffn_hidden_size=32,
-        num_attention_heads=2,
-        num_query_groups=1,
-        kv_channels=8,
-        vocab_size=VOCAB,
-        tied=tied,
-    )
+    sizes = {"num_layers": 1, "ffn_hidden_size": 32, "num_attention_heads": 2, "num_query_groups": 1, "kv_channels": 8}
+    architecture = tiny_architecture(**sizes, vocab_size=VOCAB, tied=tied)
     buffers = []
     for limit in (head._KEPT_BYTES, 0):
         monkeypatch.setattr(head, "_KEPT_BYTES", limit)

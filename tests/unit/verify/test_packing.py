@@ -13,7 +13,6 @@ import torch
 
 from mindspeed_ift.cli.command import run
 from mindspeed_ift.cli.verify_packing import main
-from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.flags import parse
 from mindspeed_ift.config.layout import Layout
 from mindspeed_ift.config.verify_packing import VerifyPackingConfig
@@ -21,6 +20,7 @@ from mindspeed_ift.model.attention import BoundaryAttention
 from mindspeed_ift.model.build import Qwen3Model
 from mindspeed_ift.verify.packing import Report, _tiny, verify_packing
 from tests.tiny_dataset import sample, write_dataset
+from tests.tiny_model import tiny_experts
 from tests.training_runs import make_datasets
 
 PACKED = ["--reset-attention-mask", "--reset-position-ids"]
@@ -84,16 +84,7 @@ def test_rows_that_are_made_as_the_run_starts(data: dict[str, Path], flags: list
 
 def test_experts_of_a_mixture_with_dense_layers(data: dict[str, Path]) -> None:
     """A trial has two layers, of a model whose first and seventh are dense; and of one whose first two are."""
-    sizes = {"num_layers": 8, "hidden_size": 16, "ffn_hidden_size": 24, "num_attention_heads": 4, "num_query_groups": 2}
-    mixed = Architecture(
-        **sizes,
-        kv_channels=4,
-        vocab_size=30,
-        num_experts=4,
-        moe_router_topk=2,
-        moe_ffn_hidden_size=6,
-        dense_layers=(0, 6),
-    )
+    mixed = tiny_experts(num_layers=8, dense_layers=(0, 6))
     tiny = _tiny(mixed, Layout(), layers=2, vocabulary=30)
     assert (tiny.dense_layers, tiny.num_experts, tiny.moe_ffn_hidden_size) == ((0,), 4, 128)
     assert not _tiny(replace(mixed, dense_layers=(0, 1)), Layout(), layers=2, vocabulary=30).dense_layers
