@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mindspeed_ift.config.flags import parse
 from mindspeed_ift.config.verify import CheckpointConfig
+from mindspeed_ift.config.words import first_word_of
 
 if TYPE_CHECKING:
     from mindspeed_ift.checkpoint.inspection import Tensor, Weights
@@ -14,8 +15,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     """Print what is said of the weights, then every tensor."""
-    if argv and not argv[0].startswith("-"):
-        argv = ["--load", *argv]
+    argv = first_word_of(argv, "--load")
     config = parse(CheckpointConfig, argv, program="show-checkpoint", description="Look at weights on the disk.")
     config.check()
     assert config.load is not None

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mindspeed_ift.config.flags import parse
 from mindspeed_ift.config.show import ShowConfig
+from mindspeed_ift.config.words import first_word_of
 
 if TYPE_CHECKING:
     from mindspeed_ift.data.show.opening import ShownDataset
@@ -13,8 +14,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     """Print documents as coloured tokens, or write the page and say where."""
-    if argv and not argv[0].startswith("-"):
-        argv = ["--data-path", *argv]
+    argv = first_word_of(argv, "--data-path")
     config = parse(ShowConfig, argv, program="show_data.py", description="Look at a dataset: show-data PREFIX [FLAGS]")
     config.check()
     from mindspeed_ift.data.show.opening import ShownDataset

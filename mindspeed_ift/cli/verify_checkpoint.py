@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from mindspeed_ift.config.flags import parse
 from mindspeed_ift.config.verify import CheckpointConfig
+from mindspeed_ift.config.words import first_word_of
 
 
 def main(argv: list[str]) -> int:
     """Check, print the table and a line for each problem; 1 if there is one."""
-    if argv and not argv[0].startswith("-"):
-        argv = ["--load", *argv]
+    argv = first_word_of(argv, "--load")
     config = parse(CheckpointConfig, argv, program="verify-checkpoint", description="Check weights on the disk.")
     config.check()
     assert config.load is not None

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mindspeed_ift.config.flags import parse
 from mindspeed_ift.config.verify import VerifyDatasetConfig
+from mindspeed_ift.config.words import first_word_of
 
 if TYPE_CHECKING:
     from mindspeed_ift.verify.report import Report
@@ -13,8 +14,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     """Check, print the table and a line for each problem; 1 if there is one."""
-    if argv and not argv[0].startswith("-"):
-        argv = ["--data-path", *argv]
+    argv = first_word_of(argv, "--data-path")
     config = parse(VerifyDatasetConfig, argv, program="verify-dataset", description="Check an indexed dataset.")
     config.check()
     from mindspeed_ift.verify.dataset import verify_dataset

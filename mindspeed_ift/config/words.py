@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatch
 
-from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.errors import UserError, nearest
 
 Accepted = Mapping[str, tuple[int, str] | tuple[int, str, tuple[str, ...]]]
 """Flag -> number of values it takes, why it changes nothing here, and the only values of which that is true (all values
@@ -16,6 +15,11 @@ without the third)."""
 def is_flag(word: str) -> bool:
     """Whether a word is ``--name`` or ``--name=value``; ``-1`` and ``- item`` are values."""
     return word.startswith("--") and len(word) > 2
+
+
+def first_word_of(words: list[str], flag: str) -> list[str]:
+    """The words of a command whose first one may be the value of ``flag``, which is left out then."""
+    return [flag, *words] if words and not words[0].startswith("-") else words
 
 
 def spelled(words: Iterable[str], other_names: Mapping[str, str]) -> list[str]:
@@ -135,9 +139,7 @@ def unknown(word: str, known: Collection[str], refused: Mapping[str, str], progr
     for pattern, why in refused.items():
         if fnmatch(flag, pattern):
             return f"{flag} is not supported: {why}"
-    near = difflib.get_close_matches(flag, known, 1, cutoff=0.6)
-    hint = f"did you mean {near[0]}?" if near else f"see {program} --help"
-    return f"unknown flag {flag}; {hint}"
+    return f"unknown flag {flag}; {nearest(flag, known, f'see {program} --help')}"
 
 
 def _refuse_contradiction(name: str, value: str, only: tuple[str, ...] = ()) -> None:

@@ -73,15 +73,19 @@ class EndOfDocument:
 
     def ends(self, sample: Sample) -> np.ndarray:
         """int64 ``[k]``: positions just after each mark."""
-        ids, size = sample.input_ids, len(self.mark)
-        if len(ids) < size:
-            return np.zeros(0, np.int64)
-        found = np.ones(len(ids) - size + 1, bool)
-        for place, token in enumerate(self.mark):
-            found &= ids[place : len(ids) - size + 1 + place] == token
+        found = spelled(sample.input_ids, self.mark)
         if self.learnt:
-            found &= sample.labels[size - 1 :] != IGNORED_LABEL
-        return np.flatnonzero(found) + size
+            found &= sample.labels[len(self.mark) - 1 :] != IGNORED_LABEL
+        return np.flatnonzero(found) + len(self.mark)
+
+
+def spelled(ids: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
+    """Where these tokens stand one after the other: bool ``[n - len(tokens) + 1]``, empty for fewer ids than tokens."""
+    count = max(len(ids) - len(tokens) + 1, 0)
+    found = np.ones(count, bool)
+    for place, token in enumerate(tokens):
+        found &= ids[place : count + place] == token
+    return found
 
 
 def choose_boundaries(dataset: Samples, eod_id: int, turn_end_ids: Sequence[int]) -> BoundarySource:

@@ -9,9 +9,10 @@ from typing import Any
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data import template_comparison
-from mindspeed_ift.data.conversation import Conversation, DropRecord, LeaveOut, PreferencePair, RolloutPrompt
+from mindspeed_ift.data.conversation import DropRecord, LeaveOut
 from mindspeed_ift.data.encode import Encoder
 from mindspeed_ift.data.formats import Format
+from mindspeed_ift.data.reading import Converted, conversations_of
 from mindspeed_ift.data.records import Origin, Record
 from mindspeed_ift.data.template_certificate import Certificate, chat_template_sha256, no_certificate
 from mindspeed_ift.data.template_comparison import Difference, compare
@@ -21,9 +22,6 @@ from mindspeed_ift.data.tokenizer import Tokenizer
 _COMPARED = 64
 _CHARACTERS = 1 << 18
 """Preparation compares so many of its first conversations, or until so much has been written."""
-
-Sample = tuple[str, Conversation | DropRecord]
-"""Where a record comes from, and its conversation or why it has none."""
 
 
 @dataclass
@@ -60,13 +58,13 @@ class Report:
     encoder: Encoder
 
 
-def certify(encoder: Encoder, tokenizer: Tokenizer, samples: Iterable[Sample], examples: int = 0) -> Report:
+def certify(encoder: Encoder, tokenizer: Tokenizer, conversations: Iterable[Converted], examples: int = 0) -> Report:
     """Compare conversations, once for each way the chat template can be asked.
 
     Args:
         encoder: As training writes.
         tokenizer: That it was made with, as it will serve.
-        samples: The records.
+        conversations: Of the records.
         examples: How many differences to keep of each way.
 
     Raises:
@@ -81,7 +79,7 @@ def certify(encoder: Encoder, tokenizer: Tokenizer, samples: Iterable[Sample], e
     systems = [{}, *([{"system": encoder.template.default_system}] if encoder.template.default_system else [])]
     modes = [Mode({**system, **option}) for system in systems for option in thinking]
     records, left_out = 0, Counter[str]()
-    for origin, conversation in samples:
+    for origin, conversation in conversations:
         try:
             if isinstance(conversation, DropRecord):
                 raise conversation
@@ -133,15 +131,15 @@ def certify_first(
     try:
         if tokenizer.chat_template is None:
             return no_certificate("the tokenizer has no chat template", tokenizer, encoder)
-        return certify(encoder, tokenizer, _first(samples_of(form, first))).certificate.as_dict()
+        return certify(encoder, tokenizer, _first(conversations_of(form, first))).certificate.as_dict()
     except UserError as error:
         return no_certificate(str(error), tokenizer, encoder)
 
 
-def _first(samples: Iterable[Sample]) -> Iterator[Sample]:
+def _first(conversations: Iterable[Converted]) -> Iterator[Converted]:
     """As many as can be compared in a moment."""
     count = written = 0
-    for origin, conversation in samples:
+    for origin, conversation in conversations:
         if isinstance(conversation, DropRecord):
             yield origin, conversation
             continue
@@ -156,18 +154,6 @@ def _first(samples: Iterable[Sample]) -> Iterator[Sample]:
         yield origin, conversation
         if count == _COMPARED or written > _CHARACTERS:
             return
-
-
-def samples_of(form: Format, records: Iterable[tuple[Record, Origin]]) -> Iterator[Sample]:
-    """The conversation of each record, the chosen one of a preference pair, or why it has none."""
-    assert not isinstance(form, TextFormat)
-    for record, origin in records:
-        try:
-            found = form.convert(record)
-            found = found.chosen if isinstance(found, PreferencePair) else found
-            yield str(origin), found.conversation if isinstance(found, RolloutPrompt) else found
-        except DropRecord as reason:
-            yield str(origin), reason
 
 
 def _count(mode: Mode, origin: str, difference: Difference | None, examples: int) -> None:

@@ -12,7 +12,7 @@ from mindspeed_ift.data.conversation import (
     PreferencePair,
     Role,
 )
-from mindspeed_ift.data.fields import Record, json_text_of, text_of, unwrapped
+from mindspeed_ift.data.fields import Record, json_text_of, optional, text_of, unwrapped
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,13 @@ class AlpacaFormat:
                 Message(Role.USER, text_of(pair[0], "history")),
                 Message(Role.ASSISTANT, text_of(pair[1], "history")),
             ]
-        parts = [text_of(record.get(column), f"'{column}'") for column in (self.prompt, self.query) if column]
+        parts = [optional(record, column) for column in (self.prompt, self.query)]
         messages.append(Message(Role.USER, "\n".join(part for part in parts if part)))
         if answer is None:
             raise DropRecord(f"'{column}' is missing or null")
         messages.append(Message(Role.ASSISTANT, text_of(answer, f"'{column}'")))
-        system = text_of(record.get(self.system), f"'{self.system}'") if self.system else ""
         tools = json_text_of(record.get(self.tools), f"'{self.tools}'") if self.tools else ""
-        return Conversation(tuple(messages), system, tools)
+        return Conversation(tuple(messages), optional(record, self.system), tools)
 
     def _history(self, record: Record) -> list[Any]:
         history = unwrapped(record.get(self.history)) if self.history else None

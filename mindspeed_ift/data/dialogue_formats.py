@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from mindspeed_ift.data.column_formats import AlpacaFormat
 from mindspeed_ift.data.conversation import Conversation, DropRecord, Message, Role, check_turns, parse_json
-from mindspeed_ift.data.fields import Record, needed, text_of
+from mindspeed_ift.data.fields import Record, needed, optional
 
 _HUMAN, _ASSISTANT = "Human:", "Assistant:"
 
@@ -23,7 +23,7 @@ class JoinedFormat(AlpacaFormat):
 
     def convert(self, record: Record) -> Conversation:
         """Read one record."""
-        question = f"{needed(record, self.prompt)}\n{_optional(record, self.query)}"
+        question = f"{needed(record, self.prompt)}\n{optional(record, self.query)}"
         return _one_turn(question, needed(record, self.response))
 
 
@@ -44,7 +44,7 @@ class LeetcodeFormat(AlpacaFormat):
     def convert(self, record: Record) -> Conversation:
         """Read one record; what follows the first code fence is no part of the problem."""
         problem = needed(record, self.prompt).split("```", 1)[0].strip()
-        return _one_turn(problem, f"{needed(record, self.query)}\n{_optional(record, self.response)}")
+        return _one_turn(problem, f"{needed(record, self.query)}\n{optional(record, self.response)}")
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,6 @@ class MossFormat:
             answer = needed(turn, "MOSS").replace("<|MOSS|>:", "").replace("<eom>", "").strip()
             messages += [Message(Role.USER, question), Message(Role.ASSISTANT, answer)]
         return Conversation(check_turns(messages))
-
-
-def _optional(record: Record, column: str | None) -> str:
-    return text_of(record.get(column), f"'{column}'") if column else ""
 
 
 def _one_turn(question: str, answer: str) -> Conversation:

@@ -76,10 +76,10 @@ class FastEncoder:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, special tokens within recognized."""
         if self.difference is not None:
-            return _ids(self._exact, texts)
+            return exact_ids(self._exact, texts)
         ids = self._encode(texts)
         if self.proving:
-            expected = _ids(self._exact, texts)
+            expected = exact_ids(self._exact, texts)
             self.proven += len(texts)
             self.difference = next((text for text, a, b in zip(texts, ids, expected) if a != b), None)
             return expected
@@ -107,7 +107,7 @@ class FastEncoder:
             return ids
         found = dict(zip(trusted, ids))
         others = [text for text in texts if text not in found]
-        found.update(zip(others, _ids(self._exact, others)))
+        found.update(zip(others, exact_ids(self._exact, others)))
         return [found[text] for text in texts]
 
     def _load(self) -> Any:
@@ -149,7 +149,8 @@ def edge_texts(added_tokens: Iterable[str]) -> Iterator[str]:
         )
 
 
-def _ids(exact: Any, texts: Sequence[str]) -> list[list[int]]:
+def exact_ids(exact: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text by a ``tokenizers.Tokenizer``."""
     return [encoding.ids for encoding in exact.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 

@@ -28,6 +28,15 @@ def text_of(value: Any, what: str) -> str:
     return value
 
 
+def optional(record: Mapping[Any, Any], column: str | None) -> str:
+    """The text of a column; "" where it is missing, null, or no column is read.
+
+    Raises:
+        DropRecord: It is no text.
+    """
+    return text_of(record.get(column), f"'{column}'") if column else ""
+
+
 def needed(record: Mapping[Any, Any], column: str | None) -> str:
     """The text of a column that must be there.
 
@@ -62,6 +71,18 @@ def unwrapped(value: Any) -> Any:
         return parse_json(value, "")
     except DropRecord:
         return value
+
+
+def messages_in(value: Any, column: str) -> list[Record]:
+    """The messages that a column holds.
+
+    Raises:
+        DropRecord: It holds something else.
+    """
+    messages = unwrapped(value)
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise DropRecord(f"'{column}' is not a list of messages")
+    return list(messages)
 
 
 def weight_of(message: Record) -> float | None:

@@ -6,14 +6,13 @@ that is no sample.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.errors import UserError, nearest
 from mindspeed_ift.data.column_formats import AlpacaFormat, AlpacaPairFormat
 from mindspeed_ift.data.conversation import Conversation, DropRecord, PreferencePair
 from mindspeed_ift.data.dialogue_formats import MossFormat
@@ -273,8 +272,7 @@ def _checked_keys(form: type[Any], map_keys: Mapping[str, Any], handler: str) ->
     """``map_keys`` as arguments of a format."""
     for key in map_keys:
         if key not in form.keys:
-            near = difflib.get_close_matches(key, form.keys, 1)
-            hint = f"did you mean {near[0]}?" if near else f"it has: {', '.join(form.keys)}"
+            hint = nearest(key, form.keys, f"it has: {', '.join(form.keys)}")
             raise UserError(f"--map-keys: '{key}' is no key of {handler}; {hint}")
     return _read_keys(map_keys)
 

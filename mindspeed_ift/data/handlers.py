@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
-from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.errors import UserError, nearest
 from mindspeed_ift.data.column_formats import AlpacaFormat, AlpacaPairFormat
 from mindspeed_ift.data.dialogue_formats import BelleFormat, JoinedFormat, LeetcodeFormat, MossFormat
 from mindspeed_ift.data.hunyuan_template import HUNYUAN
@@ -77,6 +76,5 @@ def check_handler(name: str) -> None:
             " removed; give AlpacaStyleInstructionHandler to tune on answers"
         )
     known = [*AUTO, *HANDLERS]
-    near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"give one of: {', '.join(known)}"
+    hint = nearest(name, known, f"give one of: {', '.join(known)}", cutoff=0.5)
     raise UserError(f"--handler-name {name} is not a handler; {hint}")

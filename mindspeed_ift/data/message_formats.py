@@ -14,7 +14,7 @@ from mindspeed_ift.data.conversation import (
     check_turns,
     parse_json,
 )
-from mindspeed_ift.data.fields import Record, json_text_of, text_of, unwrapped, weight_of
+from mindspeed_ift.data.fields import Record, json_text_of, messages_in, optional, text_of, unwrapped, weight_of
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class SharegptFormat:
 
     def _parts(self, record: Record, messages: list[Record]) -> tuple[list[Record], str, str]:
         """Messages without the system's, system prompt, tools."""
-        system = text_of(record.get(self.system), f"'{self.system}'") if self.system else ""
+        system = optional(record, self.system)
         if messages and self._is_system(messages[0]):
             system = self._content(messages.pop(0))
         tools = json_text_of(record.get(self.tools), f"'{self.tools}'") if self.tools else ""
@@ -76,10 +76,7 @@ class SharegptFormat:
         return message.get(self.tags.role_tag) == self.tags.system_tag
 
     def _list(self, messages: Any, column: str) -> list[Record]:
-        messages = unwrapped(messages)
-        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-            raise DropRecord(f"'{column}' is not a list of messages")
-        return list(messages)
+        return messages_in(messages, column)
 
     def _turns(self, messages: list[Record]) -> list[Message]:
         return [Message(self._role(one), self._content(one), weight=weight_of(one)) for one in messages]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -66,7 +67,7 @@ def cut_sample(sample: Sample, seq_length: int, policy: Overlong) -> Sample:
     if policy is Overlong.CUT_END:
         kept: slice | np.ndarray = slice(0, seq_length)
     else:
-        kept = _kept_positions(sample.labels, seq_length)
+        kept = _kept_positions(sample.labels, seq_length, split_balanced, seq_length)
     return sample.part(kept)
 
 
@@ -93,26 +94,29 @@ class RowCut:
             return np.arange(min(len(labels), self.seq_length - 1))
         room = self.seq_length - (self.rules is Rules.LLAMA_FACTORY_0_9)
         body = len(labels) - self.closing
-        kept = []
-        for start, answer, stop in _turns(labels[:body]):
-            if room <= 0:
-                break
-            source, target = SPLIT[self.rules](answer - start, stop - answer, room)
-            room -= source + target
-            source, target = split_balanced(source, target, self.seq_length - 1)
-            kept += [np.arange(start, start + source), np.arange(answer, answer + target)]
-        return np.concatenate([*kept, np.arange(body, len(labels))])[: self.seq_length - 1]
+        kept = _kept_positions(labels[:body], room, SPLIT[self.rules], self.seq_length - 1)
+        return np.concatenate([kept, np.arange(body, len(labels))])[: self.seq_length - 1]
 
 
-def _kept_positions(labels: np.ndarray, room: int) -> np.ndarray:
-    """Positions that stay, int64 ``[n]``: of each turn the first of the prompt and of the answer."""
+def _kept_positions(
+    labels: np.ndarray, room: int, split: Callable[[int, int, int], tuple[int, int]], turn_room: int
+) -> np.ndarray:
+    """Positions that stay, int64 ``[n]``: of each turn the first of the prompt and of the answer.
+
+    Args:
+        labels: Of the turns.
+        room: For all of them together, which ``split`` shares out between the prompt and the answer of a turn.
+        split: One of `SPLIT`.
+        turn_room: For each turn by itself.
+    """
     kept = []
     for start, answer, stop in _turns(labels):
         if room <= 0:
             break
-        source, target = split_balanced(answer - start, stop - answer, room)
-        kept += [np.arange(start, start + source), np.arange(answer, answer + target)]
+        source, target = split(answer - start, stop - answer, room)
         room -= source + target
+        source, target = split_balanced(source, target, turn_room)
+        kept += [np.arange(start, start + source), np.arange(answer, answer + target)]
     return np.concatenate(kept)
 
 

@@ -28,7 +28,7 @@ from mindspeed_ift.data.formats import (
     Format,
     make_format,
 )
-from mindspeed_ift.data.handlers import OWN_PROMPTS, check_handler
+from mindspeed_ift.data.handlers import check_handler
 from mindspeed_ift.data.hub import load_hub_dataset, read_parameters
 from mindspeed_ift.data.indexed import WEIGHTS, DatasetWriter, IndexedColumn, column_path
 from mindspeed_ift.data.intake import InputMarks, Intake, fingerprint
@@ -45,7 +45,7 @@ from mindspeed_ift.data.shards import Share, Shares, ShareWriter, check_sources
 from mindspeed_ift.data.staging import Mark, Staging, report_write_errors
 from mindspeed_ift.data.template_certificate import KEY as CERTIFICATE
 from mindspeed_ift.data.template_certificate import told
-from mindspeed_ift.data.template_choice import find_row, get_template, make_encoder
+from mindspeed_ift.data.template_choice import make_encoder, template_for
 from mindspeed_ift.data.templates import Template
 from mindspeed_ift.data.text_formats import TextFormat
 from mindspeed_ift.data.tokenizer import Tokenizer, load_tokenizer
@@ -136,9 +136,7 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print, 
 def _prepare(config: PreprocessConfig, report: Callable[[str], None]) -> _Work:
     config.check()
     check_handler(config.handler_name)
-    own = OWN_PROMPTS.get(config.handler_name)
-    row = None if own else find_row(config.prompt_type, config.prompt_type_path)
-    template = get_template(own or config.prompt_type, row, config.prompt_type_path)
+    template, row = template_for(config)
     datasets = _datasets(config, report)
     inputs = ", ".join(name for name, _ in datasets)
     mixture = read_datasets(datasets, config)

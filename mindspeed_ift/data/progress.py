@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mindspeed_ift.data.hub import HubDataset
 from mindspeed_ift.data.ledger import Entry, Ledger
-from mindspeed_ift.data.records import Readable, kind_of
+from mindspeed_ift.data.records import Readable, arrow_batches, kind_of
 
 _SECONDS_BETWEEN_SHOWS = 0.2
 
@@ -187,11 +187,7 @@ def _count_rows(source: Readable) -> int | None:
         if kind == ".parquet":
             return parquet.read_metadata(source).num_rows
         with pyarrow.memory_map(str(source)) as mapped:
-            if mapped.read(6) == b"ARROW1":
-                file = pyarrow.ipc.open_file(mapped)
-                return sum(file.get_batch(number).num_rows for number in range(file.num_record_batches))
-            mapped.seek(0)
-            return sum(batch.num_rows for batch in pyarrow.ipc.open_stream(mapped))
+            return sum(batch.num_rows for batch in arrow_batches(mapped)[0])
     except (OSError, pyarrow.ArrowException):
         return None  # its reader will say what is wrong
 

@@ -357,13 +357,7 @@ def _read_arrow(file: Path) -> Iterator[Any]:
 
     try:
         with pyarrow.memory_map(str(file)) as source:
-            is_file = source.read(6) == b"ARROW1"
-            source.seek(0)
-            if is_file:
-                reader = pyarrow.ipc.open_file(source)
-                batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
-            else:
-                batches = iter(pyarrow.ipc.open_stream(source))
+            batches, is_file = arrow_batches(source)
             for batch in batches:
                 # Offsets of a damaged file point anywhere: reading them unchecked would end the process.
                 batch.validate(full=True)
@@ -376,6 +370,18 @@ def _read_arrow(file: Path) -> Iterator[Any]:
                     raise UserError(f"{file} ends without arrow's end mark: it was cut; copy or write it again")
     except pyarrow.ArrowException as error:
         raise UserError(f"{file} cannot be read as arrow ({first_line(error)}); copy or write it again") from error
+
+
+def arrow_batches(source: Any) -> tuple[Iterator[Any], bool]:
+    """The batches of an open file of arrow's, and whether it is in file form."""
+    import pyarrow
+
+    is_file = source.read(6) == b"ARROW1"
+    source.seek(0)
+    if not is_file:
+        return iter(pyarrow.ipc.open_stream(source)), False
+    reader = pyarrow.ipc.open_file(source)
+    return (reader.get_batch(number) for number in range(reader.num_record_batches)), True
 
 
 def _refuse_equal_names(columns: Sequence[str], file: Path) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-
-from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.data import PreprocessConfig
+from mindspeed_ift.config.errors import UserError, nearest
 from mindspeed_ift.data.encode import EncodeOptions, Encoder
+from mindspeed_ift.data.handlers import OWN_PROMPTS
 from mindspeed_ift.data.hf_template import CHAT_TEMPLATE, ChatTemplateEncoder
 from mindspeed_ift.data.hunyuan_template import HUNYUAN, HunyuanEncoder
 from mindspeed_ift.data.template_files import Row, read_rows, template_of
@@ -44,6 +44,17 @@ def find_row(name: str, path: str | None) -> Row | None:
         return rows[name]
     remedy = "it is built in: leave --prompt-type-path out" if name in TEMPLATES else _hint(name, list(rows))
     raise UserError(f"--prompt-type {name} is no template of {path}; {remedy}")
+
+
+def template_for(config: PreprocessConfig) -> tuple[Template, Row | None]:
+    """The template that a preparation writes, and its row of a user's file; None for one that is built in.
+
+    Raises:
+        UserError: See `find_row` and `get_template`.
+    """
+    own = OWN_PROMPTS.get(config.handler_name)
+    row = None if own else find_row(config.prompt_type, config.prompt_type_path)
+    return get_template(own or config.prompt_type, row, config.prompt_type_path), row
 
 
 def get_template(name: str, row: Row | None = None, where: str = "") -> Template:
@@ -104,5 +115,4 @@ def check_definition(found: str | None, recorded: str | None, name: str, where: 
 
 
 def _hint(name: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(name, names, 1)
-    return f"did you mean {near[0]}?" if near else f"give one of: {', '.join(names)}"
+    return nearest(name, names, f"give one of: {', '.join(names)}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from mindspeed_ift.data.conversation import DropRecord, LeaveOut, check_text
-from mindspeed_ift.data.fields import Record, needed, text_of, unwrapped
+from mindspeed_ift.data.fields import Record, messages_in, needed, text_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class SharegptTextFormat(TextFormat):
     title: ClassVar[str] = "plain text of messages"
 
     def _texts(self, record: Record) -> list[str]:
-        return ["".join(map(_said, _listed(record, key))) for key in self.json_keys]
+        return ["".join(map(_said, messages_in(record.get(key), key))) for key in self.json_keys]
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,6 @@ _TALK = (
     " polite answers to the user's questions.USER: Below is an instruction that describes a task. Write a response that"
     " appropriately completes the request.\n\n"
 )
-
-
-def _listed(record: Record, column: str) -> list[Record]:
-    messages = unwrapped(record.get(column))
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise DropRecord(f"'{column}' is not a list of messages")
-    return messages
 
 
 def _said(message: Record) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from mindspeed_ift.config.errors import UserError, first_line
-from mindspeed_ift.data.fast_tokenizer import FastEncoder
+from mindspeed_ift.data.fast_tokenizer import FastEncoder, exact_ids
 
 if TYPE_CHECKING:
     from mindspeed_ift.data.chat_template import ChatTemplate
@@ -58,7 +58,7 @@ class Tokenizer:
         """Token ids of each text; as `encode`, faster."""
         if self.fast is not None:
             return self.fast.encode_batch(texts)
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return exact_ids(self._backend, texts)
 
     def encode_spans(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[bool]]:
         """As `encode`, and for each token whether some of its characters lie in one of ``spans``."""

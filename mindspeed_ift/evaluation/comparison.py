@@ -16,11 +16,12 @@ from jinja2 import Environment
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.evaluation import FRESH, EvaluateConfig
 from mindspeed_ift.data.encode import Encoder
+from mindspeed_ift.data.reading import open_conversations
 from mindspeed_ift.data.staging import write_text
 from mindspeed_ift.evaluation.answers import answer
 from mindspeed_ift.evaluation.benchmarks import open_tasks, run_tasks
 from mindspeed_ift.evaluation.losses import record_losses
-from mindspeed_ift.evaluation.records import Item, make_items, read_conversations
+from mindspeed_ift.evaluation.records import Item, make_items
 from mindspeed_ift.evaluation.scores import require, score
 from mindspeed_ift.inference.asking import make_asking_encoder
 from mindspeed_ift.inference.load import Loaded, load
@@ -97,7 +98,7 @@ def compare(config: EvaluateConfig) -> Comparison:
     """
     assert config.load is not None
     require(config.metrics)
-    conversations = read_conversations(config) if config.input else []
+    conversations = list(open_conversations(config.preparation(), config.max_samples)[1]) if config.input else []
     tasks = open_tasks(config) if config.tasks else None
     layout = config.layout()
     loaded = load(config.load, layout)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.verify_template import VerifyTemplateConfig
-from mindspeed_ift.data.certify import Report, certify, samples_of
+from mindspeed_ift.data.certify import Report, certify
 from mindspeed_ift.data.conversation import Conversation, Message, Role
 from mindspeed_ift.data.encode import EncodeOptions
-from mindspeed_ift.data.formats import PEEKED, AutoFormat, InstructionFormat, make_format
-from mindspeed_ift.data.handlers import OWN_PROMPTS, check_handler
+from mindspeed_ift.data.handlers import check_handler
 from mindspeed_ift.data.modes import encode_options
-from mindspeed_ift.data.records import Origin, Record, find_datasets, read_records
+from mindspeed_ift.data.reading import open_conversations
 from mindspeed_ift.data.template_certificate import KEY, check_certificate, check_tokenizer
-from mindspeed_ift.data.template_choice import find_row, get_template, make_encoder
-from mindspeed_ift.data.text_formats import TextFormat
+from mindspeed_ift.data.template_choice import get_template, make_encoder, template_for
 from mindspeed_ift.data.tokenizer import load_tokenizer
 
 _QUESTION = Conversation((Message(Role.USER, "one"), Message(Role.ASSISTANT, "two")))
@@ -35,13 +31,12 @@ def verify_template(config: VerifyTemplateConfig) -> Report:
     """
     config.check()
     check_handler(config.handler_name)
-    own = OWN_PROMPTS.get(config.handler_name)
-    row = None if own else find_row(config.prompt_type, config.prompt_type_path)
-    template = get_template(own or config.prompt_type, row, config.prompt_type_path)
+    preparation = config.preparation()
+    template, _ = template_for(preparation)
     tokenizer = load_tokenizer(config.tokenizer_folder, config.trust_remote_code)
-    form, records = _read(config)
-    encoder = make_encoder(template, tokenizer, encode_options(config.preparation(), template, form.makes_pairs))
-    return certify(encoder, tokenizer, samples_of(form, records), config.examples)
+    form, conversations = open_conversations(preparation, config.max_samples)
+    encoder = make_encoder(template, tokenizer, encode_options(preparation, template, form.makes_pairs))
+    return certify(encoder, tokenizer, conversations, config.examples)
 
 
 def serving_notice(facts: Mapping[str, Any], folder: Path) -> str | None:
@@ -74,17 +69,3 @@ def serving_notice(facts: Mapping[str, Any], folder: Path) -> str | None:
         f"the chat template of {folder} writes another conversation than training did (--prompt-type {name}; first"
         f" difference: {difference.kind}): served with it the model sees what it was not trained on; {remedy}"
     )
-
-
-def _read(config: VerifyTemplateConfig) -> tuple[InstructionFormat | AutoFormat, Iterator[tuple[Record, Origin]]]:
-    """How the records are read, and all of them."""
-    datasets = find_datasets(config.input)
-    records = islice((pair for _, files in datasets for pair in read_records(files)), config.max_samples)
-    names, first = ", ".join(name for name, _ in datasets), list(islice(records, PEEKED))
-    if not first:
-        raise UserError(f"no records in {names}; give --input a file that holds some")
-    keys = config.preparation()
-    form = make_format(config.handler_name, keys.mapped_keys(), keys.json_keys, [record for record, _ in first], names)
-    if isinstance(form, TextFormat):
-        raise UserError(f"{names} holds plain text, which no template writes; give conversations")
-    return form, chain(first, records)

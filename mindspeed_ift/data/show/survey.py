@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mindspeed_ift.data.boundaries import PAD_SEGMENT
+from mindspeed_ift.data.boundaries import PAD_SEGMENT, spelled
 from mindspeed_ift.data.show.opening import ShownDataset
 
 _TOKENS_AT_ONCE = 1 << 20
@@ -149,12 +149,8 @@ class _Replacement:
     def ends(self, ids: np.ndarray) -> np.ndarray:
         """bool ``[n]``: where one ends."""
         found = np.isin(ids, self.tokens)
-        size = len(self.sequence)
-        if 1 < size <= len(ids):
-            spelled = np.ones(len(ids) - size + 1, bool)
-            for place, token in enumerate(self.sequence):
-                spelled &= ids[place : len(ids) - size + 1 + place] == token
-            found[size - 1 :] |= spelled
+        if len(self.sequence) > 1:
+            found[len(self.sequence) - 1 :] |= spelled(ids, self.sequence)
         return found
 
 
