@@ -31,6 +31,7 @@ from mindspeed_ift.data.formats import (
 from mindspeed_ift.data.handlers import check_handler
 from mindspeed_ift.data.hub import load_hub_dataset, read_parameters
 from mindspeed_ift.data.indexed import WEIGHTS, DatasetWriter, IndexedColumn, column_path
+from mindspeed_ift.data.inputs import find_datasets
 from mindspeed_ift.data.intake import InputMarks, Intake, fingerprint
 from mindspeed_ift.data.ledger import Ledger
 from mindspeed_ift.data.ledger_file import ledger_path
@@ -39,7 +40,7 @@ from mindspeed_ift.data.modes import encode_options
 from mindspeed_ift.data.notices import notices
 from mindspeed_ift.data.packed_rows import write_packed
 from mindspeed_ift.data.progress import Progress, Show, SpaceWatch
-from mindspeed_ift.data.records import Origin, Readable, Record, find_datasets
+from mindspeed_ift.data.records import Origin, Readable, Record
 from mindspeed_ift.data.rollout_formats import RolloutFormat
 from mindspeed_ift.data.shards import Share, Shares, ShareWriter, check_sources
 from mindspeed_ift.data.staging import Mark, Staging, report_write_errors

@@ -9,7 +9,8 @@ from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.conversation import Conversation, DropRecord, PreferencePair, RolloutPrompt
 from mindspeed_ift.data.formats import PEEKED, Format, make_format
-from mindspeed_ift.data.records import Origin, Record, find_datasets, read_records
+from mindspeed_ift.data.inputs import find_datasets
+from mindspeed_ift.data.records import Origin, Record, read_records
 from mindspeed_ift.data.text_formats import TextFormat
 
 Converted = tuple[str, Conversation | DropRecord]

@@ -12,7 +12,8 @@ import pytest
 
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data.hub import load_hub_dataset, read_parameters
-from mindspeed_ift.data.records import find_files, read_records
+from mindspeed_ift.data.inputs import find_files
+from mindspeed_ift.data.records import read_records
 
 datasets = pytest.importorskip("datasets")
 
@@ -111,7 +112,7 @@ def test_parameters_that_are_none(given: str, message: str) -> None:
 def test_the_library_is_imported_for_names_only(tmp_path: Path) -> None:
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
     program = (
-        "import sys; from mindspeed_ift.data.records import find_files, read_records;"
+        "import sys; from mindspeed_ift.data.inputs import find_files; from mindspeed_ift.data.records import read_records;"
         f"assert len(list(read_records(find_files({str(tmp_path / 'saved')!r})))) == 7;"
         "assert 'datasets' not in sys.modules"
     )

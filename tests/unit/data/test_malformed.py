@@ -19,8 +19,9 @@ from mindspeed_ift.cli.preprocess import main
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.data import records
+from mindspeed_ift.data.inputs import find_datasets, find_files
 from mindspeed_ift.data.preprocess import preprocess
-from mindspeed_ift.data.records import find_datasets, find_files, read_records
+from mindspeed_ift.data.records import read_records
 from tests.preparing import GOOD, kept_and_dropped, lines
 
 SECONDS = 60

@@ -10,8 +10,8 @@ import pytest
 
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.data.inputs import find_datasets
 from mindspeed_ift.data.mixing import Mixture, Source, read_datasets
-from mindspeed_ift.data.records import find_datasets
 
 SIZES = (3, 7, 12)
 
