@@ -12,7 +12,7 @@ import select
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mindspeed_ift.config.errors import RunError, UserError
@@ -50,6 +50,13 @@ def run(main: Main, argv: list[str] | None = None, *, hands_on: bool = False) ->
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def tell(lines: Iterable[str]) -> None:
+    """Lines on standard error, beside the answers of a command; of several processes the first says them."""
+    if os.environ.get("RANK", "0") == "0":
+        for line in lines:
+            print(line, file=sys.stderr, flush=True)
 
 
 def fail(error: RunError) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from mindspeed_ift.cli.command import tell
+from mindspeed_ift.config.accepted import ASKING_ACCEPTED
 from mindspeed_ift.config.describe import describe
 from mindspeed_ift.config.evaluation import EvaluateConfig
 from mindspeed_ift.config.flags import parse_with_origins
@@ -16,13 +18,18 @@ if TYPE_CHECKING:
 def main(argv: list[str]) -> int:
     """Parse, measure, print, write."""
     parsed = parse_with_origins(
-        EvaluateConfig, argv, program="evaluation.py", description="Measure a model on held-out records and benchmarks."
+        EvaluateConfig,
+        argv,
+        program="evaluation.py",
+        description="Measure a model on held-out records and benchmarks.",
+        accepted=ASKING_ACCEPTED,
     )
     config = parsed.config
     config.check()
     if config.dry_run:
         print(describe(parsed))
         return 0
+    tell(parsed.ignored)
     from mindspeed_ift.checkpoint.disk import require_folder
     from mindspeed_ift.evaluation.comparison import compare, write_json, write_page
 

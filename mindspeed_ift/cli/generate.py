@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mindspeed_ift.cli.command import tell
+from mindspeed_ift.config.accepted import ASKING_ACCEPTED
 from mindspeed_ift.config.describe import describe
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.flags import parse_with_origins
@@ -15,12 +17,15 @@ from mindspeed_ift.config.inference import GenerateConfig
 
 def main(argv: list[str]) -> int:
     """Parse, load, answer, print."""
-    parsed = parse_with_origins(GenerateConfig, argv, program="inference.py", description="Ask a tuned model.")
+    parsed = parse_with_origins(
+        GenerateConfig, argv, program="inference.py", description="Ask a tuned model.", accepted=ASKING_ACCEPTED
+    )
     config = parsed.config
     config.check()
     if config.dry_run:
         print(describe(parsed))
         return 0
+    tell(parsed.ignored)
     questions = [] if config.chat else _questions(config)
     from mindspeed_ift.checkpoint.disk import require_folder
     from mindspeed_ift.config.layout import LayoutFlags, layout_of, world_size

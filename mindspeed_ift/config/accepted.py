@@ -121,6 +121,37 @@ CONVERT_ACCEPTED: Accepted = {
 }
 """Of convert_ckpt.py."""
 
+_LOADED = "the folder of --load says which model it is"
+_ASKED = "a model that is asked is not trained"
+_SIZES = (
+    *("--num-layers", "--hidden-size", "--ffn-hidden-size", "--num-attention-heads", "--num-query-groups"),
+    *("--kv-channels", "--vocab-size", "--padded-vocab-size", "--make-vocab-size-divisible-by"),
+    *("--max-position-embeddings", "--rotary-base", "--norm-epsilon", "--init-method-std"),
+    *("--num-experts", "--moe-router-topk", "--moe-ffn-hidden-size"),
+)
+_KINDS = ("--group-query-attention", "--qk-layernorm", "--untie-embeddings-and-output-weights", "--norm-topk-prob")
+
+ASKING_ACCEPTED: Accepted = {
+    **_MODEL,
+    **{name: entry for name, entry in _EXPERTS.items() if name != "--moe-token-dispatcher-type"},
+    **_KERNELS,
+    **dict.fromkeys(_SIZES, (1, _LOADED)),
+    **dict.fromkeys(_KINDS, (0, _LOADED)),
+    **dict.fromkeys(("--moe-router-load-balancing-type", "--moe-aux-loss-coeff"), (1, _ASKED)),
+    **dict.fromkeys(("--no-load-optim", "--no-load-rng", "--sequence-parallel"), (0, _ASKED)),
+    "--moe-token-dispatcher-type": (1, _DISPATCH),
+    "--expert-model-parallel-size": (1, "each device of a stage has its part of all experts", ("1",)),
+    "--seq-length": (1, "there is room for the prompts, whatever their length, and --max-new-tokens"),
+    "--bf16": (0, "weights have the type that they are stored in; on the CPU they become fp32"),
+    "--ckpt-format": (1, "either format is read"),
+    "--exit-on-missing-checkpoint": (0, "there is no answer without one"),
+    "--tokenizer-type": (1, _ALWAYS, ("PretrainedFromHF",)),
+    "--tokenizer-not-use-fast": (0, "fast and slow tokenizers give the same ids"),
+    "--seed": (1, "nothing is drawn"),
+    "--no-chat-template": (0, "it is so unless --apply-chat-template is given"),
+}
+"""Of inference.py and evaluation.py."""
+
 REFUSED: dict[str, str] = {
     "--fp8*": "give --bf16, or nothing for fp32",
     "--moe-intermediate-size": "give --moe-ffn-hidden-size, the width of one expert",
@@ -148,6 +179,8 @@ REFUSED: dict[str, str] = {
     "--swanlab-mode": "set the environment variable SWANLAB_MODE",
     "--swap-optimizer": "give --optimizer-cpu-offload to keep the optimizer's state on the host",
     "--padded-samples": "rows that do not fill a global batch begin the next epoch's; leave it out",
+    "--task": "give --tasks, by the names of lm-evaluation-harness",
+    "--task-data-path": "benchmarks bring their questions; give --tasks, by the names of lm-evaluation-harness, or --input",
     "--params-dtype": "weights keep the type that they are stored in; leave it out",
     "--no-save-optim": "a checkpoint always holds what a resume needs; leave it out",
     "--no-save-rng": "a checkpoint always holds what a resume needs; leave it out",
