@@ -120,6 +120,9 @@ class Qwen3Model(GPTModel):
         weight = self.shared_embedding_or_output_weight() if shared else self.output_layer.weight
         if labels is None:
             return self.output_layer(hidden_states, weight=weight)[0].transpose(0, 1).contiguous()
+        # With --overlap-param-gather Megatron waits for a weight where its module is called, which the head does not do.
+        for wait in self.output_layer._forward_pre_hooks.values():
+            wait(self.output_layer, ())
         return head.loss_sum(
             hidden_states,
             weight,
