@@ -90,13 +90,13 @@ class Folder:
         """One tensor, checked.
 
         Raises:
-            UserError: missing, or of another shape.
+            UserError: missing, of a type that is no weight's, or of another shape.
         """
         file = self._file_of(name)
         entry = self._header(file).get(name)
         if entry is None:
             raise UserError(f"{self.path / file}: the tensor {name} is missing; is the folder complete?")
-        tensor = mapped(self.path / file, entry.place).view(entry.dtype or torch.uint8).view(entry.shape)
+        tensor = mapped(self.path / file, entry.place).view(self.dtype(name)).view(entry.shape)
         if tuple(tensor.shape) != shape:
             rows = tensor.shape[0] if tensor.dim() == 2 else 0
             remedy = (

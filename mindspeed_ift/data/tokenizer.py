@@ -229,16 +229,19 @@ def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> Tokeniz
         backend.no_truncation()
         backend.no_padding()
         return Tokenizer(folder, backend, _special_tokens(_read_config(folder)), trust_remote_code)
-    if not any(found for pattern in _OF_A_TOKENIZER for found in folder.glob(pattern)):
+    loaded = backend = None
+    if any(found for pattern in _OF_A_TOKENIZER for found in folder.glob(pattern)):
+        loaded = _load_with_transformers(folder, trust_remote_code)
+        backend = getattr(loaded, "backend_tokenizer", None)
+        if backend is None:
+            raise UserError(
+                f"tokenizer {folder} has no fast form (tokenizer.json); save one with transformers' save_pretrained"
+            )
+    # Of a config.json alone transformers makes a tokenizer that encodes every text to nothing.
+    if backend is None or backend.get_vocab_size() == len(backend.get_added_tokens_decoder()):
         raise UserError(
             f"{folder} holds no tokenizer; give --tokenizer-name-or-path a folder with tokenizer.json (make-tokenizer"
             " builds Qwen3's)"
-        )
-    loaded = _load_with_transformers(folder, trust_remote_code)
-    backend = getattr(loaded, "backend_tokenizer", None)
-    if backend is None:
-        raise UserError(
-            f"tokenizer {folder} has no fast form (tokenizer.json); save one with transformers' save_pretrained"
         )
     return Tokenizer(folder, backend, {name: getattr(loaded, name, None) for name in _SPECIAL}, trust_remote_code)
 

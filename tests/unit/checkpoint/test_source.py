@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mindspeed_ift.checkpoint import megatron
 from mindspeed_ift.checkpoint.convert import convert
+from mindspeed_ift.checkpoint.source import open_source
 from mindspeed_ift.config.convert import ConvertConfig
 from mindspeed_ift.config.errors import UserError
 from tests.training_runs import make_hugging_face_model
@@ -61,6 +62,15 @@ def test_a_folder_that_is_not_its_config(
     with pytest.raises(UserError, match=message):
         convert(ConvertConfig("hf", "mg", source, tmp_path / "mg"))
     assert not (tmp_path / "mg").exists()
+
+
+def test_bytes_of_a_quantized_weight_are_not_taken_for_numbers(source: Path) -> None:
+    """Training and answers read only the tensors that their rank holds, one by one."""
+    quantized = "model.layers.0.mlp.up_proj.weight"
+    change(source, lambda one: one.update({quantized: one[quantized].to(torch.float8_e4m3fn)}))
+    opened = open_source(source)
+    with pytest.raises(UserError, match=f"{quantized} is missing, or no tensor of F32, F16 or BF16"):
+        opened.source.tensor(quantized, (128, 64))
 
 
 def test_a_tied_head_that_is_the_embedding_may_be_there(source: Path, tmp_path: Path) -> None:

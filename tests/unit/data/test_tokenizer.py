@@ -187,3 +187,7 @@ def test_a_folder_without_a_tokenizer_is_said_to_have_none(tmp_path: Path) -> No
     (tmp_path / "records.jsonl").touch()
     with pytest.raises(UserError, match="holds no tokenizer; give --tokenizer-name-or-path a folder"):
         load_tokenizer(tmp_path)
+    # A model without its tokenizer: transformers 5 makes an empty one of it.
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}')
+    with pytest.raises(UserError, match="holds no tokenizer|cannot be loaded"):
+        load_tokenizer(tmp_path)
