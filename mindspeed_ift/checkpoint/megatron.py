@@ -181,16 +181,19 @@ def mark_best(directory: Path, iteration: int) -> None:
 def latest_folder(directory: Path) -> Path | None:
     """The checkpoint that the tracker names, or None for a folder without checkpoints.
 
+    Where the tracker is lost, or a run was killed before its first, it is the newest of ours, which are whole or not there.
+
     Raises:
         UserError: the tracker holds no number, or that of a checkpoint that is not there.
     """
     path = Path(directory) / TRACKER
     if not path.is_file():
-        return None
-    text = path.read_text(encoding="utf-8").strip()
+        ours = {number: one for number, one in _numbered(directory).items() if (one / _MANIFEST).is_file()}
+        return ours[max(ours)] if ours else None
+    text = path.read_text(encoding="utf-8", errors="replace").strip()
     if text == RELEASE and (released := Path(directory) / RELEASE).is_dir():
         return released
-    if not text.isdigit():
+    if not text.isdecimal():
         raise UserError(
             f"{path} holds '{text[:40]}', not the number of a step; write the number of an iter_ folder into it"
         )
@@ -212,8 +215,12 @@ def checkpoints(directory: Path) -> list[Path]:
     latest = latest_folder(directory)
     if latest is None or latest.name == RELEASE:
         return [] if latest is None else [latest]
-    numbers = {int(path.name[5:]): path for path in Path(directory).glob("iter_*") if path.name[5:].isdigit()}
+    numbers = _numbered(directory)
     return [numbers[number] for number in sorted(numbers, reverse=True) if number <= int(latest.name[5:])]
+
+
+def _numbered(directory: Path) -> dict[int, Path]:
+    return {int(path.name[5:]): path for path in Path(directory).glob("iter_*") if path.name[5:].isdecimal()}
 
 
 def damage(folder: Path) -> str | None:
@@ -256,7 +263,7 @@ def keep_newest(directory: Path, count: int, protected: Collection[Path] = ()) -
     """
     spared, deleted, whole = {Path(path).absolute() for path in protected}, [], 0
     best = Path(directory) / BEST
-    if best.is_file() and (number := best.read_text(encoding="utf-8").strip()).isdigit():
+    if best.is_file() and (number := best.read_text(encoding="utf-8").strip()).isdecimal():
         spared.add(iteration_folder(directory, int(number)).absolute())
     for folder in checkpoints(directory):
         if whole < count:
@@ -289,6 +296,13 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         raise UserError(
             f"{path} is not the manifest of a checkpoint ({missing[0]} is missing); take an older checkpoint"
         )
+    try:
+        Architecture(**manifest["architecture"])
+        _ = [facts["bytes"] for facts in manifest.get("files", {}).values()]
+    except (AttributeError, KeyError, TypeError, ValueError, UserError) as error:
+        raise UserError(
+            f"{path} is not the manifest of a checkpoint of this version ({error}); take an older checkpoint"
+        ) from None
     return manifest
 
 

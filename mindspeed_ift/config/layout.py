@@ -230,7 +230,7 @@ def _layer_list(flags: LayoutFlags) -> tuple[int, ...]:
     if flags.num_layer_list is None:
         return ()
     numbers = [part.strip() for part in flags.num_layer_list.split(",")]
-    if not all(number.isdigit() and int(number) for number in numbers):
+    if not all(number.isdecimal() and int(number) for number in numbers):
         raise UserError(
             f"--num-layer-list {flags.num_layer_list} must be numbers over 0 with commas between: 11,13,19,21"
         )
@@ -260,7 +260,7 @@ def noop_layers(flags: LayoutFlags) -> tuple[int, ...]:
     if flags.noop_layers is None:
         return ()
     numbers = [part.strip() for part in flags.noop_layers.split(",")]
-    if not all(number.isdigit() for number in numbers) or len(set(map(int, numbers))) < len(numbers):
+    if not all(number.isdecimal() for number in numbers) or len(set(map(int, numbers))) < len(numbers):
         raise UserError(f"--noop-layers {flags.noop_layers} must be different numbers with commas between: 94,95")
     return tuple(sorted(map(int, numbers)))
 

@@ -7,18 +7,20 @@ import json
 import resource
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
 from mindspeed_ift.checkpoint import megatron
+from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.errors import RunError, UserError
 from mindspeed_ift.config.layout import Layout
 
 PATHS = ["mp_rank_00/model_optim_rng.pt", "mp_rank_01/model_optim_rng.pt"]
 MANIFEST = {
-    "architecture": {},
+    "architecture": asdict(Architecture.from_preset("qwen3-0.6b")),
     "layout": {"tensor": 2, "pipeline": 1, "data": 1},
     "stage_layers": [[0, 2]],
     "dtype": "float32",
@@ -133,6 +135,7 @@ class Surprise:
     [
         ("three", "holds 'three', not the number of a step"),
         ("", "holds '', not the number"),
+        ("²", "holds '²', not the number"),
         ("9", "names iter_0000009, which is not there .there: iter_0000003.; write another number"),
     ],
 )
@@ -150,6 +153,8 @@ def test_a_tracker_that_names_no_checkpoint(tmp_path: Path, text: str, message: 
         ("[]", "architecture is missing"),
         ("3", "is damaged"),
         ("{}", "architecture"),
+        (json.dumps({**MANIFEST, "architecture": {}}), "not the manifest of a checkpoint of this version .*num_layers"),
+        (json.dumps({**MANIFEST, "files": [1]}), "of this version"),
     ],
 )
 def test_a_manifest_that_is_none(tmp_path: Path, text: str, message: str) -> None:
@@ -190,6 +195,14 @@ def test_checkpoints_are_those_up_to_the_tracker(tmp_path: Path) -> None:
     assert megatron.checkpoints(tmp_path) == [newest, middle, oldest]
     (tmp_path / megatron.TRACKER).write_text("10\n")
     assert megatron.checkpoints(tmp_path) == [middle, oldest]
+
+
+def test_without_its_tracker_a_folder_is_known_by_its_newest_checkpoint(tmp_path: Path) -> None:
+    """Of ours: those of others may be half written."""
+    newest, *others = three(tmp_path)
+    (tmp_path / megatron.TRACKER).unlink()
+    (tmp_path / "iter_0000012").mkdir()
+    assert megatron.checkpoints(tmp_path) == [newest, *others]
 
 
 def test_damage_is_told_without_reading_what_lies_there(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import pickle
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor
 from mindspeed_ift.checkpoint import index, megatron, sharded
 from mindspeed_ift.checkpoint.names import Stage
 from mindspeed_ift.checkpoint.sharded import Reader, Rectangle, cut
+from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.errors import UserError
 
 SHAPE = (6, 5)
@@ -172,7 +174,14 @@ def test_checksums_are_compared_where_asked(tmp_path: Path) -> None:
     staging = megatron.begin_save(tmp_path, 7)
     files, stored = sharded.write_rectangles(staging, 0, [part("w", slice(0, 6))])
     files |= index.write_index(staging, stored, 7)
-    facts = {"architecture": {}, "layout": {}, "stage_layers": [], "dtype": "float32", "distributed_optimizer": False}
+    sizes = asdict(Architecture.from_preset("qwen3-0.6b"))
+    facts = {
+        "architecture": sizes,
+        "layout": {},
+        "stage_layers": [],
+        "dtype": "float32",
+        "distributed_optimizer": False,
+    }
     megatron.commit(staging, tmp_path, 7, {**facts, "iteration": 7}, files)
     folder = megatron.iteration_folder(tmp_path, 7)
     path = folder / "__0_0.distcp"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
 from mindspeed_ift.checkpoint import megatron
+from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.errors import RunError
 from mindspeed_ift.parallel.groups import Groups
 from mindspeed_ift.training import state
@@ -20,7 +22,7 @@ from tests.unit.training.test_state import Run
 
 MANIFEST = {
     "format": "torch",
-    "architecture": {},
+    "architecture": asdict(Architecture.from_preset("qwen3-0.6b")),
     "layout": {},
     "stage_layers": [],
     "dtype": "float32",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,6 +34,7 @@ def checkpoint(folder: Path, lora: LoraFlags | None = None) -> Path:
     inner.mkdir(parents=True)
     (folder / "latest_checkpointed_iteration.txt").write_text("7\n", encoding="utf-8")
     manifest = dict.fromkeys(megatron._MANIFEST_KEYS) | {"lora": describe_adapters(lora)}
+    manifest["architecture"] = asdict(Architecture.from_preset("qwen3-0.6b"))
     (inner / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return inner
 
