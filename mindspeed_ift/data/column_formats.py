@@ -54,11 +54,8 @@ class AlpacaFormat:
 
     def _conversation(self, record: Record, answer: Any, column: str) -> Conversation:
         messages = []
-        for pair in self._history(record):
-            messages += [
-                Message(Role.USER, text_of(pair[0], "history")),
-                Message(Role.ASSISTANT, text_of(pair[1], "history")),
-            ]
+        for question, reply in self._history(record):
+            messages += [Message(Role.USER, question), Message(Role.ASSISTANT, reply)]
         parts = [optional(record, column) for column in (self.prompt, self.query)]
         messages.append(Message(Role.USER, "\n".join(part for part in parts if part)))
         if answer is None:
@@ -67,12 +64,14 @@ class AlpacaFormat:
         tools = json_text_of(record.get(self.tools), f"'{self.tools}'") if self.tools else ""
         return Conversation(tuple(messages), optional(record, self.system), tools)
 
-    def _history(self, record: Record) -> list[Any]:
+    def _history(self, record: Record) -> list[list[str]]:
         history = unwrapped(record.get(self.history)) if self.history else None
         if not history:
             return []
         if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
             raise DropRecord(f"'{self.history}' is not a list of pairs")
+        if not all(isinstance(text, str) for pair in history for text in pair):
+            raise DropRecord(f"a message of '{self.history}' has no text")
         return history
 
 

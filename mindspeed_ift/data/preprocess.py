@@ -354,7 +354,9 @@ def _token_facts(encoder: Encoder | None, tokenizer: Tokenizer, job: Job) -> dic
 
 def _check(config: PreprocessConfig, work: _Work, ledger: Ledger) -> None:
     """Refuse a dataset that cannot be what was meant."""
-    never = sorted(work.job.form.columns() - ledger.columns - {"input"})
+    # Columns that a format reads unasked need not be there.
+    named = {column for column in config.mapped_keys().values() if isinstance(column, str)}
+    never = sorted((work.job.form.columns() & named) - ledger.columns)
     if never:
         raise UserError(
             f"column '{never[0]}' of --map-keys is in no record (they have: {', '.join(sorted(ledger.columns))});"

@@ -105,6 +105,11 @@ def test_openai_parts() -> None:
         (AlpacaFormat(), {"instruction": "a", "output": None}, "'output' is missing or null"),
         (AlpacaFormat(), {"instruction": 5, "output": "x"}, "'instruction' is not text"),
         (AlpacaFormat(history="h"), {"instruction": "a", "output": "x", "h": "y"}, "'h' is not a list of pairs"),
+        (
+            AlpacaFormat(history="h"),
+            {"instruction": "a", "output": "x", "h": [["q", None]]},
+            "a message of 'h' has no text",
+        ),
         (SharegptFormat(), {"conversations": []}, "no messages"),
         (SharegptFormat(), {"conversations": "x"}, "not a list of messages"),
         (SharegptFormat(), {"conversations": [{"from": "human", "value": "q"}]}, "the last prompt has no answer"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from mindspeed_ift.data.indexed import IndexedColumn, column_path
 from mindspeed_ift.data.preprocess import preprocess
 from mindspeed_ift.data.sample import IGNORED_LABEL
 from mindspeed_ift.data.tokenizer import load_tokenizer
-from tests.preparing import column, contents, run, write
+from tests.preparing import column, contents, prepared, run, write
 
 
 def test_preference_pairs(config: PreprocessConfig, tmp_path: Path, tokenizer: Path) -> None:
@@ -108,3 +109,26 @@ def test_flags_of_conversations_are_told_to_change_nothing_of_plain_text(
     flags = {"mask_history": True, "train_on_prompt": True, "map_keys": '{"prompt": "x"}'}
     found = run(replace(config, input=str(text), handler_name="GeneralPretrainHandler", **flags)).notices
     assert [notice.split()[0] for notice in found] == ["--map-keys", "--mask-history", "--train-on-prompt"]
+
+
+@pytest.mark.parametrize(
+    ("handler", "record"),
+    [
+        (
+            "OpenAIInstructionHandler",
+            {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+        ),
+        (
+            "SharegptStylePairwiseHandler",
+            {
+                kind: [{"from": "human", "value": "q"}, {"from": "gpt", "value": kind}]
+                for kind in ("chosen", "rejected")
+            },
+        ),
+    ],
+)
+def test_columns_that_nobody_named_need_not_be_there(
+    config: PreprocessConfig, handler: str, record: dict[str, Any]
+) -> None:
+    """Tools of OpenAI's records; messages beside answers that are whole conversations."""
+    assert prepared(replace(config, handler_name=handler), [record]).ledger.kept == 1
