@@ -1,6 +1,6 @@
 """Kernels for CUDA without extensions of ours: flash attention, plain torch compiled into fused kernels, a fused AdamW.
 
-Each is chosen once, when the process asks for its device; `flash` has the attention.
+Each is chosen once, when the process asks for its device; `flash` has the attention, or `flex`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mindspeed_ift.devices.kernels import flash, reference
+from mindspeed_ift.devices.kernels import flash, flex, reference
 from mindspeed_ift.devices.kernels.table import Kernel, Offer
 
 _FLASH_FROM = (8, 0)  # compute capability
 _COMPILED_FROM = (7, 0)  # Triton's least
 _BACKEND = "inductor"
+_NO_FLASH = "this torch has no varlen_attn, flash-attn is not installed"
 
 # Shapes: S positions, B rows, T tokens, H the last dimension, N heads, D head size.
 
@@ -93,14 +94,20 @@ def offers(capability: tuple[int, int]) -> dict[str, Offer]:
 
 
 def _attention(capability: tuple[int, int]) -> Offer:
-    """torch's where it has one, else flash-attn's, else the reason why scaled dot products serve, segment by segment."""
+    """torch's where it has one, else flash-attn's, else FlexAttention, else the reason why scaled dot products serve,
+    segment by segment."""
+    missing = "" if capability >= _FLASH_FROM else f"compute capability {capability[0]}.{capability[1]} is below 8.0"
     found = flash.of_torch() if torch.backends.cuda.is_flash_attention_available() else None
     found = found or flash.of_flash_attn()
-    if found is None:
-        return Offer("", {}, "this torch has no varlen_attn, and flash-attn is not installed")
-    names = ("attention", "attention_forward", "attention_backward")
-    missing = "" if capability >= _FLASH_FROM else f"compute capability {capability[0]}.{capability[1]} is below 8.0"
-    return Offer(found.label, {name: getattr(found, name) for name in names}, missing)
+    if found is not None:
+        names = ("attention", "attention_forward", "attention_backward")
+        return Offer(found.label, {name: getattr(found, name) for name in names}, missing)
+    if not missing and not flex.there():
+        missing = f"{_NO_FLASH}, and it has no FlexAttention"
+    elif not missing and _why_not_compiled(capability):
+        missing = f"{_NO_FLASH}, and for FlexAttention {_why_not_compiled(capability)}"
+    label = f"FlexAttention, parts of a ring in plain torch ({_NO_FLASH})"
+    return Offer(label, {"attention": flex.attention}, missing)
 
 
 def _why_not_compiled(capability: tuple[int, int]) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mindspeed_ift.cli.tune import main
 from mindspeed_ift.devices.device import current
+from mindspeed_ift.devices.kernels import flex
 from mindspeed_ift.parallel import groups as process_groups
 from mindspeed_ift.training import tune
 from mindspeed_ift.training.step import Totals
@@ -115,6 +116,13 @@ def check_that_experts_are_asked_how_many_tokens_they_have(data: dict[str, Path]
         found = shortened(waits)
         assert found[0] == "step.py _prepare_balance" and found[-2:] == READ, waits
         assert found[1:-2] == ["token_dispatcher.py _maybe_dtoh_and_synchronize"] * 4, waits
+
+
+def check_that_the_mask_of_flex_attention_is_made_without_a_wait() -> None:
+    DEVICE.waits.clear()
+    with DEVICE:
+        mask = flex._mask((0, 100, 130, 512), torch.device("cuda", 0))
+    assert mask.q_indices.device.type == "cuda" and mask.kv_indices.shape == (1, 1, 4, 4) and not DEVICE.waits
 
 
 def check_that_a_tensor_of_the_host_is_refused() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mindspeed_ift.devices import device
-from mindspeed_ift.devices.kernels import cuda, flash, reference
+from mindspeed_ift.devices.kernels import cuda, flash, flex, reference
 from mindspeed_ift.devices.kernels.blocks import merge
 from mindspeed_ift.devices.kernels.probes import TOLERANCES, deviations
 from mindspeed_ift.devices.kernels.table import PLAIN, SWITCH, Kernels, with_fused
@@ -25,6 +25,7 @@ from tests.unit.devices import flash_stand_ins
 
 CPU = torch.device("cpu")
 HOPPER = (9, 0)
+NONE = "this torch has no varlen_attn, flash-attn is not installed"
 BUILT_IN = pytest.mark.skipif(
     importlib.util.find_spec("torch.nn.attention.varlen") is None, reason="torch before 2.10 has no varlen_attn"
 )
@@ -215,7 +216,8 @@ def offered(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = HOPPE
         pytest.param(True, ["flash_attn"], [], "varlen_attn; ", marks=BUILT_IN),
         (False, ["flash_attn"], [], "flash-attn; "),
         (True, ["flash_attn"], ["torch.nn.attention.varlen"], "flash-attn; "),
-        (False, [], [], "attention (this torch has no varlen_attn, and flash-attn is not installed)"),
+        (False, [], [], f"attention ({NONE}, and for FlexAttention torch.compile needs triton)"),
+        (False, [], ["torch.nn.attention.flex_attention"], f"attention ({NONE}, and it has no FlexAttention)"),
     ],
 )
 def test_which_attention_serves(
@@ -229,6 +231,17 @@ def test_which_attention_serves(
     assert said in notice and kernels.fused_adamw
     assert (kernels.attention is reference.attention) == said.startswith("attention")
     assert ("plain torch for attention" in notice) == (kernels.attention_backward is reference.attention_backward)
+
+
+def test_flex_attention_serves_where_no_flash_attention_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of parts of a ring, whose backward pass takes the log-sum-exp of the whole, plain torch does."""
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: False)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(cuda.importlib.util, "find_spec", lambda name: object() if name == "triton" else find(name))
+    kernels, notice = offered(monkeypatch)
+    assert notice.startswith(f"FlexAttention, parts of a ring in plain torch ({NONE}); compiled rms_norm")
+    assert kernels.attention is flex.attention and kernels.attention_backward is reference.attention_backward
+    assert offered(monkeypatch, (7, 5))[0].attention is reference.attention
 
 
 def test_an_old_flash_attn_does_not_serve(monkeypatch: pytest.MonkeyPatch) -> None:
