@@ -24,7 +24,8 @@ def main(argv: list[str]) -> int:
     if speaks:
         print(describe(parsed), flush=True)
     from mindspeed_ift.config.layout import world_size
-    from mindspeed_ift.training.plan import plan, preview
+    from mindspeed_ift.training.plan import plan
+    from mindspeed_ift.training.preview import preview
 
     if parsed.config.run.dry_run:
         print(preview(parsed.config, world_size()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from mindspeed_ift.checkpoint.disk import require_folder
@@ -19,7 +18,7 @@ from mindspeed_ift.data.balanced_order import BalancedOrder, Dealing
 from mindspeed_ift.data.batch import Packed, SequenceMode
 from mindspeed_ift.data.blending import Blend
 from mindspeed_ift.data.costs import attention_costs
-from mindspeed_ift.data.dataset import Samples, is_dataset
+from mindspeed_ift.data.dataset import Samples
 from mindspeed_ift.data.micro_batches import MicroBatches, Order
 from mindspeed_ift.data.order import SampleOrder, split_ranges
 from mindspeed_ift.data.overlong import Overlong, count_overlong
@@ -154,8 +153,8 @@ class Plan:
     def describe(self) -> str:
         """The lines a run begins with."""
         lines = [
-            _describe_architecture(self.architecture, self.architecture_origin),
-            _describe_layout(self.layout, self.micro_batches),
+            describe_architecture(self.architecture, self.architecture_origin),
+            describe_layout(self.layout, self.micro_batches),
         ]
         for one, taken, share in self._shares(self.dataset, self.train):
             epochs = share * self.config.optimizer.train_iters * self.rows_of_a_step / len(taken)
@@ -297,61 +296,8 @@ def _check_evaluation(config: TuneConfig, valid_samples: int) -> None:
             raise UserError(f"{flag} needs evaluations, which --eval-iters 0 turns off; raise it")
 
 
-def preview(config: TuneConfig, world_size: int) -> str:
-    """What a dry run says: the plan; without data or weights (yet), all that follows from the flags.
-
-    Raises:
-        UserError: as `plan`.
-    """
-    missing = _missing_paths(config)
-    if not missing:
-        planned = plan(config, world_size)
-        balance = planned.describe_balance(planned.training_samples(0, config.data.shuffle).order)
-        return "\n".join([planned.describe(), *([balance] if balance else [])])
-    check_flags(config)
-    layout = layout_of(config.layout, world_size)
-    lines = [f"{flag} {path} is not here: it is not checked, nor what depends on it" for flag, path in missing.items()]
-    lines += _preview_architecture(
-        config, layout, weights_missing=bool({"--load", "--lora-load", "--hf-cfg-dir"} & missing.keys())
-    )
-    lines.append(_describe_layout(layout, num_micro_batches(config, layout)))
-    return "\n".join(lines)
-
-
-def _preview_architecture(config: TuneConfig, layout: Layout, weights_missing: bool) -> list[str]:
-    """The model as far as it is known without the tokenizer, and perhaps without the folder that describes it."""
-    model, loaded = config.model, {}
-    if weights_missing:
-        if model.preset is None:
-            return []
-        model = replace(model, hf_cfg_dir=None)
-    else:
-        loaded = loaded_architecture(config, find_sources(config))
-    known = loaded or model.preset or model.hf_cfg_dir or model.vocab_size or model.padded_vocab_size
-    architecture, origin = resolve_architecture(model, loaded, 1, len(layout.noop_layers))
-    check_layout(config, architecture, layout)
-    return [_describe_architecture(architecture, origin) if known else "the vocabulary is the tokenizer's"]
-
-
-def _missing_paths(config: TuneConfig) -> dict[str, str]:
-    """Flag -> the path it gives, for what is not here."""
-    paths = {
-        "--load": config.run.load if config.run.load != config.run.save else None,
-        "--lora-load": config.lora.lora_load if config.lora.lora_load != config.run.save else None,
-        "--hf-cfg-dir": config.model.hf_cfg_dir,
-        "--pack-index": config.data.pack_index,
-        "--tokenizer-name-or-path": config.data.tokenizer_name_or_path,
-    }
-    missing = {flag: str(path) for flag, path in paths.items() if path is not None and not Path(path).exists()}
-    named = {"--data-path": config.data.data_path, "--valid-data-path": config.data.valid_data_path}
-    prefixes = {
-        flag: " ".join(prefix for prefix in named_datasets(flag, words)[0] if not is_dataset(prefix))
-        for flag, words in named.items()
-    }
-    return {flag: told for flag, told in prefixes.items() if told} | missing
-
-
-def _describe_architecture(architecture: Architecture, origin: str) -> str:
+def describe_architecture(architecture: Architecture, origin: str) -> str:
+    """A line for the log."""
     sizes = ", ".join(f"{name} {value}" for name, value in asdict(architecture).items())
     return f"architecture (from {origin}): {sizes}"
 
@@ -370,7 +316,8 @@ def _notices_of_packing(data: TrainingDataFlags, dataset: Samples) -> list[str]:
     return []
 
 
-def _describe_layout(layout: Layout, micro_batches: int) -> str:
+def describe_layout(layout: Layout, micro_batches: int) -> str:
+    """A line for the log."""
     split = ", sequence parallel" if layout.sequence_parallel else ""
     if layout.expert > 1:
         split += f", experts {layout.expert} x tensor {layout.tensor_of_experts}"

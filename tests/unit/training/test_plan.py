@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from mindspeed_ift.cli.merge_datasets import main as merge_datasets
-from mindspeed_ift.cli.preprocess import main as preprocess
 from mindspeed_ift.cli.repack_dataset import main as repack
 from mindspeed_ift.cli.verify_template import main as verify_template
 from mindspeed_ift.config.errors import UserError
@@ -19,36 +17,10 @@ from mindspeed_ift.data.balanced_order import BalancedOrder, Dealing
 from mindspeed_ift.data.batch import Packed
 from mindspeed_ift.data.boundaries import EndOfDocument
 from mindspeed_ift.data.costs import attention_costs
-from mindspeed_ift.training.plan import Plan, plan, preview
+from mindspeed_ift.training.preview import preview
 from mindspeed_ift.training.sources import Sources
+from tests.planned import MODEL, planned, prepare
 from tests.tiny_tokenizer import make_tiny_tokenizer
-
-MODEL = "--num-layers 2 --hidden-size 64 --ffn-hidden-size 128 --num-attention-heads 4 --num-query-groups 2".split()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tokenizer and ten records of 6 to 60 words."""
-    folder = tmp_path_factory.mktemp("plan")
-    make_tiny_tokenizer(folder / "tokenizer")
-    records = [{"instruction": "the " * 6 * n, "output": f"answer {n}"} for n in range(1, 11)]
-    (folder / "records.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
-    return folder
-
-
-def prepare(data: Path, name: str, *flags: str, manifest: bool = True) -> str:
-    preprocess(
-        ["--input", str(data / "records.jsonl"), "--tokenizer-name-or-path", str(data / "tokenizer")]
-        + ["--handler-name", "AlpacaStyleInstructionHandler", "--output-prefix", str(data / name), *flags]
-    )
-    if not manifest:
-        (data / f"{name}.manifest.json").unlink()
-    return str(data / name)
-
-
-def planned(prefix: str, *flags: str, world: int = 1) -> Plan:
-    line = [*MODEL, "--data-path", prefix, "--train-iters", "4", *flags]
-    return plan(parse(TuneConfig, line, program="test"), world)
 
 
 def test_samples_that_will_be_cut_are_counted_in_the_training_range(data: Path) -> None:
@@ -241,62 +213,12 @@ def test_flags_that_contradict_the_manifest_are_refused(data: Path, flag: str, v
         planned(prefix, flag, value)
 
 
-def test_a_preview_needs_neither_data_nor_weights(data: Path) -> None:
-    line = [
-        "--preset",
-        "qwen3-8b",
-        "--tensor-model-parallel-size",
-        "8",
-        "--data-path",
-        "nowhere/x",
-        "--load",
-        "nowhere",
-    ]
-    config = parse(TuneConfig, [*line, "--train-iters", "4", "--enable-hf2mg-convert"], program="test")
-    text = preview(config, 8)
-    assert "--data-path nowhere/x is not here" in text and "--load nowhere is not here" in text
-    assert "num_layers 36" in text and "tensor 8" in text
-    with pytest.raises(UserError, match="do not divide by TP 8"):
-        preview(config, 6)
-
-
-def test_a_preview_of_what_is_there_is_the_plan(data: Path) -> None:
-    prefix = prepare(data, "preview")
-    config = planned(prefix).config
-    assert preview(config, 1) == plan(config, 1).describe()
-    with pytest.raises(UserError, match="no training sample"):
-        preview(dataclasses.replace(config, data=dataclasses.replace(config.data, split="0,1,0")), 1)
-
-
 def test_an_empty_save_folder_is_a_first_start_unless_a_checkpoint_is_insisted_on(data: Path, tmp_path: Path) -> None:
     prefix = prepare(data, "first")
     both = ["--load", str(tmp_path), "--save", str(tmp_path)]
     assert planned(prefix, *both).sources == Sources()
     with pytest.raises(UserError, match="holds no Megatron checkpoint"):
         planned(prefix, *both, "--exit-on-missing-checkpoint")
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ("--preset qwen3-8b --num-layers 3", "num_layers is 36 by --preset qwen3-8b, 3 by the flags"),
-        ("--num-layers 3", "the missing --hidden-size"),
-        (" ".join(MODEL) + " --kv-channels 7", "kv_channels 7 must be even"),
-        (" ".join(MODEL) + " --num-attention-heads 3", "does not divide"),
-    ],
-)
-def test_a_preview_refuses_a_model_that_cannot_be_without_data_too(flags: str, message: str) -> None:
-    line = f"--data-path nowhere/x --train-iters 4 {flags}"
-    with pytest.raises(UserError, match=message):
-        preview(parse(TuneConfig, line.split(), program="test"), 1)
-
-
-def test_a_preview_without_data_shows_a_model_that_is_spelled_out() -> None:
-    line = ["--data-path", "nowhere/x", "--train-iters", "4", *MODEL]
-    text = preview(parse(TuneConfig, line, program="test"), 1)
-    assert "the vocabulary is the tokenizer's" in text
-    text = preview(parse(TuneConfig, [*line, "--padded-vocab-size", "512"], program="test"), 1)
-    assert "architecture (from flags): num_layers 2" in text and "vocab_size 512" in text
 
 
 def test_a_dataset_of_its_own_to_evaluate_on(data: Path) -> None:
