@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 import yaml
 
 from mindspeed_ift.devices.kernels.npu import NEEDED
@@ -42,6 +43,24 @@ def known() -> dict[str, dict[str, str]]:
         for version in versions:
             found[version][schema.partition("(")[0]] = schema
     return found
+
+
+def missing(version: str) -> dict[str, str]:
+    """Groups of kernels that a release cannot serve -> why: an operator, that of a gradient or an argument lacks."""
+    schemas = known()[version]
+    found = {}
+    for group, needed in NEEDED.items():
+        absent = [operator for operator in needed if operator not in schemas]
+        unknown = [
+            f"`{operator}` knows no `{argument}`"
+            for operator, arguments in needed.items()
+            if operator in schemas
+            for argument in arguments
+            if argument not in [one.name for one in torch._C.parse_schema(schemas[operator]).arguments]
+        ]
+        reasons = [*unknown, *(f"no `{operator}`" for operator in absent)]
+        found |= {group: reasons[0]} if reasons else {}
+    return found if FUSED_ADAMW in schemas else found | {"adamw": f"no `{FUSED_ADAMW.partition('::')[2]}`"}
 
 
 def operators() -> set[str]:

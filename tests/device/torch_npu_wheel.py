@@ -1,7 +1,8 @@
 """The real torch_npu where there is no Ascend: its wheel in a folder of its own, and stand-ins for the CANN libraries.
 
 torch imports whatever torch_npu it finds, which fails without CANN, so the wheel never enters the environment: only the
-processes that `environment` describes see it. ``python -m tests.device.torch_npu_wheel`` installs it and says where.
+processes that `environment` describes see it. ``python -m tests.device.torch_npu_wheel`` installs it and says where. It is
+the release with the number of the installed torch, or the one that the variable TORCH_NPU_VERSION names (2.7.1.post11).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import importlib.metadata
+import importlib.util
 import os
 import re
 import shutil
@@ -17,14 +19,31 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-VERSION = importlib.metadata.version("torch").split("+")[0]
+VERSION = os.environ.get("TORCH_NPU_VERSION") or importlib.metadata.version("torch").split("+")[0]
 _PYTHON = f"cp{sys.version_info.major}{sys.version_info.minor}"
 FOLDER = ROOT / "build" / f"torch_npu-{VERSION}-{_PYTHON}"
 
-_CANN = "ascendcl hccl acl_op_compiler ge_runner graph acl_tdt_channel msprofiler ascend_hal".split()
-_NAMES = re.compile(r"(acl|Hccl|hccl|Hcom|Msprof|ge[A-Z]|rt[A-Z])\w*$")
+_CANN = "ascendcl hccl acl_op_compiler ge_runner graph acl_tdt_channel msprofiler ascend_hal opapi".split()
+_NAMES = re.compile(r"(acl|Hccl|hccl|Hcom|Msprof|ge[A-Z]|rt[A-Z]|_ZN2ge)\w*$")  # _ZN2ge: C++, up to torch_npu 2.6
 _OPERATIONS = re.compile(r"aclop\w*Execute|Hccl(CommInit|All|Broadcast|Reduce|Scatter|Send|Recv|Batch)")
 """Fail, wherever they may be called: there is nothing that computes."""
+_PRELOADED = "libsettings.so"
+_STRING = "void _ZN2ge12AscendStringC1EPKc(void **string, const char *from) { string[0] = string[1] = 0; }"
+"""The one constructor whose object is destroyed by torch_npu itself: a shared pointer to nothing."""
+
+_SETTINGS = """
+#include <string>
+#include <unordered_set>
+namespace c10::CachingAllocator {
+struct AcceleratorAllocatorConfig { static std::unordered_set<std::string>& getMutableKeys(); };
+std::unordered_set<std::string>& AcceleratorAllocatorConfig::getMutableKeys() {
+    return *new std::unordered_set<std::string>;
+}
+}
+"""
+"""For a torch that is built for CUDA: from 2.14 on torch ends a process in which two devices name one setting of their
+allocators alike, as CUDA and torch_npu do. On a server torch is built for the CPU."""
+
 _NO_DEVICE = """
 int aclrtGetDeviceCount(unsigned *count) { *count = 0; return 0; }
 const char *aclrtGetSocName(void) { return "Ascend910B1"; }
@@ -73,6 +92,7 @@ def build_stand_ins(folder: Path, runtime: str = _NO_DEVICE) -> Path:
     wanted = {name for library in own for name in _symbols(library, "--undefined-only") if _NAMES.match(name)}
     wanted |= _looked_up(wheel / "torch_npu/lib/libtorch_npu.so")
     wanted -= {name for library in own for name in _symbols(library, "--defined-only")}
+    runtime = f"{runtime}\n{_STRING}"
     wanted -= set(re.findall(r"(\w+)\(", runtime))
     bodies = [f"int {name}(void) {{ return {int(bool(_OPERATIONS.match(name)))}; }}" for name in sorted(wanted)]
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,6 +101,20 @@ def build_stand_ins(folder: Path, runtime: str = _NO_DEVICE) -> Path:
         command = ["gcc", "-shared", "-fPIC", "-w", "-fno-builtin", f"-Wl,-soname,lib{name}.so", "-x", "c", "-"]
         source = "" if rest else "\n".join([runtime, *bodies])
         subprocess.run([*command, *rest, "-o", str(folder / f"lib{name}.so")], input=source, text=True, check=True)
+    if _built_for_cuda():
+        command = [
+            "gcc",
+            "-shared",
+            "-fPIC",
+            "-x",
+            "c++",
+            "-std=c++17",
+            "-",
+            "-o",
+            str(folder / _PRELOADED),
+            "-lstdc++",
+        ]
+        subprocess.run(command, input=_SETTINGS, text=True, check=True)
     return folder
 
 
@@ -88,6 +122,8 @@ def environment(stand_ins: Path) -> dict[str, str]:
     """Environment of a process in which ``import torch_npu`` works; the device "npu" is not available in it."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("ASCEND_")}
     old = os.environ.get("LD_LIBRARY_PATH")
+    if (stand_ins / _PRELOADED).exists():
+        inherited["LD_PRELOAD"] = str(stand_ins / _PRELOADED)
     return dict(
         inherited,
         TORCH_DEVICE_BACKEND_AUTOLOAD="0",
@@ -95,6 +131,11 @@ def environment(stand_ins: Path) -> dict[str, str]:
         PYTHONPATH=f"{ROOT}:{install()}",
         OMP_NUM_THREADS="1",
     )
+
+
+def _built_for_cuda() -> bool:
+    torch = importlib.util.find_spec("torch")
+    return bool(torch and torch.origin and Path(torch.origin).with_name("lib").joinpath("libc10_cuda.so").exists())
 
 
 def _looked_up(library: Path) -> set[str]:

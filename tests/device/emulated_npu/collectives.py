@@ -20,7 +20,9 @@ _AVERAGE = dist.ReduceOp.AVG
 
 
 def install() -> None:
-    """Take the place of the process group that needs HCCL."""
+    """Take the place of the process group that needs HCCL, which torch before 2.7 would not let go."""
+    dist.Backend._plugins.pop("HCCL")
+    del dist.Backend.HCCL
     dist.Backend.register_backend("hccl", EmulatedHCCL, devices=["npu"])
 
 
@@ -83,7 +85,8 @@ class EmulatedHCCL(dist.ProcessGroup):
         self._description = description
 
     def _get_backend(self, device: torch.device) -> EmulatedHCCL:
-        require(torch.device(device).type == "npu", f"HCCL has no backend for {device}")
+        if torch.device(device).type != "npu":
+            raise RuntimeError(f"HCCL has no backend for {device}")
         return self
 
     def allreduce(self, tensors: list[Tensor], opts: Any = None) -> _Work:

@@ -16,8 +16,19 @@ from tests.device.small_operators import OPERATORS
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy always, as the result of an operator is."""
+    """A copy always, as the result of an operator is; dtypes by torch_npu's own numbers are not for this."""
+    require(isinstance(dtype, torch.dtype), "npu_dtype_cast: a dtype by number is not known here")
     return tensor.to(dtype, copy=True)
+
+
+def _dropout(tensor: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """Up to torch_npu 2.7; its mask has a bit for a number, here a byte."""
+    mask = torch.rand_like(tensor) >= p
+    return tensor * mask / (1 - p), mask.to(torch.uint8)
+
+
+def _dropout_grad(grad: Tensor, mask: Tensor, p: float) -> Tensor:
+    return grad * mask / (1 - p)
 
 
 def _gather_grad(grad: Tensor, size: Sequence[int], dim: int, index: Tensor, sparse_grad: bool) -> Tensor:
@@ -75,9 +86,13 @@ def _unpermute_grad(
 
 FORMULAS: dict[str, Callable[..., Any]] = {
     "matmul_backward": _matmul_grad,
+    "npu_dtype_cast": _cast,
+    "npu_dtype_cast_backward": _cast,
     "_npu_dtype_cast": _cast,
     "_npu_dtype_cast_backward": _cast,
     "_npu_moe_token_unpermute": _unpermute,
+    "_npu_dropout": _dropout,
+    "npu_dropout_backward": _dropout_grad,
     "npu_gather_backward": _gather_grad,
     "repeat_interleave_backward_int": _repeat_grad,
     "npu_moe_token_permute_grad_v2": _permute_grad,

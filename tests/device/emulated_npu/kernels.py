@@ -7,6 +7,7 @@ no kernel for, it takes to the CPU and back, as it does on a server.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,6 +35,9 @@ _COMPOSITE = ("CompositeExplicitAutograd", "CompositeImplicitAutograd", "Composi
 
 
 _PLAIN_FORMATS = (0, 2)  # NCHW and ND
+_OVERRIDE: dict[str, Any] = {"allow_override": True}
+if "allow_override" not in inspect.signature(torch.library.Library.impl).parameters:
+    _OVERRIDE = {}  # torch before 2.8 does so without being asked
 
 
 class Unserved(NotImplementedError):
@@ -58,7 +62,7 @@ def install(own: dict[str, Callable[..., Any]]) -> None:
             continue
         kernel = _kernel_for(name, base, getattr(packet, overload or "default"), own)
         if kernel is not None:
-            libraries[namespace].impl(overload_name, kernel, "PrivateUse1", allow_override=True)
+            libraries[namespace].impl(overload_name, kernel, "PrivateUse1", **_OVERRIDE)
 
 
 def _kernel_for(
@@ -104,7 +108,7 @@ def computed(operator: torch._ops.OpOverload, function: Callable[..., Any]) -> C
     """
     schema = operator._schema
     takes_host = schema.name.partition("::")[2] in FROM_THE_HOST
-    draws = torch.Tag.nondeterministic_seeded in operator.tags
+    draws = torch.Tag.nondeterministic_seeded in operator.tags or schema.name == "npu::_npu_dropout"
 
     def kernel(*args: Any, **options: Any) -> Any:
         visit = _Visit(schema.name, takes_host)

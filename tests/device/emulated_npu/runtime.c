@@ -29,6 +29,7 @@ int aclrtGetCurrentContext(void **context) { static int only; *context = &only; 
 int aclrtGetDeviceCapability(int32_t device, int32_t kind, int32_t *value) { *value = 0; return 0; }
 int aclGetDeviceCapability(uint32_t device, int32_t kind, int64_t *value) { *value = 0; return 0; }
 const char *aclrtGetSocName(void) { return "Ascend910B1"; }
+int aclsysGetCANNVersion(int package, char *version) { memset(version, 0, 512); strcpy(version, "8.5.0"); return 0; }
 const char *aclGetRecentErrMsg(void) { return "the emulated NPU has no operators of its own"; }
 
 int aclrtMalloc(void **place, size_t size, int policy) { return reserve(place, size); }

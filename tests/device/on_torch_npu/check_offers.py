@@ -1,23 +1,33 @@
-"""What this torch_npu offers: everything; and what an older one would be said to lack."""
+"""What this torch_npu offers: all that its schemas have; and how it is said what one lacks."""
 
 from __future__ import annotations
+
+import importlib.metadata
 
 import pytest
 
 from mindspeed_ift.devices import npu as device
 from mindspeed_ift.devices.kernels import npu, table
+from tests.device import torch_npu_schemas
 
 
 def check_that_every_kernel_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That the release has: what it lacks follows from its schemas, and none of those that are used with it lacks more."""
+    missing = torch_npu_schemas.missing(importlib.metadata.version("torch-npu"))
+    assert not set(missing) - {"permute"}
     monkeypatch.delenv(table.SWITCH, raising=False)
-    assert set(npu.offers()) == set(table.GROUPS) - {"linear"}
+    offers = npu.offers()
+    assert set(offers) == set(table.GROUPS) - {"linear"}
+    assert {group for group, offer in offers.items() if offer.missing} == set(missing)
     kernels, notice = device.kernels()
     assert kernels.attention is npu.attention and kernels.fused_adamw
-    assert notice.endswith("; plain torch for linear") and notice.count("plain") == 1
+    reasons = [f"{group} ({offer.missing})" for group, offer in offers.items() if offer.missing]
+    assert notice.endswith(f"; plain torch for {', '.join([*reasons, 'linear'])}") and notice.count("plain") == 1
     monkeypatch.setenv(table.SWITCH, "attention,adamw")
     kernels, notice = device.kernels()
     assert kernels.attention is table.PLAIN.attention and not kernels.fused_adamw
-    assert notice.endswith(f"plain torch for attention ({table.SWITCH}), linear, adamw ({table.SWITCH})")
+    off = f"({table.SWITCH})"
+    assert notice.endswith(f"plain torch for {', '.join([f'attention {off}', *reasons, 'linear', f'adamw {off}'])}")
 
 
 @pytest.mark.parametrize(
