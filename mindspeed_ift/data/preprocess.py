@@ -73,9 +73,12 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What is to be done, found out before anything is written."""
+class _Run:
+    """What is asked for and who hears of it; and what is to be done, found out before anything is written."""
 
+    config: PreprocessConfig
+    report: Callable[[str], None]
+    show: Show | None
     inputs: str
     sources: list[Readable]
     mixture: Mixture[tuple[Record, Origin]]
@@ -87,10 +90,15 @@ class _Work:
     pool: WorkerPool
     job: Job
     token_facts: dict[str, Any]
+    marks: InputMarks
 
-    @property
-    def is_text(self) -> bool:
-        return isinstance(self.job.form, TextFormat)
+    @functools.cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """Waits until all of the input has been read."""
+        return fingerprint(self.config, self.marks, self.token_facts)
+
+    def progress(self, ledger: Ledger) -> Progress:
+        return Progress(ledger, self.sources, self.config.log_interval, self.report, self.show)
 
 
 def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print, show: Show | None = None) -> Summary:
@@ -107,14 +115,12 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print, 
         what was finished, if anything was.
     """
     started = time.monotonic()
-    work = _prepare(config, report)
-    inputs = InputMarks(work.sources)
-    find = functools.cache(lambda: fingerprint(config, inputs, work.token_facts))
+    run = _prepare(config, report, show)
     if config.num_shards > 1:
-        check_sources(work.sources)
+        check_sources(run.sources)
     if config.shard_index is not None:
-        return _encode_share(config, work, find, report, show)
-    shares = Shares(config.output_prefix, config.num_shards, find()) if config.merge_shards else None
+        return _encode_share(run)
+    shares = Shares(config.output_prefix, config.num_shards, run.fingerprint) if config.merge_shards else None
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(Staging(config.output_prefix))
         waits = place
@@ -122,19 +128,17 @@ def preprocess(config: PreprocessConfig, report: Callable[[str], None] = print, 
         if config.pack and config.cache_dir and aside.resolve() != Path(config.output_prefix).resolve():
             waits = stack.enter_context(Staging(aside, "--cache-dir"))
         stack.enter_context(_say_how_to_go_on(waits, report))
-        make_writer = functools.partial(_writer, config, work.job.form, waits)
-        intake = waits.go_on(find, functools.partial(Intake, waits, make_writer), report)
+        grow = functools.partial(Intake, waits, functools.partial(_writer, config, run.job.form, waits))
+        intake = waits.go_on(lambda: run.fingerprint, grow, report)
         stack.callback(intake.close)
-        _take_in(intake, work, config, shares, lambda: find() if inputs.known else None, report, show)
-        _check(config, work, intake.ledger)
-        intake.save(find())
-        manifest = _publish(intake, place, work, config, inputs, report)
-    return Summary(
-        intake.ledger, manifest, tuple(_notices(config, work, shares, intake.ledger)), time.monotonic() - started
-    )
+        _take_in(run, intake, shares)
+        _check(run, intake.ledger)
+        intake.save(run.fingerprint)
+        manifest = _publish(run, intake, place)
+    return Summary(intake.ledger, manifest, tuple(_notices(run, shares, intake.ledger)), time.monotonic() - started)
 
 
-def _prepare(config: PreprocessConfig, report: Callable[[str], None]) -> _Work:
+def _prepare(config: PreprocessConfig, report: Callable[[str], None], show: Show | None) -> _Run:
     config.check()
     check_handler(config.handler_name)
     template, row = template_for(config)
@@ -160,57 +164,57 @@ def _prepare(config: PreprocessConfig, report: Callable[[str], None]) -> _Work:
     job = Job(form, template.name, row, options, config.pad_to_multiple_of)
     sources = [source for _, found in datasets for source in found]
     encoder = None if isinstance(form, TextFormat) else make_encoder(template, tokenizer, options)
-    token_facts = _token_facts(encoder, tokenizer, job)
-    return _Work(inputs, sources, mixture, first, records, template, tokenizer, encoder, pool, job, token_facts)
+    return _Run(
+        config,
+        report,
+        show,
+        inputs,
+        sources,
+        mixture,
+        first,
+        records,
+        template,
+        tokenizer,
+        encoder,
+        pool,
+        job,
+        _token_facts(encoder, tokenizer, job),
+        InputMarks(sources),
+    )
 
 
-def _take_in(
-    intake: Intake,
-    work: _Work,
-    config: PreprocessConfig,
-    shares: Shares | None,
-    find: Callable[[], dict[str, Any] | None],
-    report: Callable[[str], None],
-    show: Show | None,
-) -> None:
+def _take_in(run: _Run, intake: Intake, shares: Shares | None) -> None:
     """Encode the records that an earlier run has not, or take them from the shares, and tell how far it is."""
-    tell = Progress(intake.ledger, work.sources, config.log_interval, report, show)
-    watch = SpaceWatch(intake.staging.folder, report)
+    tell, watch = run.progress(intake.ledger), SpaceWatch(intake.staging.folder, run.report)
     before = intake.ledger.read
-    records = itertools.islice(work.records, before, None)
-    for chunk in work.pool.encode_all(work.job, records) if shares is None else shares.chunks(before):
+    records = itertools.islice(run.records, before, None)
+    for chunk in run.pool.encode_all(run.job, records) if shares is None else shares.chunks(before):
         intake.add(chunk)
         tell(chunk.ledger.entries)
-        if intake.staging.is_due and (found := find()) is not None:
-            intake.save(found)
+        if intake.staging.is_due and run.marks.known:
+            intake.save(run.fingerprint)
             watch(intake.writer.bytes_written, tell.standing().part)
 
 
-def _encode_share(
-    config: PreprocessConfig,
-    work: _Work,
-    find: Callable[[], dict[str, Any]],
-    report: Callable[[str], None],
-    show: Show | None,
-) -> Summary:
+def _encode_share(run: _Run) -> Summary:
     """Encode one of --num-shards and leave it beside the dataset that will be."""
+    config = run.config
     assert config.shard_index is not None
     started = time.monotonic()
     share = Share(config.shard_index, config.num_shards)
     prefix = share.prefix(config.output_prefix)
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(Staging(prefix))
-        stack.enter_context(_say_how_to_go_on(place, report))
-        writer = place.go_on(find, functools.partial(ShareWriter, prefix, place), report)
+        stack.enter_context(_say_how_to_go_on(place, run.report))
+        writer = place.go_on(lambda: run.fingerprint, functools.partial(ShareWriter, prefix, place), run.report)
         stack.callback(writer.close)
-        tell = Progress(writer.ledger, work.sources, config.log_interval, report, show)
-        records = share.deal_out(work.records, writer.done)
-        for chunk in work.pool.encode_all(work.job, records):
+        tell = run.progress(writer.ledger)
+        for chunk in run.pool.encode_all(run.job, share.deal_out(run.records, writer.done)):
             writer.add(chunk)
             tell(chunk.ledger.entries)
             if place.is_due:
-                writer.save(find())
-        files = writer.commit(find(), list(work.mixture.notices()))
+                writer.save(run.fingerprint)
+        files = writer.commit(run.fingerprint, list(run.mixture.notices()))
     ledger = writer.ledger
     counts = {"samples": ledger.kept, "tokens": ledger.tokens, "learnt_tokens": ledger.learnt_tokens}
     notice = (
@@ -220,19 +224,12 @@ def _encode_share(
     return Summary(ledger, {**counts, "files": files}, (notice,), time.monotonic() - started)
 
 
-def _publish(
-    intake: Intake,
-    place: Staging,
-    work: _Work,
-    config: PreprocessConfig,
-    inputs: InputMarks,
-    report: Callable[[str], None],
-) -> dict[str, Any]:
+def _publish(run: _Run, intake: Intake, place: Staging) -> dict[str, Any]:
     """Put the samples into documents, as they are or packed, and give the files their names; the manifest."""
-    ledger, writer = intake.ledger, intake.writer
+    config, ledger, writer = run.config, intake.ledger, intake.writer
     counts: dict[str, Any] = {
         "samples": ledger.kept,
-        "conversations": 0 if work.is_text else ledger.kept,
+        "conversations": 0 if isinstance(run.job.form, TextFormat) else ledger.kept,
         "tokens": ledger.tokens,
         "learnt_tokens": ledger.learnt_tokens,
     }
@@ -242,14 +239,14 @@ def _publish(
         stored = {name: IndexedColumn(column.aside) for name, column in writer.columns.items()}
         columns = (*COLUMNS, *(name for name in stored if name == WEIGHTS))
         writer = DatasetWriter(config.output_prefix, columns, staging=place)
-        packed, places = write_packed(writer, stored, config, work.tokenizer.pad_id, report)
+        packed, places = write_packed(writer, stored, config, run.tokenizer.pad_id, run.report)
         counts |= packed
     ledger_file = place.folder / ledger_path(config.output_prefix).name
     with report_write_errors(ledger_file):
         beside = {ledger_file.name: intake.rows.write_parquet(ledger_file, places)}
-    certificate = certify_first(work.encoder, work.tokenizer, work.job.form, work.first)
-    report(told(certificate))
-    facts = {**_facts(config), "input": inputs.wait(), **work.token_facts, CERTIFICATE: certificate, **counts}
+    certificate = certify_first(run.encoder, run.tokenizer, run.job.form, run.first)
+    run.report(told(certificate))
+    facts = {**_facts(config), "input": run.marks.wait(), **run.token_facts, CERTIFICATE: certificate, **counts}
     return writer.commit({**facts, "columns": list(writer.columns), "ledger": ledger.as_dict()}, beside)
 
 
@@ -352,11 +349,11 @@ def _token_facts(encoder: Encoder | None, tokenizer: Tokenizer, job: Job) -> dic
     return {**facts, "eod_id": encoder.end_id, "pad_id": tokenizer.pad_id, "turn_end_ids": encoder.turn_end_ids()}
 
 
-def _check(config: PreprocessConfig, work: _Work, ledger: Ledger) -> None:
+def _check(run: _Run, ledger: Ledger) -> None:
     """Refuse a dataset that cannot be what was meant."""
     # Columns that a format reads unasked need not be there.
-    named = {column for column in config.mapped_keys().values() if isinstance(column, str)}
-    never = sorted((work.job.form.columns() & named) - ledger.columns)
+    named = {column for column in run.config.mapped_keys().values() if isinstance(column, str)}
+    never = sorted((run.job.form.columns() & named) - ledger.columns)
     if never:
         raise UserError(
             f"column '{never[0]}' of --map-keys is in no record (they have: {', '.join(sorted(ledger.columns))});"
@@ -364,14 +361,14 @@ def _check(config: PreprocessConfig, work: _Work, ledger: Ledger) -> None:
         )
     if not ledger.kept:
         raise UserError(
-            f"no sample is left of the {ledger.read} records of {work.inputs}: {ledger.reasons()}; nothing was written"
+            f"no sample is left of the {ledger.read} records of {run.inputs}: {ledger.reasons()}; nothing was written"
         )
-    if not ledger.learnt_tokens and not isinstance(work.job.form, RolloutFormat):
+    if not ledger.learnt_tokens and not isinstance(run.job.form, RolloutFormat):
         raise UserError(
-            f"no token is learnt in the {ledger.kept} samples of {work.inputs}: there would be nothing to train on;"
+            f"no token is learnt in the {ledger.kept} samples of {run.inputs}: there would be nothing to train on;"
             " give a larger --seq-length, or mend which messages count; nothing was written"
         )
-    allowed = config.allowed_drop_fraction(ledger.read)
+    allowed = run.config.allowed_drop_fraction(ledger.read)
     if ledger.malformed > allowed * ledger.read:
         raise UserError(
             f"{ledger.malformed:,} of {ledger.read:,} records are malformed, a larger part than --max-drop-fraction"
@@ -379,6 +376,6 @@ def _check(config: PreprocessConfig, work: _Work, ledger: Ledger) -> None:
         )
 
 
-def _notices(config: PreprocessConfig, work: _Work, shares: Shares | None, ledger: Ledger) -> Iterator[str]:
-    yield from shares.notices if shares is not None else work.mixture.notices()
-    yield from notices(config, work.template, work.tokenizer, work.job.form, ledger)
+def _notices(run: _Run, shares: Shares | None, ledger: Ledger) -> Iterator[str]:
+    yield from shares.notices if shares is not None else run.mixture.notices()
+    yield from notices(run.config, run.template, run.tokenizer, run.job.form, ledger)
