@@ -10,6 +10,7 @@ from mindspeed_ift.config.blending import named_datasets
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.layout import Layout
 from mindspeed_ift.config.lora import LORA_TARGETS, MODULES_TO_SAVE, LoraFlags
+from mindspeed_ift.config.needs import check_needs
 from mindspeed_ift.config.precision import check_precision
 from mindspeed_ift.config.tuning import TuneConfig
 
@@ -97,6 +98,7 @@ def _experts_fit(config: TuneConfig, architecture: Architecture, layout: Layout)
     if not architecture.num_experts:
         for flag, given in (
             ("--expert-model-parallel-size over 1", layout.expert > 1),
+            ("--expert-tensor-parallel-size over 1", (layout.expert_tensor or 1) > 1),
             ("--moe-aux-loss-coeff", config.optimizer.moe_aux_loss_coeff > 0),
             ("--lora-modules-to-save router", "router" in config.lora.lora_modules_to_save),
         ):
@@ -259,18 +261,9 @@ def _warmup_fits(config: TuneConfig) -> None:
         )
 
 
-def _overlap(config: TuneConfig) -> None:
-    if config.layout.overlap_param_gather and not config.layout.use_distributed_optimizer:
-        raise UserError("--overlap-param-gather needs --use-distributed-optimizer")
-    if config.layout.overlap_param_gather and not config.layout.overlap_grad_reduce:
-        raise UserError("--overlap-param-gather needs --overlap-grad-reduce")
-
-
 def _offload(config: TuneConfig) -> None:
     optimizer = config.optimizer
     fraction = optimizer.optimizer_offload_fraction
-    if fraction != 1 and not optimizer.optimizer_cpu_offload:
-        raise UserError("--optimizer-offload-fraction needs --optimizer-cpu-offload")
     if not 0 < fraction <= 1:
         raise UserError(f"--optimizer-offload-fraction {fraction} must be over 0 and at most 1")
     if optimizer.optimizer_cpu_offload and not (optimizer.bf16 and config.layout.use_distributed_optimizer):
@@ -307,10 +300,6 @@ def _recompute(config: TuneConfig) -> None:
     optimizer = config.optimizer
     if optimizer.recompute_granularity == "full" and optimizer.recompute_method is None:
         raise UserError("--recompute-granularity full needs --recompute-method uniform or block")
-    if optimizer.recompute_granularity != "full" and optimizer.recompute_method is not None:
-        raise UserError("--recompute-method needs --recompute-granularity full")
-    if optimizer.recompute_granularity != "full" and optimizer.recompute_num_layers is not None:
-        raise UserError("--recompute-num-layers needs --recompute-granularity full")
 
 
 def _lora(config: TuneConfig) -> None:
@@ -389,7 +378,7 @@ _FLAG_RULES: tuple[Callable[[TuneConfig], None], ...] = (
     _adam,
     _schedule,
     _warmup_fits,
-    _overlap,
+    check_needs,
     _offload,
     _sequence_modes,
     _packs,

@@ -114,6 +114,8 @@ BROKEN = [
     ("--recompute-method uniform", "--recompute-method needs --recompute-granularity full"),
     ("--recompute-granularity selective --recompute-method block", "needs --recompute-granularity full"),
     ("--recompute-num-layers 2", "--recompute-num-layers needs --recompute-granularity full"),
+    ("--loss-chunk-size 512", "--loss-chunk-size needs --loss-compute-mode chunk"),
+    ("--ulysses-degree-in-cp 2", "--ulysses-degree-in-cp needs --context-parallel-size over 1"),
     ("--enable-hf2mg-convert", "--enable-hf2mg-convert needs --load"),
     ("--finetune", "--finetune needs --load"),
     ("--save-interval 5", "--save-interval needs --save"),
@@ -274,7 +276,13 @@ def test_what_does_not_fit_experts_is_refused(flags: str, expected: str) -> None
 
 
 @pytest.mark.parametrize(
-    "flags", ["--expert-model-parallel-size 2", "--moe-aux-loss-coeff 0.1", f"{TWO} --lora-modules-to-save router"]
+    "flags",
+    [
+        "--expert-model-parallel-size 2",
+        f"{TWO} --expert-tensor-parallel-size 2",
+        "--moe-aux-loss-coeff 0.1",
+        f"{TWO} --lora-modules-to-save router",
+    ],
 )
 def test_experts_of_a_dense_model_are_refused(flags: str) -> None:
     flags += " --lora-target-modules linear_qkv" if "lora" in flags else ""
