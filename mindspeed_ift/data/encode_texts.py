@@ -11,14 +11,17 @@ from mindspeed_ift.data.conversation import DropRecord
 from mindspeed_ift.data.encode import CUT_NOTE, SPLIT_NOTE, EncodeOptions, check_limit, check_room
 from mindspeed_ift.data.tokenizer import Tokenizer
 
+EMPTY_NOTE = "one of its texts is empty"
+
 
 @dataclass(frozen=True)
 class EncodedTexts:
     """The documents that the texts of one record become, all of which is learnt.
 
     Attributes:
-        columns: Column -> its documents, int32 ``[n]`` each: one, or several where the text is split.
-        notes: Rows of the ledger: what was cut or split.
+        columns: Column -> its documents, int32 ``[n]`` each: one, several where the text is split, none where it is
+            empty.
+        notes: Rows of the ledger: what was cut, split or empty.
         cut_tokens: How many tokens were cut.
     """
 
@@ -53,7 +56,7 @@ def encode_texts(
         options: Its ``room`` cuts or splits, its ``limit`` drops.
         multiple: The length of a document is a multiple of it: pads stand in front of the end, which is the last token.
         columns: Their names.
-        records: The text of each column.
+        records: The text of each column, one of them not empty.
     """
 
     def ids(text: str) -> np.ndarray:
@@ -64,21 +67,23 @@ def encode_texts(
     results: list[EncodedTexts | DropRecord] = []
     for texts in records:
         try:
-            results.append(_fitted(dict(zip(columns, map(ids, texts))), options))
+            results.append(_fitted({name: ids(text) if text else None for name, text in zip(columns, texts)}, options))
         except DropRecord as reason:
             results.append(reason)
     return results
 
 
-def _fitted(columns: dict[str, np.ndarray], options: EncodeOptions) -> EncodedTexts:
-    whole, longest = sum(map(len, columns.values())), max(map(len, columns.values()))
+def _fitted(columns: dict[str, np.ndarray | None], options: EncodeOptions) -> EncodedTexts:
+    lengths = [len(ids) for ids in columns.values() if ids is not None]
+    whole, longest = sum(lengths), max(lengths)
     check_limit(options, longest, whole)
     check_room(options, longest, whole)
+    notes = (EMPTY_NOTE,) if len(lengths) < len(columns) else ()
     if options.room is None or longest <= options.room:
-        return EncodedTexts({name: [ids] for name, ids in columns.items()})
+        return EncodedTexts({name: [] if ids is None else [ids] for name, ids in columns.items()}, notes)
     splits = options.overlong == "split"
-    pieces = {name: pieces_of(ids, splits, options.room) for name, ids in columns.items()}
-    found = EncodedTexts(pieces, (SPLIT_NOTE if splits else CUT_NOTE,))
+    pieces = {name: [] if ids is None else pieces_of(ids, splits, options.room) for name, ids in columns.items()}
+    found = EncodedTexts(pieces, (SPLIT_NOTE if splits else CUT_NOTE, *notes))
     return replace(found, cut_tokens=whole - found.tokens)
 
 

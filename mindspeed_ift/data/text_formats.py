@@ -32,11 +32,11 @@ class TextFormat:
         return set(self.json_keys)
 
     def convert(self, record: Record) -> list[str]:
-        """The text of each column."""
+        """The text of each column, "" where it has none."""
         texts = self._texts(record)
         for text in texts:
             check_text(text)
-        if not all(texts):
+        if not any(texts):
             raise LeaveOut("the text is empty")
         return texts
 

@@ -243,6 +243,21 @@ def test_plain_text(config: PreprocessConfig, tmp_path: Path, tokenizer: Path) -
     assert summary.ledger.dropped["the text is empty"].count == 1 and summary.manifest["columns"] == ["text"]
 
 
+def test_an_empty_text_takes_no_other_with_it(config: PreprocessConfig, tmp_path: Path, tokenizer: Path) -> None:
+    """Columns of plain text are datasets of their own, in MindSpeed-LLM too."""
+    file = write(tmp_path / "text.jsonl", [{"title": "t", "text": "one"}, {"title": "", "text": "two"}, {"text": ""}])
+    keys = {"json_keys": ("title", "text"), "handler_name": "GeneralPretrainHandler", "append_eod": True}
+    summary = run(replace(config, input=str(file), **keys))
+    loaded = load_tokenizer(tokenizer)
+    for key, texts in (("title", ["t"]), ("text", ["one", "two"])):
+        found = IndexedColumn(column_path(config.output_prefix, key, packed_name=False))
+        assert [found[row].tolist() for row in range(len(found))] == [
+            [*loaded.encode(text), loaded.eod_id] for text in texts
+        ]
+    assert summary.ledger.noted["one of its texts is empty"].count == 1
+    assert summary.ledger.dropped["the text is empty"].count == 1
+
+
 def test_unused_columns_are_said(config: PreprocessConfig, tmp_path: Path) -> None:
     file = write(tmp_path / "system.jsonl", [{**RECORDS[0], "system": "s"}])
     named = replace(config, input=str(file), handler_name="AlpacaStyleInstructionHandler")
