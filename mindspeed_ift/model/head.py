@@ -27,6 +27,9 @@ _TILE_POSITIONS = 1 << 12
 """Positions of a tile where the weight's gradient is too large to be held: each row of the weight and of its gradient is
 then read and written once for so many positions, and not for the few whose logits of the whole vocabulary a piece holds."""
 
+_ALIGNED = 128
+"""Rows of a tile are a multiple of it: products of matrices whose rows begin anywhere are slow on tensor cores."""
+
 _ROWS = 1 << 14
 """Rows of the output layer whose gradient of one piece exists at once, before it is added to the sum in fp32."""
 
@@ -186,7 +189,8 @@ def _walk(
         piece = slice(start, start + chunk_size)
         hidden_PH, weights_P = hidden_LH[piece], weights_L[piece]
         logits_PV, local_P, here_P = _tile(hidden_PH, weight_VH, labels_L[piece], vocabulary, 0)
-        target_P = logits_PV.gather(1, local_P)[:, 0].masked_fill(~here_P, 0.0)
+        logits_PV = logits_PV.float()
+        target_P = logits_PV.gather(1, local_P[:, None])[:, 0].masked_fill(~here_P, 0.0)
         largest_P = _reduced(logits_PV.amax(1), dist.ReduceOp.MAX, vocabulary.group)
         exponentials_PV = logits_PV.sub_(largest_P[:, None]).exp_()
         sums_P, target_P = _reduced(
@@ -194,7 +198,7 @@ def _walk(
         )
         total += ((sums_P.log() + largest_P - target_P) * weights_P).sum()
         grad_PV = exponentials_PV.mul_((weights_P / sums_P)[:, None])
-        grad_PV = grad_PV.scatter_add_(1, local_P, -(here_P * weights_P)[:, None]).to(hidden_LH.dtype)
+        grad_PV = grad_PV.scatter_add_(1, local_P[:, None], -(here_P * weights_P)[:, None]).to(hidden_LH.dtype)
         grad_hidden[piece] = current().kernels.linear(grad_PV, weight_VH.t())
         if grad_weight is not None:
             _add_product(grad_weight, grad_PV, hidden_PH)
@@ -210,9 +214,8 @@ def _losses(
     largest_L, targets_L = sums_L.clone(), torch.zeros_like(sums_L)
     for piece, block in _tiles(len(labels_L), weight_VH.shape[0], vocabulary.chunk_size):
         logits_PR, local_P, here_P = _tile(hidden_LH[piece], weight_VH[block], labels_L[piece], vocabulary, block.start)
-        targets_L[piece] += logits_PR.gather(1, local_P)[:, 0].masked_fill(~here_P, 0.0)
-        largest_P = logits_PR.amax(1)
-        part_P = logits_PR.sub_(largest_P[:, None]).exp_().sum(1).log_().add_(largest_P)
+        target_P, largest_P, part_P = current().kernels.softmax_sums(logits_PR, local_P)
+        targets_L[piece].add_(target_P.masked_fill(~here_P, 0.0))
         sums_L[piece] = torch.logaddexp(sums_L[piece], part_P)
         largest_L[piece] = torch.maximum(largest_L[piece], largest_P)
     largest_L = _reduced(largest_L, dist.ReduceOp.MAX, vocabulary.group)
@@ -247,9 +250,9 @@ def _gradients(
     grad_PH = None
     for piece, block in _tiles(len(labels_L), weight_VH.shape[0], vocabulary.chunk_size):
         hidden_PH, weight_RH, weights_P = hidden_LH[piece], weight_VH[block], weights_L[piece]
-        grad_PR, local_P, here_P = _tile(hidden_PH, weight_RH, labels_L[piece], vocabulary, block.start)
-        grad_PR.sub_(sums_L[piece][:, None]).exp_().mul_(weights_P[:, None])
-        grad_PR = grad_PR.scatter_add_(1, local_P, -(here_P * weights_P)[:, None]).to(hidden_LH.dtype)
+        logits_PR, local_P, here_P = _tile(hidden_PH, weight_RH, labels_L[piece], vocabulary, block.start)
+        chosen = (local_P, here_P * weights_P)
+        grad_PR = current().kernels.softmax_gradient(logits_PR, sums_L[piece], weights_P, *chosen)
         part_PH = current().kernels.linear(grad_PR, weight_RH.t())
         # Summed in fp32, whatever the dtype.
         grad_PH = part_PH.float() if grad_PH is None else grad_PH.add_(part_PH)
@@ -264,6 +267,7 @@ def _tiles(positions: int, rows: int, chunk_size: int | None) -> Iterator[tuple[
     """Positions and rows of the weight whose logits exist at once: of a few positions all, else what `_PIECE_BYTES` hold."""
     piece = min(chunk_size or _TILE_POSITIONS, max(positions, 1))
     block = rows if chunk_size is not None else max(1, _PIECE_BYTES // (4 * piece))
+    block -= block % _ALIGNED if _ALIGNED < block < rows else 0
     for start in range(0, positions, piece):
         for first in range(0, rows, block):
             yield slice(start, min(start + piece, positions)), slice(first, min(first + block, rows))
@@ -272,16 +276,16 @@ def _tiles(positions: int, rows: int, chunk_size: int | None) -> Iterator[tuple[
 def _tile(
     hidden_PH: Tensor, weight_RH: Tensor, labels_P: Tensor, vocabulary: _Vocabulary, first_row: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """fp32 logits ``[P, R]``, the column of each label among them ``[P, 1]``, and whether it is one of them ``[P]``.
+    """Logits ``[P, R]``, the column of each label among them, or some other, and whether it is one of them, both ``[P]``.
 
     ``first_row`` is that of ``weight_RH`` among this rank's.
     """
     first, rows = vocabulary.first + first_row, weight_RH.shape[0]
-    logits_PR = current().kernels.linear(hidden_PH, weight_RH).float()
+    logits_PR = current().kernels.linear(hidden_PH, weight_RH)
     mask_padding(logits_PR, vocabulary.size - first)
     local_P = labels_P - first
     here_P = (local_P >= 0) & (local_P < rows)
-    return logits_PR, local_P.clamp(0, rows - 1)[:, None], here_P
+    return logits_PR, local_P.clamp(0, rows - 1), here_P
 
 
 def _add_product(sum_RH: Tensor, grad_PR: Tensor, hidden_PH: Tensor) -> None:
@@ -291,7 +295,7 @@ def _add_product(sum_RH: Tensor, grad_PR: Tensor, hidden_PH: Tensor) -> None:
         return
     for first in range(0, len(sum_RH), _ROWS):
         block = slice(first, first + _ROWS)
-        sum_RH[block] += grad_PR[:, block].t() @ hidden_PH
+        sum_RH[block].add_(grad_PR[:, block].t() @ hidden_PH)
 
 
 def mask_padding(logits: Tensor, first_padding: int) -> None:

@@ -21,11 +21,11 @@ _COMPILED_FROM = (7, 0)  # Triton's least
 _BACKEND = "inductor"
 _NO_FLASH = "this torch has no varlen_attn, flash-attn is not installed"
 
-# Shapes: S positions, B rows, T tokens, H the last dimension, N heads, D head size.
+# Shapes: S positions, B rows, T tokens, H the last dimension, N heads, D head size, P positions, V rows of the output layer.
 
 
 @cache
-def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiled at its first call for the sizes of its last dimensions, and for any number of tokens."""
     return torch.compile(function, backend=_BACKEND, dynamic=False)
 
@@ -61,6 +61,37 @@ def _turn(tensor_SBND: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return _compiled(reference.turn)(*tokens).view(tensor_SBND.shape)
 
 
+def softmax_sums(logits_PV: Tensor, columns_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `reference.softmax_sums`, in one kernel that reads the logits."""
+    return _compiled(_sums)(_of_any_length(logits_PV), _of_any_length(columns_P))
+
+
+def softmax_gradient(
+    logits_PV: Tensor, sums_P: Tensor, weights_P: Tensor, columns_P: Tensor, chosen_P: Tensor
+) -> Tensor:
+    """As `reference.softmax_gradient`, in one kernel that reads the logits and writes the gradient."""
+    tensors = (logits_PV, sums_P, weights_P, columns_P, chosen_P)
+    return _compiled(_gradient)(*map(_of_any_length, tensors))
+
+
+def _sums(logits_PV: Tensor, columns_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    wide = logits_PV.float()
+    largest = wide.amax(1)
+    sums = (wide - largest[:, None]).exp().sum(1).log() + largest
+    return torch.where(_is_column(logits_PV, columns_P), wide, 0.0).sum(1), largest, sums
+
+
+def _gradient(logits_PV: Tensor, sums_P: Tensor, weights_P: Tensor, columns_P: Tensor, chosen_P: Tensor) -> Tensor:
+    shares = (logits_PV.float() - sums_P[:, None]).exp() * weights_P[:, None]
+    chosen = torch.where(_is_column(logits_PV, columns_P), chosen_P[:, None], 0.0)
+    return (shares - chosen).to(logits_PV.dtype)
+
+
+def _is_column(logits_PV: Tensor, columns_P: Tensor) -> Tensor:
+    """A gather or scatter would be a kernel of its own."""
+    return torch.arange(logits_PV.shape[1], device=logits_PV.device) == columns_P[:, None]
+
+
 def _liger_rms_norm() -> Kernel | None:
     """Liger Kernel's RMSNorm, which rounds where Qwen3's does ("llama"); None where the package is not installed."""
     if importlib.util.find_spec("liger_kernel") is None:
@@ -90,6 +121,9 @@ def offers(capability: tuple[int, int]) -> dict[str, Offer]:
         "swiglu": Offer("swiglu", {"swiglu": swiglu}, **compiled),
         "rotary": Offer("rotary", {"rotary": rotary}, **compiled),
         "adamw": Offer("fused AdamW", {"fused_adamw": True}),
+        "cross_entropy": Offer(
+            "cross_entropy", {"softmax_sums": softmax_sums, "softmax_gradient": softmax_gradient}, **compiled
+        ),
     }
 
 

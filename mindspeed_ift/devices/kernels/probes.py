@@ -94,6 +94,13 @@ def _linear(kernels: Kernels, make: Callable[..., Tensor], place: torch.device) 
     return [logits, kernels.linear(logits, weight.t())]
 
 
+def _cross_entropy(kernels: Kernels, make: Callable[..., Tensor], place: torch.device) -> list[Tensor]:
+    logits, weights = make(12, 40).detach(), make(12).detach().float()
+    columns = (torch.arange(12) * 7 % 40).to(place)
+    found = kernels.softmax_sums(logits.clone(), columns)
+    return [*found, kernels.softmax_gradient(logits.clone(), found[2], weights, columns, weights)]
+
+
 def _adamw(kernels: Kernels, make: Callable[..., Tensor], place: torch.device) -> list[Tensor]:
     weight = make(8, 8).detach().float().requires_grad_()
     weight.grad = make(8, 8).detach().float()
@@ -113,6 +120,7 @@ _PROBES: dict[str, Probe] = {
     "grouped_matmul": lambda kernels, make, place: [kernels.grouped_matmul(make(8, 16), make(3, 16, 8), _COUNTS)],
     "permute": _permute,
     "linear": _linear,
+    "cross_entropy": _cross_entropy,
     "adamw": _adamw,
 }
 PROBED = {group: [torch.float32] if group == "adamw" else list(TOLERANCES) for group in _PROBES}

@@ -24,6 +24,8 @@ __all__ = [
     "permute",
     "rms_norm",
     "rotary",
+    "softmax_gradient",
+    "softmax_sums",
     "scaled_dot_products",
     "swiglu",
     "unpermute",
@@ -198,6 +200,40 @@ def linear(tokens_TI: Tensor, weight_OI: Tensor) -> Tensor:
     Either may be the transpose of what lies in memory.
     """
     return functional.linear(tokens_TI, weight_OI)
+
+
+def softmax_sums(logits_PV: Tensor, columns_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the cross entropy of a part of the vocabulary needs of its logits, in fp32.
+
+    Args:
+        logits_PV: ``[P, V]``, any float dtype; may be overwritten.
+        columns_P: int64 ``[P]``.
+
+    Returns:
+        Of each row the logit in its column, the largest, and the log-sum-exp; ``[P]`` each.
+    """
+    wide = logits_PV.float()
+    chosen, largest = wide.gather(1, columns_P[:, None])[:, 0], wide.amax(1)
+    return chosen, largest, wide.sub_(largest[:, None]).exp_().sum(1).log_().add_(largest)
+
+
+def softmax_gradient(
+    logits_PV: Tensor, sums_P: Tensor, weights_P: Tensor, columns_P: Tensor, chosen_P: Tensor
+) -> Tensor:
+    """The gradient of a weighted cross entropy: ``exp(logits - sums) * weights``, less ``chosen`` in one column a row.
+
+    Args:
+        logits_PV: ``[P, V]``, any float dtype; may be overwritten.
+        sums_P: log-sum-exp of the whole rows, fp32.
+        weights_P: fp32.
+        columns_P: int64.
+        chosen_P: fp32.
+
+    Returns:
+        ``[P, V]`` in the dtype of the logits.
+    """
+    grad = logits_PV.float().sub_(sums_P[:, None]).exp_().mul_(weights_P[:, None])
+    return grad.scatter_add_(1, columns_P[:, None], -chosen_P[:, None]).to(logits_PV.dtype)
 
 
 def permute(tokens_TH: Tensor, experts_TK: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "grouped_matmul": ("grouped_matmul",),
     "permute": ("permute", "unpermute"),
     "linear": ("linear",),
+    "cross_entropy": ("softmax_sums", "softmax_gradient"),
     "adamw": ("fused_adamw",),
 }
 """Name in `SWITCH` -> the functions that it stands for."""
@@ -45,6 +46,8 @@ class Kernels:
     permute: Kernel = reference.permute
     unpermute: Kernel = reference.unpermute
     linear: Kernel = reference.linear
+    softmax_sums: Kernel = reference.softmax_sums
+    softmax_gradient: Kernel = reference.softmax_gradient
     fused_adamw: bool = False
 
 

@@ -11,17 +11,18 @@ from torch import Tensor
 from tests.device.fake_cuda.memory import FakeCuda
 
 
-def compiler(device: FakeCuda) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+def compiler(device: FakeCuda) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """In the place of `kernels.cuda._compiled`."""
 
     class OneKernel(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        def forward(ctx: Any, function: Callable[..., Any], *inputs: Any) -> Any:
             ctx.function, ctx.inputs = function, inputs
             outputs: list[Tensor] = []
             with device.fused(function.__name__, [one for one in inputs if isinstance(one, Tensor)], outputs):
-                outputs.append(function(*inputs))
-            return outputs[0]
+                found = function(*inputs)
+                outputs += found if isinstance(found, tuple) else (found,)
+            return found
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from mindspeed_ift.cli.tune import main
 from mindspeed_ift.devices.device import current
 from mindspeed_ift.devices.kernels import flex
+from mindspeed_ift.model import head
 from mindspeed_ift.parallel import groups as process_groups
 from mindspeed_ift.training import tune
 from mindspeed_ift.training.step import Totals
@@ -95,7 +96,8 @@ def check_that_it_is_chosen_with_its_kernels() -> None:
     device = current()
     assert (device.kind, device.backend, device.torch_device) == ("cuda", "nccl", torch.device("cuda", 0))
     plain = "plain torch for grouped_matmul, permute, linear"
-    assert device.kernel_notice == f"varlen_attn; compiled rms_norm; swiglu; rotary; fused AdamW; {plain}"
+    fused = "compiled rms_norm; swiglu; rotary; cross_entropy; fused AdamW"
+    assert device.kernel_notice == f"varlen_attn; {fused}; {plain}"
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -116,6 +118,24 @@ def check_that_experts_are_asked_how_many_tokens_they_have(data: dict[str, Path]
         found = shortened(waits)
         assert found[0] == "step.py _prepare_balance" and found[-2:] == READ, waits
         assert found[1:-2] == ["token_dispatcher.py _maybe_dtoh_and_synchronize"] * 4, waits
+
+
+def check_what_a_tile_of_the_loss_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Besides products one kernel a pass, which reads the logits once, and sums in place."""
+    monkeypatch.setattr(head, "_PIECE_BYTES", 4 * 64 * 256)
+    vocabulary = head._Vocabulary(size=1024, first=0, chunk_size=None, group=dist.group.WORLD)
+    with DEVICE:
+        hidden, weight, buffer = (torch.empty(size, 32, device="cuda") for size in (64, 1024, 1024))
+        hidden, weight = hidden.bfloat16(), weight.bfloat16()
+        labels, weights = torch.empty(64, dtype=torch.int64, device="cuda"), torch.empty(64, device="cuda")
+        DEVICE.launches.clear()
+        head._gradients(hidden, weight, labels, weights, weights, vocabulary, buffer)
+        found = [launch.name for launch in DEVICE.launches]
+    small = {"sub", "ge", "lt", "bitwise_and", "clamp", "mul", "neg"}  # of the labels
+    large = [name for name in found if name not in small]
+    logits, product = ["mm", "_gradient", "mm"], ["mm", "add_"]
+    first, last = [*logits, "_to_copy", *product], [*logits, "add_", "copy_", *product]
+    assert large == [*first, *[*logits, "add_", *product] * 2, *last], found
 
 
 def check_that_the_mask_of_flex_attention_is_made_without_a_wait() -> None:

@@ -158,7 +158,13 @@ def test_an_older_varlen_attn_is_told_of_the_triangle_in_its_own_words(monkeypat
     assert heard == [True, False]
 
 
-COMPILED = {"rms_norm": cuda.rms_norm, "swiglu": cuda.swiglu, "rotary": cuda.rotary}
+LOSS = {"softmax_sums": cuda.softmax_sums, "softmax_gradient": cuda.softmax_gradient}
+COMPILED = {
+    "rms_norm": {"rms_norm": cuda.rms_norm},
+    "swiglu": {"swiglu": cuda.swiglu},
+    "rotary": {"rotary": cuda.rotary},
+    "cross_entropy": LOSS,
+}
 
 
 @pytest.fixture
@@ -183,8 +189,8 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
 
 
 def test_compiled_functions_are_their_twins(compiled: list[object]) -> None:
-    for group, function in COMPILED.items():
-        found = deviations(replace(PLAIN, **{group: function}), group, CPU, torch.bfloat16)
+    for group, functions in COMPILED.items():
+        found = deviations(replace(PLAIN, **functions), group, CPU, torch.bfloat16)
         assert max(found) <= TOLERANCES[torch.bfloat16], group
     assert compiled
     empty = torch.empty(0, 8, requires_grad=True)
@@ -201,7 +207,10 @@ def test_one_graph_serves_any_number_of_tokens(compiled: list[object]) -> None:
         turns = torch.ones(tokens, 1, 1, 16)
         cuda.rotary(torch.randn(tokens, 1, 2, 16, requires_grad=True), turns, turns).sum().backward()
         cuda.swiglu(torch.randn(tokens, 1, 16, requires_grad=True)).sum().backward()
-    assert len(compiled) <= 8
+        columns, ones = torch.arange(tokens), torch.ones(tokens)
+        sums = cuda.softmax_sums(torch.randn(tokens, 32), columns)[2]
+        cuda.softmax_gradient(torch.randn(tokens, 32), sums, ones, columns, ones)
+    assert len(compiled) <= 10
 
 
 def offered(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = HOPPER) -> tuple[Kernels, str]:

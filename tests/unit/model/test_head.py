@@ -172,6 +172,8 @@ def test_tiles_cover_all_and_touch_the_weight_seldom() -> None:
     sizes = [(piece.stop - piece.start, block.stop - block.start) for piece, block in tiles]
     assert sum(tall * wide for tall, wide in sizes) == positions * rows
     assert max(tall * wide for tall, wide in sizes) * 4 <= head._PIECE_BYTES
+    uneven = list(head._tiles(4_082, rows, None))
+    assert all(block.start % 128 == 0 and block.stop in (rows, block.start + 4096) for _, block in uneven)
     assert len({(piece.start, block.start) for piece, block in tiles}) == len(tiles)
     assert sum(block.start == 0 for _, block in tiles) == 3, "each row of the weight is read once for 4,096 positions"
     assert {block.stop for _, block in head._tiles(10, 40, 3)} == {40}, "as many positions as were asked for, all rows"
