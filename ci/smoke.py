@@ -121,14 +121,7 @@ class Smoke:
         while left:
             jobs = self.folder / f"jobs_{device}_{processes}_{len(left)}.json"
             jobs.write_text(json.dumps(left), encoding="utf-8")
-            launcher = [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                "--nproc_per_node",
-                str(processes),
-            ]
+            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
             code, said = self.call([*launcher, str(ROOT / "ci/smoke_worker.py"), str(jobs)], device)
             account = Path(f"{jobs}.account")
             told = account.read_text(encoding="utf-8").splitlines() if account.is_file() else []
@@ -143,8 +136,9 @@ class Smoke:
                     self.failures.update({name: "as the one before" for name, _ in left})
                     return
 
-    def call(self, command: list[str], device: str = "") -> tuple[int, str]:
-        """Exit code (124: it took too long) and all that a command says; a log in the folder keeps it."""
+    def call(self, words: list[str], device: str = "") -> tuple[int, str]:
+        """Exit code (124: it took too long) and all that Python says of a script; a log in the folder keeps it."""
+        command = [sys.executable, *words]
         environment = dict(os.environ, MINDSPEED_IFT_DEVICE=device or self.device)
         if environment["MINDSPEED_IFT_DEVICE"] == "cpu":
             environment["OMP_NUM_THREADS"] = "1"
@@ -238,20 +232,12 @@ class Smoke:
     def use(self) -> None:
         """Convert what was trained, and let it answer."""
         tuned, answers = self.folder / "tuned", self.folder / "answers.jsonl"
-        command = [str(ROOT / "tools/convert_ckpt.py"), "--load-dir", str(self.folder / "runs/resume")]
-        code, said = self.call([sys.executable, *command, "--save-dir", str(tuned), "--hf-cfg-dir", str(self.weights)])
+        words = ["--load-dir", str(self.folder / "runs/resume"), "--hf-cfg-dir", str(self.weights)]
+        code, said = self.call([str(ROOT / "tools/convert_ckpt.py"), *words, "--save-dir", str(tuned)])
         self.add("convert", code == 0 and any(tuned.glob("*.safetensors")), last_line(said))
-        command = [
-            str(ROOT / "tools/inference.py"),
-            "--load",
-            str(tuned),
-            "--output",
-            str(answers),
-            "--prompt",
-            "3 and 6",
-        ]
-        tokenizer = ["--tokenizer-name-or-path", str(self.folder / "tokenizer"), "--max-new-tokens", "8"]
-        code, said = self.call([sys.executable, *command, *tokenizer])
+        words = ["--load", str(tuned), "--tokenizer-name-or-path", str(self.folder / "tokenizer")]
+        words += ["--prompt", "3 and 6", "--max-new-tokens", "8", "--output", str(answers)]
+        code, said = self.call([str(ROOT / "tools/inference.py"), *words])
         self.add("generate", code == 0 and answers.is_file(), last_line(said))
 
 
