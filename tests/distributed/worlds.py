@@ -121,10 +121,9 @@ def _rank(worker: str, words: list[str], rank: int, size: int, server: socket.so
     places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size}
     os.environ.update({name: str(value) for name, value in places.items()})
     minutes = timedelta(minutes=3)
-    # The socket listens already: nobody else can take the port.
-    store = dist.TCPStore(
-        "127.0.0.1", port, size, rank == 0, minutes, master_listen_fd=server.detach() if rank == 0 else None
-    )
+    # The socket listens already: nobody else can take the port. The libuv of torch 2.6 and 2.7 takes no such socket.
+    listening = server.detach() if rank == 0 else None
+    store = dist.TCPStore("127.0.0.1", port, size, rank == 0, minutes, master_listen_fd=listening, use_libuv=False)
     try:
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=minutes)
         importlib.import_module(worker).run_line(words)
