@@ -28,7 +28,6 @@ def main(argv: list[str]) -> int:
     tell(parsed.ignored)
     questions = [] if config.chat else _questions(config)
     from mindspeed_ift.checkpoint.disk import require_folder
-    from mindspeed_ift.config.layout import LayoutFlags, layout_of, world_size
     from mindspeed_ift.data.staging import write_text
     from mindspeed_ift.data.template_choice import find_row, get_template
     from mindspeed_ift.inference.answering import Answering
@@ -40,9 +39,7 @@ def main(argv: list[str]) -> int:
         require_folder(config.output.parent, "--output")
     if config.prompt_type:  # before the model is loaded, which takes its time
         get_template(config.prompt_type, find_row(config.prompt_type, config.prompt_type_path), "--prompt-type-path")
-    layout = layout_of(
-        LayoutFlags(config.tensor_model_parallel_size, config.pipeline_model_parallel_size), world_size()
-    )
+    layout = config.layout()
     if layout.data > 1:
         raise UserError(
             f"{layout.world} processes, but TP {layout.tensor} x PP {layout.pipeline}: start as many as that, or give"

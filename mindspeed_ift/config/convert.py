@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.flags import refuse_less
 from mindspeed_ift.config.layout import LayoutFlags
 
 
@@ -95,13 +96,6 @@ class ConvertConfig:
             raise UserError(
                 "--load-model-type hf --save-model-type hf would only copy; give mg on one side, or --lora-load to merge"
             )
-        for flag, value in (
-            ("--target-tensor-parallel-size", self.target_tensor_parallel_size),
-            ("--target-pipeline-parallel-size", self.target_pipeline_parallel_size),
-            ("--target-expert-parallel-size", self.target_expert_parallel_size),
-            ("--expert-tensor-parallel-size", self.expert_tensor_parallel_size or 1),
-            ("--make-vocab-size-divisible-by", self.make_vocab_size_divisible_by),
-            ("--workers", self.workers),
-        ):
-            if value < 1:
-                raise UserError(f"{flag} {value} must be at least 1")
+        refuse_less(self, 1, "target_tensor_parallel_size", "target_pipeline_parallel_size")
+        refuse_less(self, 1, "target_expert_parallel_size", "expert_tensor_parallel_size")
+        refuse_less(self, 1, "make_vocab_size_divisible_by", "workers")

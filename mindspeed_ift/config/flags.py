@@ -143,6 +143,25 @@ def values(config: Any) -> dict[str, Any]:
     return flat
 
 
+def refuse_less(config: Any, least: int, *names: str) -> None:
+    """Refuse numbers that are less than they must be.
+
+    Args:
+        config: A dataclass tree.
+        least: Lowest that will do.
+        names: Of its leaf fields; None is no number.
+
+    Raises:
+        UserError: Naming the first such flag.
+    """
+    given = values(config)
+    for name in names:
+        value = given[name]
+        if value is not None and value < least:
+            must = f"must be at least {least}" if least else "must not be negative"
+            raise UserError(f"--{name.replace('_', '-')} {value} {must}")
+
+
 class _Reader:
     """Reads words into one dataclass; used for the command line and for the file of ``--config``."""
 

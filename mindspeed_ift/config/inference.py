@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
+from mindspeed_ift.config.asking import AskedModel
 from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.flags import refuse_less
 
 
 @dataclass(frozen=True)
-class GenerateConfig:
+class GenerateConfig(AskedModel):
     """Who answers what, and how."""
 
-    load: Path | None = None
-    """Hugging Face folder, or the --save folder of a run (its latest checkpoint)."""
-    tokenizer_name_or_path: str | None = None
-    """Tokenizer folder; default: the one the checkpoint names."""
     prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A question; may be given several times."""
     input: Path | None = None
@@ -27,12 +25,6 @@ class GenerateConfig:
     """File for the answers: jsonl with "prompt" and "answer"."""
     system: str = ""
     """System prompt; default: the template's."""
-    prompt_type: str | None = None
-    """Template; default: the one the checkpoint was trained with, else qwen3."""
-    prompt_type_path: str | None = None
-    """File of templates; default: the one of the checkpoint's template."""
-    enable_thinking: Literal["true", "false", "none"] | None = None
-    """Thinking mode; default: the one the checkpoint was trained with, else none."""
     max_new_tokens: int = 128
     """Longest answer in tokens."""
     temperature: float = 0.0
@@ -51,10 +43,6 @@ class GenerateConfig:
     """Print answers as they are written, one after the other; default: of a single question on a terminal, and in chat."""
     chat: bool = False
     """Talk: each line of the standard input is a question, earlier ones and their answers are remembered until /new."""
-    tensor_model_parallel_size: int = 1
-    """Devices that share each weight matrix; start as many processes with torchrun."""
-    pipeline_model_parallel_size: int = 1
-    """Devices in a row that each hold some layers."""
     dry_run: bool = False
     """Print the resolved configuration and stop."""
 
@@ -64,19 +52,9 @@ class GenerateConfig:
         Raises:
             UserError: with the remedy.
         """
-        if self.load is None:
-            raise UserError("--load is missing: a Hugging Face folder, or the --save folder of a run")
-        for flag, value in (
-            ("--max-new-tokens", self.max_new_tokens),
-            ("--micro-batch-size", self.micro_batch_size),
-            ("--tensor-model-parallel-size", self.tensor_model_parallel_size),
-            ("--pipeline-model-parallel-size", self.pipeline_model_parallel_size),
-        ):
-            if value < 1:
-                raise UserError(f"{flag} {value} must be at least 1")
-        for flag, value in (("--temperature", self.temperature), ("--top-k", self.top_k), ("--seed", self.seed)):
-            if value < 0:
-                raise UserError(f"{flag} {value} must not be negative")
+        super().check()
+        refuse_less(self, 1, "max_new_tokens", "micro_batch_size")
+        refuse_less(self, 0, "temperature", "top_k", "seed")
         if self.repetition_penalty <= 0:
             raise UserError(f"--repetition-penalty {self.repetition_penalty} must be over 0")
         if self.chat and (self.prompt or self.input is not None or self.output is not None):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.flags import refuse_less
 from mindspeed_ift.config.tuning import TuneConfig
 
 
@@ -47,20 +48,13 @@ class PlanConfig(TuneConfig):
             UserError: naming the flag.
         """
         flags = self.plan
-        for flag, value in (
-            ("--num-devices", flags.num_devices),
-            ("--devices-per-node", flags.devices_per_node),
-            ("--sample-length", flags.sample_length),
-        ):
-            if value is not None and value < 1:
-                raise UserError(f"{flag} {value} must be at least 1")
+        refuse_less(flags, 1, "num_devices", "devices_per_node", "sample_length")
         for flag, number in (("--device-memory-gib", flags.device_memory_gib), ("--peak-tflops", flags.peak_tflops)):
             if number is not None and number <= 0:
                 raise UserError(f"{flag} {number} must be over 0")
         for flag, share in (("--mfu", flags.mfu), ("--learnt-share", flags.learnt_share)):
             if not 0 < share <= 1:
                 raise UserError(f"{flag} {share} must be over 0 and at most 1")
-        if flags.best < 0:
-            raise UserError(f"--best {flags.best} must not be negative")
+        refuse_less(flags, 0, "best")
         if flags.sample_length is not None and flags.sample_length > self.data.seq_length:
             raise UserError(f"--sample-length {flags.sample_length} is more than --seq-length {self.data.seq_length}")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.blending import named_datasets
 from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.flags import refuse_less
 from mindspeed_ift.config.layout import Layout
 from mindspeed_ift.config.lora import LORA_TARGETS, MODULES_TO_SAVE, LoraFlags
 from mindspeed_ift.config.needs import check_needs
@@ -183,50 +184,17 @@ def _train_iters(config: TuneConfig) -> None:
 
 
 def _counts(config: TuneConfig) -> None:
-    for flag, value in (
-        ("--train-iters", config.optimizer.train_iters),
-        ("--micro-batch-size", config.optimizer.micro_batch_size),
-        ("--global-batch-size", config.optimizer.global_batch_size),
-        ("--lr-decay-iters", config.optimizer.lr_decay_iters),
-        ("--recompute-num-layers", config.optimizer.recompute_num_layers),
-        ("--loss-chunk-size", config.optimizer.loss_chunk_size),
-        ("--seq-length", config.data.seq_length),
-        ("--pad-to-multiple-of", config.data.pad_to_multiple_of),
-        ("--log-interval", config.run.log_interval),
-        ("--eval-interval", config.run.eval_interval),
-        ("--save-interval", config.run.save_interval),
-        ("--keep-last", config.run.keep_last),
-        ("--early-stopping-patience", config.run.early_stopping_patience),
-        ("--exit-interval", config.run.exit_interval),
-        ("--distributed-timeout-minutes", config.run.distributed_timeout_minutes),
-        ("--padded-vocab-size", config.model.padded_vocab_size),
-        ("--make-vocab-size-divisible-by", config.model.make_vocab_size_divisible_by),
-        ("--context-parallel-size", config.layout.context_parallel_size),
-        ("--expert-model-parallel-size", config.layout.expert_model_parallel_size),
-        ("--expert-tensor-parallel-size", config.layout.expert_tensor_parallel_size),
-        ("--num-experts", config.model.num_experts),
-        ("--moe-router-topk", config.model.moe_router_topk),
-        ("--moe-ffn-hidden-size", config.model.moe_ffn_hidden_size),
-    ):
-        if value is not None and value < 1:
-            raise UserError(f"{flag} {value} must be at least 1")
+    refuse_less(config, 1, "train_iters", "micro_batch_size", "global_batch_size", "lr_decay_iters")
+    refuse_less(config, 1, "recompute_num_layers", "loss_chunk_size", "seq_length", "pad_to_multiple_of")
+    refuse_less(config, 1, "log_interval", "eval_interval", "save_interval", "keep_last", "early_stopping_patience")
+    refuse_less(config, 1, "exit_interval", "distributed_timeout_minutes", "padded_vocab_size")
+    refuse_less(config, 1, "make_vocab_size_divisible_by", "context_parallel_size", "expert_model_parallel_size")
+    refuse_less(config, 1, "expert_tensor_parallel_size", "num_experts", "moe_router_topk", "moe_ffn_hidden_size")
 
 
 def _not_negative(config: TuneConfig) -> None:
-    optimizer = config.optimizer
-    for flag, value in (
-        ("--min-lr", optimizer.min_lr),
-        ("--lr-warmup-init", optimizer.lr_warmup_init),
-        ("--lr-warmup-iters", optimizer.lr_warmup_iters),
-        ("--weight-decay", optimizer.weight_decay),
-        ("--clip-grad", optimizer.clip_grad),
-        ("--moe-aux-loss-coeff", optimizer.moe_aux_loss_coeff),
-        ("--eval-iters", config.run.eval_iters),
-        ("--max-skipped-steps", config.run.max_skipped_steps),
-        ("--seed", optimizer.seed),
-    ):
-        if value < 0:
-            raise UserError(f"{flag} {value} must not be negative")
+    refuse_less(config, 0, "min_lr", "lr_warmup_init", "lr_warmup_iters", "weight_decay", "clip_grad")
+    refuse_less(config, 0, "moe_aux_loss_coeff", "eval_iters", "max_skipped_steps", "seed")
 
 
 def _adam(config: TuneConfig) -> None:

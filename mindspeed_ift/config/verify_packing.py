@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.flags import refuse_less
 from mindspeed_ift.config.tuning import TuneConfig
 
 
@@ -30,9 +30,5 @@ class VerifyPackingConfig(TuneConfig):
         Raises:
             UserError: naming the flag.
         """
-        for flag, value, least in (
-            ("--verify-rows", self.verify.verify_rows, 1),
-            ("--verify-tokens", self.verify.verify_tokens, 64),
-        ):
-            if value < least:
-                raise UserError(f"{flag} {value} must be at least {least}")
+        refuse_less(self.verify, 1, "verify_rows")
+        refuse_less(self.verify, 64, "verify_tokens")

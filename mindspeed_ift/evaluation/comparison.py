@@ -102,7 +102,7 @@ def compare(config: EvaluateConfig) -> Comparison:
     tasks = open_tasks(config) if config.tasks else None
     layout = config.layout()
     loaded = load(config.load, layout)
-    encoder = make_asking_encoder(config.asking(config.load), loaded.facts)
+    encoder = make_asking_encoder(config, loaded.facts)
     items, left_out = make_items(conversations, encoder)
     if conversations and not items:
         raise UserError(f"no record of --input can be written ({', '.join(left_out)})")

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from mindspeed_ift.config.asking import AskedModel
 from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.config.inference import GenerateConfig
 from mindspeed_ift.data.encode import EncodeOptions, Encoder
 from mindspeed_ift.data.template_certificate import KEY, check_certificate, check_tokenizer
 from mindspeed_ift.data.template_choice import check_definition, find_row, get_template, make_encoder
 from mindspeed_ift.data.tokenizer import load_tokenizer
 
 
-def make_asking_encoder(config: GenerateConfig, facts: dict[str, Any]) -> Encoder:
+def make_asking_encoder(config: AskedModel, facts: dict[str, Any]) -> Encoder:
     """Writes prompts as training wrote them, unless the flags ask for something else.
 
     Args:

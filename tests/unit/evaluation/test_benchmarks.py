@@ -110,9 +110,7 @@ def test_likelihoods_and_answers_are_those_of_the_harness_on_hugging_face(folder
 
     loaded = load(folder)
     try:
-        model = HarnessModel(
-            loaded, make_asking_encoder(EvaluateConfig(load=folder).asking(folder), loaded.facts), 64, 2
-        )
+        model = HarnessModel(loaded, make_asking_encoder(EvaluateConfig(load=folder), loaded.facts), 64, 2)
         long = "the user and the assistant speak. " * 90
         pairs = [("", "one two"), ("one two ", "three"), ("你好", "，世界。"), (long, "five"), ("one", " two three")]
         pairs.append(("one two", reference.tok_decode(_likeliest(reference, "one two"))))
