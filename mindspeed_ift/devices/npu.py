@@ -81,6 +81,7 @@ def prepare() -> None:
     # It warns of what it does, whatever the filters, and changes these.
     with warnings.catch_warnings(record=True), _without(UNUSED):
         from torch_npu.contrib import transfer_to_npu  # noqa: F401 - importing it redirects torch.cuda
+    share_generators()
     without_cuda.import_uncompiled()
     speak_of_cuda()
 
@@ -100,6 +101,15 @@ def _without(packages: tuple[str, ...]) -> Iterator[None]:
         yield
     finally:
         importlib.metadata.version = version
+
+
+def share_generators() -> None:
+    """Let ``torch.cuda.default_generators``, which Megatron seeds, be the NPU's as soon as it has started.
+
+    The transfer of torch_npu does so itself only in later versions (2.13 does, 2.7.1 does not).
+    """
+    module = torch.get_device_module("npu")
+    module._lazy_call(lambda: setattr(torch.cuda, "default_generators", module.default_generators))
 
 
 def speak_of_cuda() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,18 @@ def test_the_type_of_a_tensor_is_said_as_megatron_reads_it(monkeypatch: pytest.M
     assert torch.cuda.get_device_capability(torch.device("cpu"))[0] < 9  # as dist.broadcast asks
     assert torch.ones(1).type() == "torch.cuda.BFloat16Tensor"
     assert torch.ones(1).type(torch.float16) is torch.float16
+
+
+def test_megatron_seeds_the_generators_of_the_device_once_it_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Callable[[], None]] = []
+    module = types.SimpleNamespace(default_generators=(), _lazy_call=started.append)
+    monkeypatch.setattr(torch, "get_device_module", lambda _: module)
+    monkeypatch.setattr(torch.cuda, "default_generators", ())
+    npu.share_generators()
+    module.default_generators = ("of device 0",)
+    assert torch.cuda.default_generators == ()
+    started[0]()
+    assert torch.cuda.default_generators == ("of device 0",)
 
 
 def test_megatron_must_come_later(monkeypatch: pytest.MonkeyPatch) -> None:
