@@ -31,18 +31,25 @@ _PRELOADED = "libsettings.so"
 _STRING = "void _ZN2ge12AscendStringC1EPKc(void **string, const char *from) { string[0] = string[1] = 0; }"
 """The one constructor whose object is destroyed by torch_npu itself: a shared pointer to nothing."""
 
-_SETTINGS = """
+_SETTINGS = r"""
+#include <cstring>
+#include <dlfcn.h>
 #include <string>
 #include <unordered_set>
+using Keys = std::unordered_set<std::string>;
 namespace c10::CachingAllocator {
-struct AcceleratorAllocatorConfig { static std::unordered_set<std::string>& getMutableKeys(); };
-std::unordered_set<std::string>& AcceleratorAllocatorConfig::getMutableKeys() {
-    return *new std::unordered_set<std::string>;
+struct AcceleratorAllocatorConfig { static Keys& getMutableKeys(); };
+Keys& AcceleratorAllocatorConfig::getMutableKeys() {
+    Dl_info caller, mine;
+    dladdr(__builtin_return_address(0), &caller);
+    if (strstr(caller.dli_fname, "libc10_cuda")) return *new Keys;
+    dladdr((void*)&getMutableKeys, &mine);
+    return ((Keys& (*)())dlsym(dlopen("libc10.so", RTLD_LAZY | RTLD_NOLOAD), mine.dli_sname))();
 }
 }
 """
 """For a torch that is built for CUDA: from 2.14 on torch ends a process in which two devices name one setting of their
-allocators alike, as CUDA and torch_npu do. On a server torch is built for the CPU."""
+allocators alike, as CUDA and torch_npu do; so CUDA's go unsaid. On a server torch is built for the CPU."""
 
 _NO_DEVICE = """
 int aclrtGetDeviceCount(unsigned *count) { *count = 0; return 0; }

@@ -3,6 +3,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 enum { DEVICES = 8, NO_MEMORY = 207001 };
 static __thread int32_t current = 0;
@@ -38,6 +39,16 @@ int aclrtMallocHost(void **place, size_t size) { return reserve(place, size); }
 int aclrtMallocHostWithCfg(void **place, size_t size, void *configuration) { return reserve(place, size); }
 int aclrtFree(void *place) { free(place); return 0; }
 int aclrtFreeHost(void *place) { free(place); return 0; }
+/* Addresses first, memory for parts of them later (expandable segments). */
+int aclrtReserveMemAddress(void **place, size_t size, size_t alignment, void *expected, uint64_t flags) {
+    *place = mmap(0, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return *place == MAP_FAILED ? NO_MEMORY : 0;
+}
+int aclrtMallocPhysical(void **memory, size_t size, const void *properties, uint64_t flags) { return handle(memory); }
+int aclrtMapMem(void *place, size_t size, size_t offset, void *memory, uint64_t flags) {
+    return mprotect(place, size, PROT_READ | PROT_WRITE) ? NO_MEMORY : 0;
+}
+int aclrtFreePhysical(void *memory) { free(memory); return 0; }
 int aclrtMemcpy(void *to, size_t most, const void *from, size_t size, int kind) { memmove(to, from, size); return 0; }
 int aclrtMemcpyAsync(void *to, size_t most, const void *from, size_t size, int kind, void *stream) {
     memmove(to, from, size);
