@@ -39,5 +39,5 @@ def prepare(data: Path, name: str, *flags: str, manifest: bool = True) -> str:
 
 def planned(prefix: str, *flags: str, world: int = 1) -> Plan:
     """The plan of four steps on a dataset."""
-    line = [*MODEL, "--data-path", prefix, "--train-iters", "4", *flags]
+    line = [*MODEL, "--train-iters", "4", "--data-path", prefix, *flags]
     return plan(parse(TuneConfig, line, program="test"), world)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ from mindspeed_ift.model.weights import fill, without_adapters
 from mindspeed_ift.parallel.groups import Groups
 from mindspeed_ift.training.optimizer import build_optimizer, build_schedule, wrap
 from mindspeed_ift.training.step import train_step
-from tests.tiny_model import whole_shard, world_of_one
+from tests.tiny_model import whole_shard
 from tests.tolerances import (
     GRADIENTS,
     LOGITS,
@@ -52,13 +51,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "every layer": {},
     "some layers, weights as they are": {"mlp_only_layers": [1], "norm_topk_prob": False},
 }
-
-
-@pytest.fixture(scope="module")
-def groups() -> Iterator[Groups]:
-    """A world of one rank."""
-    with world_of_one() as started:
-        yield started
 
 
 @pytest.fixture(scope="module", params=KINDS)

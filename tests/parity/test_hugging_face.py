@@ -16,16 +16,13 @@ from mindspeed_ift.checkpoint.transforms import from_shards
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.convert import ConvertConfig
 from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.config.layout import Layout
 from mindspeed_ift.config.resolve import resolve_architecture
 from mindspeed_ift.config.tuning import ModelFlags
-from mindspeed_ift.devices.device import current
 from mindspeed_ift.inference.decoder import Decoder
 from mindspeed_ift.inference.generate import generate
 from mindspeed_ift.inference.sampling import Sampling, choose
 from mindspeed_ift.model.build import ModelOptions, Qwen3Model, build_model
 from mindspeed_ift.model.weights import fill
-from mindspeed_ift.parallel import groups as process_groups
 from mindspeed_ift.parallel.groups import Groups
 from mindspeed_ift.training.state import load_model
 from tests.tiny_model import whole_shard
@@ -33,14 +30,6 @@ from tests.tolerances import GRADIENTS, LOGITS
 from tests.training_runs import make_hugging_face_model
 
 VOCAB, PADDED = 250, 256
-
-
-@pytest.fixture(scope="module")
-def groups():  # noqa: ANN201 - a generator of Groups
-    """A world of one rank."""
-    started = process_groups.start(Layout(), current(), seed=1)
-    yield started
-    process_groups.stop(started)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])

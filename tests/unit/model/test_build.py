@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -15,14 +13,7 @@ from mindspeed_ift.model.backend import RMSNorm
 from mindspeed_ift.model.build import ModelOptions, build_model, transformer_config
 from mindspeed_ift.model.weights import fill
 from mindspeed_ift.parallel.groups import Groups
-from tests.tiny_model import tiny_architecture, tiny_model, world_of_one
-
-
-@pytest.fixture(scope="module")
-def groups() -> Iterator[Groups]:
-    """A world of one."""
-    with world_of_one() as started:
-        yield started
+from tests.tiny_model import tiny_architecture, tiny_model
 
 
 def test_the_config_is_the_architecture(groups: Groups) -> None:

@@ -12,8 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from benchmarks.live_tensors import LiveTensors
-from mindspeed_ift.config.layout import Layout, LayoutFlags
-from mindspeed_ift.devices.device import current
+from mindspeed_ift.config.layout import LayoutFlags
 from mindspeed_ift.model import head
 from mindspeed_ift.parallel import groups as process_groups
 from mindspeed_ift.parallel.groups import Groups
@@ -22,14 +21,6 @@ from tests.tiny_model import tiny_architecture
 from tests.tolerances import ATTENTION_BF16, GRADIENTS
 
 S, B, H, VOCAB, PADDED = 9, 3, 8, 37, 40
-
-
-@pytest.fixture(scope="module")
-def groups() -> Iterator[Groups]:
-    """A world of one rank."""
-    started = process_groups.start(Layout(), current(), seed=1)
-    yield started
-    process_groups.stop(started)
 
 
 def _inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:

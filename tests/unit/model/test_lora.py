@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from mindspeed_ift.checkpoint.names import Stage, stage_entries
 from mindspeed_ift.config.lora import LORA_TARGETS, MODULES_TO_SAVE, LoraFlags
 from mindspeed_ift.model.build import ModelOptions, build_model
 from mindspeed_ift.parallel.groups import Groups
-from tests.tiny_model import tiny_architecture, tiny_experts, tiny_model, world_of_one
-
-
-@pytest.fixture(scope="module")
-def groups() -> Iterator[Groups]:
-    """A world of one."""
-    with world_of_one() as started:
-        yield started
+from tests.tiny_model import tiny_architecture, tiny_experts, tiny_model
 
 
 def test_modules_to_save_are_those_of_the_table() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from mindspeed_ift.mcore import MLP
 from mindspeed_ift.model.attention import BoundaryAttention
 from mindspeed_ift.model.build import ModelOptions, build_model
 from mindspeed_ift.parallel.groups import Groups
-from tests.tiny_model import tiny_architecture, world_of_one
+from tests.tiny_model import tiny_architecture
 
 LAYERS = 4
 # Granularity, method, number of layers -> how often attention and feed-forward blocks run in a forward and backward pass.
@@ -24,13 +23,6 @@ CASES = {
     ("full", "block", 1): (LAYERS + 1, LAYERS + 1),
     ("full", "block", 2): (LAYERS + 2, LAYERS + 2),
 }
-
-
-@pytest.fixture(scope="module")
-def groups() -> Iterator[Groups]:
-    """A world of one."""
-    with world_of_one() as started:
-        yield started
 
 
 def gradients(groups: Groups, recompute: tuple) -> tuple[dict[str, torch.Tensor], Counter]:

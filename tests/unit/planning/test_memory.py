@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +19,7 @@ from mindspeed_ift.planning.memory import Case, in_flight, memory_of_ranks, peak
 from mindspeed_ift.planning.parameters import model_parameters, stage_parameters
 from mindspeed_ift.verify.stages import build_pipeline
 from tests.measured_memory import config_of, measure
-from tests.tiny_model import tiny_architecture, world_of_one
+from tests.tiny_model import tiny_architecture
 from tests.tolerances import PLANNED_ACTIVATIONS, PLANNED_PEAK
 
 SIZES: dict[str, Any] = {"num_layers": 4, "hidden_size": 128, "ffn_hidden_size": 384, "num_attention_heads": 8}
@@ -30,13 +29,6 @@ EXPERTS = Architecture(**SIZES, num_experts=8, moe_router_topk=2, moe_ffn_hidden
 LORA = LoraFlags(lora_target_modules=("linear_qkv", "linear_fc2"), lora_r=4, use_dora=True)
 PLAIN = LoraFlags(lora_target_modules=("linear_proj", "linear_fc1"), lora_modules_to_save=("input_layernorm",))
 FULL = {"recompute_granularity": "full"}
-
-
-@pytest.fixture(scope="module")
-def groups() -> Iterator[Groups]:
-    """A world of one."""
-    with world_of_one() as started:
-        yield started
 
 
 CASES = {

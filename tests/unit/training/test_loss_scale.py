@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,14 +17,7 @@ from mindspeed_ift.training import loss_scale, state
 from mindspeed_ift.training.optimizer import build_optimizer, build_schedule, weights_dtype, wrap
 from mindspeed_ift.training.saving import Saver
 from mindspeed_ift.training.step import StepReport, train_step
-from tests.tiny_model import tiny_model, world_of_one
-
-
-@pytest.fixture(scope="module")
-def groups() -> Iterator[Groups]:
-    """A world of one."""
-    with world_of_one() as started:
-        yield started
+from tests.tiny_model import tiny_model
 
 
 def batch(seed: int) -> Batch:

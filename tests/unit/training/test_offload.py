@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,16 +14,9 @@ from mindspeed_ift.devices.device import current
 from mindspeed_ift.parallel.groups import Groups
 from mindspeed_ift.training import optimizer as optimizers
 from mindspeed_ift.training.optimizer import build_optimizer, build_schedule, restored, update, wrap
-from tests.tiny_model import tiny_model, world_of_one
+from tests.tiny_model import tiny_model
 
 LAYOUT = LayoutFlags(use_distributed_optimizer=True)
-
-
-@pytest.fixture(scope="module")
-def groups() -> Iterator[Groups]:
-    """A world of one."""
-    with world_of_one() as started:
-        yield started
 
 
 class Run:

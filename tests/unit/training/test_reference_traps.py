@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mindspeed_ift.cli.preprocess import main as preprocess
 from mindspeed_ift.config.errors import UserError
-from mindspeed_ift.config.flags import parse
 from mindspeed_ift.config.layout import Layout, LayoutFlags
-from mindspeed_ift.config.tuning import OptimizerFlags, TuneConfig
+from mindspeed_ift.config.tuning import OptimizerFlags
 from mindspeed_ift.data.batch import Batch, FixedLength, Packed
 from mindspeed_ift.data.boundaries import StoredBoundaries
 from mindspeed_ift.data.overlong import Overlong, cut_sample
@@ -33,10 +32,10 @@ from mindspeed_ift.parallel.context.split import local_positions
 from mindspeed_ift.parallel.groups import Groups
 from mindspeed_ift.training.continuing import KEY
 from mindspeed_ift.training.optimizer import build_optimizer, build_schedule, wrap
-from mindspeed_ift.training.plan import Plan, plan
 from mindspeed_ift.training.step import StepReport, train_step
+from tests.planned import planned
 from tests.tiny_dataset import sample
-from tests.tiny_model import tiny_architecture, tiny_model, world_of_one
+from tests.tiny_model import tiny_architecture, tiny_model
 from tests.tiny_tokenizer import make_tiny_tokenizer
 
 PAD = 7
@@ -47,7 +46,6 @@ SHARED = {
     "hybrid of 2 x 2": Layout(context=4, ulysses=2),
     "gathered keys of 2": Layout(context=2, gather_keys=True),
 }
-MODEL = "--num-layers 2 --hidden-size 16 --ffn-hidden-size 24 --num-attention-heads 4 --num-query-groups 2".split()
 
 
 def packed_row(*lengths: int, learnt: bool = True) -> Sample:
@@ -62,13 +60,6 @@ def packed_row(*lengths: int, learnt: bool = True) -> Sample:
 def packed(*rows: Sample, length: int = 64) -> Batch:
     """A micro-batch of packed rows, as training makes it."""
     return Packed(length, PAD, StoredBoundaries(), reset_position_ids=True).collate(rows)
-
-
-@pytest.fixture(scope="module")
-def groups() -> Iterator[Groups]:
-    """A world of one."""
-    with world_of_one() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +91,6 @@ def prepare(data: Path, prefix: Path, *flags: str, records: str = "records.jsonl
     ]
     preprocess([*line, "--output-prefix", str(prefix), *flags])
     return str(prefix)
-
-
-def planned(prefix: str, *flags: str, world: int = 1) -> Plan:
-    words = [*MODEL, "--train-iters", "4", "--data-path", prefix, *flags]
-    return plan(parse(TuneConfig, words, program="test"), world)
 
 
 class Run:

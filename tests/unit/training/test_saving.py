@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from mindspeed_ift.config.errors import RunError
 from mindspeed_ift.parallel.groups import Groups
 from mindspeed_ift.training import state
 from mindspeed_ift.training.saving import Saver, Written
-from tests.tiny_model import world_of_one
 from tests.unit.training.test_state import Run
 
 MANIFEST = {
@@ -29,13 +27,6 @@ MANIFEST = {
     "distributed_optimizer": False,
     "iteration": 1,
 }
-
-
-@pytest.fixture(scope="module")
-def groups() -> Iterator[Groups]:
-    """A world of one."""
-    with world_of_one() as started:
-        yield started
 
 
 class Slow:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,9 @@ from mindspeed_ift.parallel.groups import Groups
 from mindspeed_ift.training import rank_files, saving, state
 from mindspeed_ift.training.optimizer import build_optimizer, build_schedule, wrap
 from mindspeed_ift.training.saving import Saver
-from tests.tiny_model import tiny_model, world_of_one
+from tests.tiny_model import tiny_model
 
 FLAGS = OptimizerFlags(lr=1e-2, train_iters=9)
-
-
-@pytest.fixture(scope="module")
-def groups() -> Iterator[Groups]:
-    """A world of one."""
-    with world_of_one() as started:
-        yield started
 
 
 class Run:

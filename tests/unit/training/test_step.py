@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,7 @@ from mindspeed_ift.parallel.groups import Groups
 from mindspeed_ift.training.optimizer import build_optimizer, build_schedule, wrap
 from mindspeed_ift.training.profiling import Profile
 from mindspeed_ift.training.step import StepReport, train_step
-from tests.tiny_model import tiny_model, world_of_one
-
-
-@pytest.fixture(scope="module")
-def groups() -> Iterator[Groups]:
-    """A world of one."""
-    with world_of_one() as started:
-        yield started
+from tests.tiny_model import tiny_model
 
 
 def batch(seed: int, weight: float = 1.0) -> Batch:
