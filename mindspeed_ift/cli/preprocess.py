@@ -29,6 +29,8 @@ def main(argv: list[str]) -> int:
         accepted=ACCEPTED,
     )
     if parsed.config.dry_run:
+        if not parsed.config.merge_group_keys:  # whose own flags are others
+            parsed.config.check()
         print(describe(parsed))
         return 0
     for line in parsed.ignored:

@@ -25,10 +25,10 @@ def main(argv: list[str]) -> int:
         description="Compare --prompt-type with the tokenizer's own chat template on records.",
     )
     config: VerifyTemplateConfig = parsed.config
+    config.check()
     if config.dry_run:
         print(describe(parsed))
         return 0
-    config.check()
     from mindspeed_ift.data.indexed import read_manifest
     from mindspeed_ift.data.template_certificate import add_to_dataset, write_json
     from mindspeed_ift.verify.template import verify_template

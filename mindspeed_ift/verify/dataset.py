@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.errors import UserError, first_line
 from mindspeed_ift.data.indexed import IndexedColumn, column_path, manifest_path, read_manifest
 from mindspeed_ift.data.ledger_file import PLACES, ledger_path
 from mindspeed_ift.data.staging import mark_of, unfinished
@@ -154,7 +154,7 @@ def _check_ledger(check: Check, prefix: str, manifest: Mapping[str, Any], docume
                     check.problems += _misplaced(path, batch, rows, documents, manifest["seq_length"])
                 rows += batch.num_rows
     except (OSError, ArrowException) as error:
-        check.problems.append(f"{path} cannot be read ({str(error).splitlines()[0]})")
+        check.problems.append(f"{path} cannot be read ({first_line(error)})")
         return
     noted = manifest["ledger"]
     expected = {"samples": noted["kept"], "tokens": manifest["tokens"], "learnt_tokens": manifest["learnt_tokens"]}

@@ -47,6 +47,7 @@ def test_says_what_it_did(arguments: list[str], tmp_path: Path, capsys: pytest.C
     [
         (["--inptu", "x"], "unknown flag --inptu; did you mean --input?"),
         (["--pack"], "--pack needs --seq-length"),
+        (["--pack", "--dry-run"], "--pack needs --seq-length"),
         (["--seq-length", "many"], "see preprocess --help"),
         (["--input", "none.parquet"], "no such file: none.parquet"),
     ],

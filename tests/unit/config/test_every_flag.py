@@ -17,6 +17,7 @@ import yaml
 from mindspeed_ift.config.convert import ConvertConfig
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.doctor import DoctorConfig
+from mindspeed_ift.config.evaluation import EvaluateConfig
 from mindspeed_ift.config.flags import options, parse_with_origins, values
 from mindspeed_ift.config.inference import GenerateConfig
 from mindspeed_ift.config.merge import MergeConfig
@@ -24,6 +25,7 @@ from mindspeed_ift.config.plan import PlanConfig
 from mindspeed_ift.config.repack import RepackConfig
 from mindspeed_ift.config.show import ShowConfig
 from mindspeed_ift.config.tuning import TuneConfig
+from mindspeed_ift.config.verify import CheckpointConfig, VerifyDatasetConfig
 from mindspeed_ift.config.verify_packing import VerifyPackingConfig
 from mindspeed_ift.config.verify_template import VerifyTemplateConfig
 
@@ -34,7 +36,10 @@ COMMANDS = (
     TuneConfig,
     ConvertConfig,
     GenerateConfig,
+    EvaluateConfig,
     ShowConfig,
+    VerifyDatasetConfig,
+    CheckpointConfig,
     VerifyTemplateConfig,
     VerifyPackingConfig,
     PlanConfig,
@@ -60,8 +65,8 @@ def example(kind: Any, default: Any) -> tuple[list[str], Any]:
         choice = next((one for one in typing.get_args(kind) if one != default), default)
         return [choice], choice
     if typing.get_origin(kind) is tuple:
-        kind = typing.get_args(kind)[0]
-        return (["7"], (7,)) if kind is int else (["a"], ("a",))
+        words, value = example(typing.get_args(kind)[0], None)
+        return words, (value,)
     word = {int: "17", float: "0.17", str: "word", Path: "some/path"}[kind]
     return [word], kind(word)
 
