@@ -54,7 +54,10 @@ def convert(config: ConvertConfig) -> str:
         wanted = Architecture.from_hugging_face(config.hf_cfg_dir)
         if wanted != opened.architecture:
             told = wanted.difference(opened.architecture)
-            raise UserError(f"--hf-cfg-dir {config.hf_cfg_dir} describes another architecture than {folder}: {told}")
+            raise UserError(
+                f"--hf-cfg-dir {config.hf_cfg_dir} describes another architecture than {folder}: {told};"
+                " give that of this model"
+            )
     if isinstance(opened.source, Checkpoint):
         opened.source.check()
     write = _to_hugging_face if config.save_model_type == "hf" else _to_megatron
@@ -97,7 +100,7 @@ def _open(config: ConvertConfig, source: Path) -> tuple[Path, Opened]:
     if config.lora_load is None:
         folder = _newest("--load-dir", source, others=True) if config.load_model_type == "mg" else source
         if config.load_model_type == "hf" and not (source / "config.json").is_file():
-            raise UserError(f"{source / 'config.json'} is missing: --load-dir is no Hugging Face folder")
+            raise UserError(f"{source / 'config.json'} is missing: --load-dir is no Hugging Face folder; give one")
         architecture = Architecture.from_hugging_face(config.hf_cfg_dir) if config.hf_cfg_dir else None
         return folder, open_source(folder, "--load-dir", check=False, architecture=architecture)
     adapters = _newest("--lora-load", config.lora_load)
@@ -109,7 +112,7 @@ def _open(config: ConvertConfig, source: Path) -> tuple[Path, Opened]:
         if isinstance(given, tuple):  # in whatever order
             given, found = sorted(given), sorted(found)
         if given and given != found:
-            raise UserError(f"--{name.replace('_', '-')} {given} is not what {adapters} was trained with")
+            raise UserError(f"--{name.replace('_', '-')} {given} is not what {adapters} was trained with; leave it out")
     return base, Opened(checkpoint, checkpoint.architecture, checkpoint.manifest)
 
 

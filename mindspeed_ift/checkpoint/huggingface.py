@@ -102,7 +102,7 @@ class Folder:
             remedy = (
                 f"; if its vocabulary was resized, write vocab_size {rows} into config.json"
                 if name in _OF_THE_VOCABULARY and tuple(tensor.shape[1:]) == shape[1:]
-                else ""
+                else "; is it that of these weights?"
             )
             raise UserError(
                 f"{self.path / file}: {name} has shape {tuple(tensor.shape)}, config.json says {shape}{remedy}"

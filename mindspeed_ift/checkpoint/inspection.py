@@ -132,7 +132,9 @@ def _of_torch_file(path: Path, relative: str) -> Iterator[Tensor]:
         content = load_places(path)
     except Exception as error:  # noqa: BLE001 - a damaged file raises many kinds
         reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path} cannot be read without running code of its own, or is damaged ({reason})") from None
+        raise UserError(
+            f"{path} cannot be read without running code of its own, or is damaged ({reason}); copy it again"
+        ) from None
     yield from _inside(content, "", relative)
 
 

@@ -50,7 +50,9 @@ def manifest_of_others(folder: Path, architecture: Architecture) -> dict[str, An
     chunks = sum(re.fullmatch(r"model\d*", key) is not None for key in first)
     keys = megatron.model_keys(chunks)
     if not chunks or not all(isinstance(first.get(key), Mapping) for key in keys):
-        raise UserError(f"{found[min(found)]} holds no model: no {keys[0] if chunks else 'model'} is in it")
+        raise UserError(
+            f"{found[min(found)]} holds no model: no {keys[0] if chunks else 'model'} is in it; copy it again"
+        )
     layout = _layout(folder, found, keys)
     stages: list[list[int]] = []
     for number in range(layout.pipeline * chunks):

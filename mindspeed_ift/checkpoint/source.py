@@ -156,7 +156,7 @@ class Checkpoint:
             if found != self.architecture:
                 raise UserError(
                     f"{folder} was trained on another architecture than that of {base}:"
-                    f" {found.difference(self.architecture)}"
+                    f" {found.difference(self.architecture)}; give --load-dir the weights that it was trained on"
                 )
         elif (manifest.get("lora") or {}).get("filtered"):
             raise UserError(
@@ -183,7 +183,9 @@ class Checkpoint:
         group = self._groups[name]
         stage = self._stage(group.stage)[group.holders[0]]
         if group.name not in stage:
-            raise UserError(f"{self.folder}: the tensor {group.name} is missing from stage {group.stage}")
+            raise UserError(
+                f"{self.folder}: the tensor {group.name} is missing from stage {group.stage}; copy it again"
+            )
         return stage.dtypes[group.name]
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -224,11 +226,11 @@ class Checkpoint:
             for stage in self._stage(number).values():
                 adapters = {one for one in stage if self._lora is not None and ".lora_" in one}
                 for name in sorted(names - stage.keys()):
-                    raise UserError(f"{self.folder}: the tensor {name} is missing from stage {number}")
+                    raise UserError(f"{self.folder}: the tensor {name} is missing from stage {number}; copy it again")
                 for name in sorted(stage.keys() - names - adapters - {"output_layer.weight"}):
                     raise UserError(
                         f"{self.folder}: stage {number} has the tensor {name}, which the architecture of {self._said_by}"
-                        " has not"
+                        " has not; is it that of these files?"
                     )
 
     def _all_groups(self) -> Iterator[_Group]:

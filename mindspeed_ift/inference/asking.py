@@ -25,7 +25,9 @@ def make_asking_encoder(config: AskedModel, facts: dict[str, Any]) -> Encoder:
     """
     path = config.tokenizer_name_or_path or facts.get("tokenizer")
     if path is None:
-        raise UserError("--tokenizer-name-or-path is missing, and the checkpoint names no tokenizer")
+        raise UserError(
+            "--tokenizer-name-or-path is missing, and the checkpoint names no tokenizer; give the one of its training"
+        )
     name = config.prompt_type or facts.get("prompt_type") or "qwen3"
     trained = facts if facts.get("prompt_type") == name else {}
     row = find_row(name, config.prompt_type_path) or trained.get("template_row")

@@ -42,7 +42,8 @@ def fill(
         weight = weights[name]  # read only now, where they lie in files
         if parameters[name].shape != weight.shape:
             raise UserError(
-                f"{origin}: {name} has shape {tuple(weight.shape)}, the model {tuple(parameters[name].shape)}"
+                f"{origin}: {name} has shape {tuple(weight.shape)}, the model {tuple(parameters[name].shape)};"
+                " is it a checkpoint of this architecture?"
             )
         with torch.no_grad():
             parameters[name].copy_(weight)

@@ -103,7 +103,9 @@ def check_adapters(lora: LoraFlags, checkpoint: Path) -> None:
         if name.startswith("lora_target") or name.startswith("lora_modules"):
             given, value = sorted(given), sorted(value)
         if given != value:
-            raise UserError(f"{checkpoint} was trained with --{name.replace('_', '-')} {value}, not {given}")
+            raise UserError(
+                f"{checkpoint} was trained with --{name.replace('_', '-')} {value}, not {given}; give the same"
+            )
 
 
 def loaded_architecture(config: TuneConfig, sources: Sources) -> dict[str, Architecture]:

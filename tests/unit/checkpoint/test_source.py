@@ -46,7 +46,7 @@ def change(source: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None
         ),
         (
             lambda one: one.update({"model.norm.weight": torch.ones(63)}),
-            r"model.norm.weight has shape \(63,\), config.json says \(64,\)$",
+            r"model.norm.weight has shape \(63,\), config.json says \(64,\); is it that of these weights\?$",
         ),
         (
             lambda one: one.update({"model.norm.weight": torch.ones(64, dtype=torch.int64)}),
