@@ -153,6 +153,11 @@ ASKING_ACCEPTED: Accepted = {
 """Of inference.py and evaluation.py."""
 
 REFUSED: dict[str, str] = {
+    "--split-sentences": "texts stay whole; leave it out",
+    "--reasoning-effort": "it is about one model's template, which is not there; leave it out",
+    "--data-obfuscation": "tokens are written as they are; leave it out",
+    "--obf-seed-content": "tokens are written as they are; leave it out",
+    "--dataset-dir": "name the files with --input, and their columns with --map-keys",
     "--fp8*": "give --bf16, or nothing for fp32",
     "--moe-intermediate-size": "give --moe-ffn-hidden-size, the width of one expert",
     "--moe-tp-extend-ep": "give --expert-tensor-parallel-size 1, and --expert-model-parallel-size times the tensor"

@@ -10,6 +10,8 @@ from typing import Any, Literal
 from mindspeed_ift.config.errors import UserError
 
 _LEAST_ROOM = 8
+_LONGEST_NAME = 200
+"""Bytes of a prefix: systems of files take names of 255, and columns, shards and unfinished files add to it."""
 _ROUNDING = 1e-8
 """By which probabilities may miss 1; what numpy's ``choice`` allows."""
 PackingAlgorithm = Literal["greedy-knapsack", "best-fit", "sequential", "balanced"]
@@ -211,7 +213,8 @@ class PreprocessConfig:
 
 
 def check_prefix(prefix: str) -> None:
-    """Refuse an ``--output-prefix`` that names a folder: its files would be called ``_packed_...`` or hidden.
+    """Refuse an ``--output-prefix`` that names a folder (its files would be called ``_packed_...`` or hidden), or is too
+    long a name.
 
     Raises:
         UserError: With a prefix that would do.
@@ -220,6 +223,11 @@ def check_prefix(prefix: str) -> None:
         raise UserError(
             f"--output-prefix {prefix} names a folder, not what the files' names begin with; give for example"
             f" {os.path.join(prefix, 'data')}"
+        )
+    if len(os.fsencode(os.path.basename(prefix))) > _LONGEST_NAME:
+        raise UserError(
+            f"the last part of --output-prefix is longer than {_LONGEST_NAME} bytes, and files get longer names still;"
+            " give a shorter one"
         )
 
 
@@ -285,6 +293,11 @@ def _text_is_not_packed(config: PreprocessConfig) -> None:
             f"--pack is for instruction data; plain text ({config.handler_name}) is cut into rows by the trainer:"
             " leave --pack out"
         )
+
+
+def _prompts_are_learnt_or_history_masked(config: PreprocessConfig) -> None:
+    if config.train_on_prompt and config.mask_history:
+        raise UserError("--train-on-prompt learns every prompt, --mask-history the last answer only; give one of them")
 
 
 def _shards_are_of_one_set(config: PreprocessConfig) -> None:
@@ -361,9 +374,11 @@ _RULES = (
     _kept_columns_are_others,
     _probabilities_need_interleaving,
     _overlong_needs_a_length,
+    _prompts_are_learnt_or_history_masked,
     _shards_are_of_one_set,
 )
 
+_FOLDER = "the folder of the tokenizer has it"
 _STREAMED = "records are streamed, and all of them packed together; --workers encodes in parallel"
 ACCEPTED: dict[str, tuple[int, str]] = {
     "--n-subs": (1, _STREAMED),
@@ -371,6 +386,10 @@ ACCEPTED: dict[str, tuple[int, str]] = {
     "--tokenizer-not-use-fast": (0, "fast and slow tokenizers give the same ids"),
     "--overwrite-cache": (0, "nothing is cached between runs"),
     "--make-vocab-size-divisible-by": (1, "the model pads its vocabulary, not the data"),
+    "--pad-vocab-size-to": (1, "the model pads its vocabulary, not the data"),
     "--dataset-impl": (1, "there is one kind, the memory map"),
+    "--vocab-file": (1, _FOLDER),
+    "--merge-file": (1, _FOLDER),
+    "--keep-newlines": (0, "texts are not split into sentences"),
 }
 """Flags of MindSpeed-LLM's preprocess_data.py that are taken and change nothing: how many values, and why."""

@@ -68,6 +68,11 @@ class Option:
         return "--" + self.name.replace("_", "-")
 
     @property
+    def any_case(self) -> bool:
+        """``True`` is ``true`` among its values, as in MindSpeed-LLM."""
+        return "'true'" in self.written_type  # Python writes it so, whatever the source
+
+    @property
     def spellings(self) -> set[str]:
         """The flags that set this field."""
         return {self.flag, f"--no-{self.flag[2:]}"} if self.switch else {self.flag}
@@ -179,6 +184,7 @@ class _Reader:
         command_line.refuse_empty_values(words, {option.flag for option in self.options if option.default == ""})
         words, ignored = command_line.take_accepted(words, self.accepted)
         command_line.refuse_values_of_switches(words, self.switches)
+        words = command_line.in_lower_case(words, {option.flag for option in self.options if option.any_case})
         words = command_line.add_up_repeated(words, {option.flag for option in self.options if option.repeatable})
         config = self._typed(words, defaults)
         flags = command_line.given_names(words)

@@ -74,6 +74,22 @@ def refuse_values_of_switches(words: list[str], switches: Collection[str]) -> No
             raise UserError(f"{flag} takes no value, but got '{shown}'; write {positive} or --no-{positive[2:]}")
 
 
+def in_lower_case(words: list[str], flags: Collection[str]) -> list[str]:
+    """``--mode True`` becomes ``--mode true``.
+
+    Args:
+        words: of the command line.
+        flags: whose values may be written in any case.
+    """
+    lowered = []
+    for before, word in zip(["", *words], words):
+        name, equals, value = word.partition("=")
+        if name in flags:
+            word = name + equals + value.lower()
+        lowered.append(word.lower() if before in flags and not is_flag(word) else word)
+    return lowered
+
+
 def add_up_repeated(words: list[str], repeatable: Collection[str]) -> list[str]:
     """The values of ``--input a --input=b c`` in one place: ``--input a b c``, last.
 

@@ -45,6 +45,8 @@ BROKEN = [
     (f"{PATHS} --overlong drop", "--overlong drop needs a length; give --seq-length or --cutoff-len"),
     (f"{PATHS} --overlong truncate --seq-length 4", "--seq-length 4 leaves no room"),
     (f"{PATHS} --overlong split --seq-length 64 --mask-history", "--overlong split does not go with --mask-history"),
+    (f"{PATHS} --train-on-prompt --mask-history", "give one of them"),
+    (f"{PATHS} --output-prefix out/{'a' * 201}", "is longer than 200 bytes"),
     (f"{PATHS} --dataset-additional-keys input_ids", "a column of the dataset is called so already"),
     (f"{PATHS} --max-samples 0", "--max-samples 0 is too small"),
     (f"{PATHS} --interleave-probs 0.5,0.5", "--interleave-probs changes nothing with --mix-strategy concat"),

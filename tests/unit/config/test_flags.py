@@ -120,6 +120,8 @@ def test_the_last_of_two_equal_flags_wins() -> None:
         (["--no-tied"], "tied", False),
         ([], "tied", None),
         (["--mode", "true"], "mode", "true"),
+        (["--mode", "True"], "mode", "true"),
+        (["--mode=NONE"], "mode", "none"),
         (["--rate", "-1"], "rate", -1.0),
         (["--rate=-.5e-3"], "rate", -0.0005),
         (["--count", "-1"], "count", -1),

@@ -304,7 +304,8 @@ _DATA = (
         f"{_DATA} --handler-name AlpacaStyleInstructionHandler --enable-thinking true --prompt-type qwen3",
         f"{_DATA} --handler-name GeneralPretrainHandler --json-keys text",
         f"{_DATA} --handler-name AlpacaStyleInstructionHandler --prompt-type qwen --seq-length 4096 --append-eod --pack "
-        "--neat-pack --overwrite-cache --tokenizer-not-use-fast",
+        "--neat-pack --overwrite-cache --tokenizer-not-use-fast --pad-vocab-size-to 152064 --vocab-file vocab.json "
+        "--merge-file merges.txt --keep-newlines",
         f"{_DATA} --handler-name SharegptStyleInstructionHandler --prompt-type qwen3 --cache-dir cache --n-subs 4",
         f"{_DATA} --handler-name AlpacaStyleInstructionHandler --prompt-type qwen "
         '--map-keys {"prompt":"instruction","query":"input","response":"output"}',
