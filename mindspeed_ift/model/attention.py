@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mindspeed_ift.devices.device import current
@@ -49,9 +50,15 @@ class RotaryAttention(SelfAttention):
     """Megatron's self-attention, which turns queries and keys by the device's kernel.
 
     Megatron would take cosines and sines anew in each layer, for queries and for keys.
+
+    Args:
+        drawn_from: seed of what follows: the fresh weights of the layer, of which these are the first. None: no seed.
+        arguments, options: of Megatron's.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, *arguments: Any, drawn_from: int | None = None, **options: Any) -> None:
+        if drawn_from is not None:
+            torch.manual_seed(drawn_from)
         super().__init__(*arguments, **options)
         self.rotate = current().kernels.rotary
 

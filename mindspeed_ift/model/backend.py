@@ -61,16 +61,22 @@ class SwiGLU(nn.Module):
         return {}
 
 
-def block_spec(experts: Sequence[bool], qk_layernorm: bool, lora: LoraFlags | None) -> TransformerBlockSubmodules:
+def block_spec(
+    experts: Sequence[bool], qk_layernorm: bool, lora: LoraFlags | None, drawn_from: Sequence[int | None]
+) -> TransformerBlockSubmodules:
     """The spec of one stage's layers: Megatron's local layers with our norm and attention, and adapters if asked for.
 
     Args:
         experts: for each layer, whether it has experts.
         qk_layernorm: RMSNorm on every query and key head.
         lora: adapters, or None.
+        drawn_from: for each layer, the seed of its fresh weights; None where none are drawn.
     """
-    kinds = {kind: _layer_spec(qk_layernorm, kind, lora) for kind in set(experts)}
-    return TransformerBlockSubmodules(layer_specs=[kinds[kind] for kind in experts], layer_norm=RMSNorm)
+    layers = [_layer_spec(qk_layernorm, kind, lora) for kind in experts]
+    for layer, seed in zip(layers, drawn_from, strict=True):
+        attention = layer.submodules.self_attention
+        attention.params = {**attention.params, "drawn_from": seed}
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm)
 
 
 def _layer_spec(qk_layernorm: bool, experts: bool, lora: LoraFlags | None) -> ModuleSpec:

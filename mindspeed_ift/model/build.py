@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +33,9 @@ class ModelOptions:
         variable_lengths: micro-batches differ in length; see `parallel.pipeline`.
         recompute: granularity, method and number of layers as in Megatron's flags, or empty.
         loss_chunk_size: learnt positions whose logits exist at once; None: see `head.loss_sum`.
-        fresh: draw weights; False leaves them undefined for `weights.fill`, which fills every one. Each rank draws whole
-            matrices, minutes for a model of billions.
+        fresh: draw weights; False leaves them undefined for `weights.fill`, which fills every one. Each rank draws
+            matrices whole, minutes for a model of billions.
+        seed: of the layers' fresh weights: each draws for itself, so that every layout starts from the same.
         lora: adapters to train instead of all weights, or None.
         aux_loss_coeff: of the loss for unequal load of experts; 0: none.
     """
@@ -44,6 +46,7 @@ class ModelOptions:
     recompute: tuple[str | None, str | None, int | None] = (None, None, None)
     loss_chunk_size: int | None = None
     fresh: bool = True
+    seed: int = 1234
     lora: LoraFlags | None = None
     aux_loss_coeff: float = 0.0
 
@@ -61,7 +64,12 @@ class Qwen3Model(GPTModel):
         layers = stages[stage]
         super().__init__(
             config,
-            block_spec(list(map(architecture.has_experts, layers)), architecture.qk_layernorm, options.lora),
+            block_spec(
+                list(map(architecture.has_experts, layers)),
+                architecture.qk_layernorm,
+                options.lora,
+                [zlib.crc32(f"{options.seed} {layer}".encode()) if options.fresh else None for layer in layers],
+            ),
             vocab_size=options.padded_vocab,
             max_sequence_length=architecture.max_position_embeddings,
             pre_process=stage == 0,

@@ -304,6 +304,7 @@ def model_options(plan: Plan) -> ModelOptions:
         recompute=(optimizer.recompute_granularity, optimizer.recompute_method, optimizer.recompute_num_layers),
         loss_chunk_size=optimizer.loss_chunk_size if optimizer.loss_compute_mode == "chunk" else None,
         fresh=plan.sources.hugging_face is None and plan.sources.weights is None,
+        seed=optimizer.seed,
         lora=config.lora if config.lora.active else None,
         aux_loss_coeff=optimizer.moe_aux_loss_coeff,
     )

@@ -57,7 +57,11 @@ FRESH = (
     "--num-layers 2 --hidden-size 64 --ffn-hidden-size 128 --num-attention-heads 4 --num-query-groups 2 --kv-channels 16 "
     "--vocab-size 400 --num-experts 8 --moe-router-topk 2 --moe-ffn-hidden-size 48"
 )
-FRESH_LAYOUTS = {1: "", 2: f"{TP} {SP} {EP} {ETP1}", 4: f"{TP} {SP} {EP}"}
+FRESH_LAYOUTS = {
+    1: "",
+    2: f"{TP} {SP} {EP} {ETP1}",
+    4: f"{TP} {SP} {EP} {ETP1} {PP} --make-vocab-size-divisible-by 16",
+}
 # Saved and gone on with: ranks, flags; the first in files of its layout, as Megatron names them.
 RESUMED = {
     "files": (2, f"{TP} {SP} {EP} {ETP1} --ckpt-format torch"),

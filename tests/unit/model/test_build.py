@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from mindspeed_ift.checkpoint.names import Stage, stage_entries
 from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.layout import Layout
 from mindspeed_ift.mcore import seed_random_streams
 from mindspeed_ift.model.attention import BoundaryAttention
 from mindspeed_ift.model.backend import RMSNorm
-from mindspeed_ift.model.build import ModelOptions, build_model, transformer_config
+from mindspeed_ift.model.build import ModelOptions, Qwen3Model, build_model, transformer_config
 from mindspeed_ift.model.weights import fill
 from mindspeed_ift.parallel.groups import Groups
 from tests.tiny_model import tiny_architecture, tiny_model
@@ -114,3 +117,19 @@ def test_the_padding_of_the_vocabulary_changes_no_loss(groups: Groups) -> None:
     positions = torch.arange(9).expand(2, 9)
     losses = [m(tokens, positions, None, labels=tokens, loss_mask=torch.ones(2, 9)).item() for m in (narrow, wide)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_fresh_weights_of_a_pipeline_stage_are_those_of_the_whole_model(groups: Groups) -> None:
+    """Layers and output layer, whatever is drawn before them and however the vocabulary is padded."""
+    architecture = tiny_architecture(num_layers=4, tied=False)
+    whole = build_model(architecture, ModelOptions(padded_vocab=32), groups)
+    place = replace(groups, layout=Layout(pipeline=2), pipeline_rank=1)
+    options = ModelOptions(padded_vocab=48)
+    stage = Qwen3Model(transformer_config(architecture, options, place), architecture, options, place, chunk=0)
+    expected, found = dict(whole.named_parameters()), dict(stage.named_parameters())
+    assert not torch.equal(
+        expected["decoder.layers.0.mlp.linear_fc1.weight"], found["decoder.layers.0.mlp.linear_fc1.weight"]
+    )
+    for name, value in found.items():
+        of_whole = expected[name.replace("layers.0.", "layers.2.").replace("layers.1.", "layers.3.")]
+        assert torch.equal(value[: len(of_whole)], of_whole), name
