@@ -18,6 +18,7 @@ class TextFormat:
         seen: What the first records were, for the user, where they were recognized.
     """
 
+    keys: ClassVar[tuple[str, ...]] = ()
     title: ClassVar[str] = "plain text"
     makes_pairs: ClassVar[bool] = False
     json_keys: tuple[str, ...] = ("text",)
