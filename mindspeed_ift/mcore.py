@@ -7,7 +7,6 @@ and no module imports Megatron before it is prepared for the current device.
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import logging
 import sys
 import warnings
@@ -15,15 +14,17 @@ from typing import Any
 
 from mindspeed_ift.config.errors import RunError
 from mindspeed_ift.devices import device as _device
-from mindspeed_ift.devices.megatron_names import NO_GRAPHS, random_streams, seed_random_streams
+from mindspeed_ift.devices.megatron_names import NO_GRAPHS, installed_version, random_streams, seed_random_streams
 
-SUPPORTED_VERSIONS = ("0.16.", "0.19.")
+SUPPORTED_VERSIONS = ("0.15.", "0.16.", "0.19.")
 """Prefixes of the megatron-core versions that the tests run on."""
 
-_version = importlib.metadata.version("megatron-core")
+_version = installed_version()
+if _version is None:
+    raise RunError("megatron-core is not installed: pip install megatron-core==0.16.1")
 if not _version.startswith(SUPPORTED_VERSIONS):
     raise RunError(
-        f"megatron-core {_version} is installed, which was not run; 0.16.1 and 0.19.2 were, every test on 0.16.1: "
+        f"megatron-core {_version} is installed, which was not run; 0.15.3, 0.16.1 and 0.19.2 were, every test on 0.16.1: "
         "pip install megatron-core==0.16.1"
     )
 

@@ -2,7 +2,6 @@
 # Shared by the scripts of this folder (source it; it runs nothing by itself).
 # Gives: ROOT, PYTHON, need_path, run_tool, run_ranks, run_training, tune, generate and evaluate.
 # Reads: PYTHON, DEVICES, MASTER_ADDR, MASTER_PORT, NNODES, NODE_RANK, MAX_RESTARTS, LOG_DIR, and DRY_RUN=1 (print, do not run).
-# tune, generate and evaluate read besides what stands in them as NAME or NAME:-default (of tune, see docs/training.md).
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 if [ -z "${PYTHON:-}" ]; then
     PYTHON=python3

@@ -1,10 +1,14 @@
-"""What Megatron-core calls by the name of CUDA, and means the device of this process; `mcore` passes it on.
+"""What Megatron-core calls by the name of CUDA, and means the device of this process; `mcore` passes it on. And which
+Megatron-core an import would find.
 
 Megatron is imported at the call: its first import must come after `device.prepare`.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import re
+from pathlib import Path
 from typing import Any
 
 NO_GRAPHS: dict[str, Any] = {"cuda_graph_scope": []}
@@ -23,3 +27,17 @@ def seed_random_streams(seed: int) -> None:
     from megatron.core import tensor_parallel
 
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
+
+
+def installed_version() -> str | None:
+    """Version of the Megatron-core that an import finds, pip's or a clone of Megatron-LM on the path; None: there is none.
+
+    Read from its file, without an import.
+    """
+    found = importlib.util.find_spec("megatron")
+    for folder in (found.submodule_search_locations if found is not None else None) or ():
+        file = Path(folder) / "core/package_info.py"
+        if file.is_file():
+            numbers = re.findall(r"^(?:MAJOR|MINOR|PATCH) = (\d+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+            return ".".join(numbers)
+    return None

@@ -31,13 +31,3 @@ def test_the_architecture_names_every_package() -> None:
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     packages = [path.parent.name for path in (ROOT / "mindspeed_ift").glob("*/__init__.py")]
     assert len(packages) > 7 and not [name for name in packages if not re.search(rf"^(.*\| )?{name}\b", text, re.M)]
-
-
-@pytest.mark.parametrize("page", ["training.md", "training.zh.md"])
-def test_what_the_tune_scripts_take_from_the_environment_is_named(page: str) -> None:
-    body = (ROOT / "examples/qwen3/launch.sh").read_text(encoding="utf-8").partition("\ntune() {")[2]
-    body += (ROOT / "examples/qwen3/tune_qwen3_8b_lora.sh").read_text(encoding="utf-8")
-    read = {name for name in re.findall(r"\$\{([A-Z_]+):-", body) if not name.startswith("DEFAULT_")}
-    inputs = {"ADAPTERS", "DATA_PATH", "HF_MODEL", "NNODES", "SAVE", "SMOKE"}  # heads of scripts name these
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    assert len(read - inputs) > 12 and not [name for name in read - inputs if f"`{name}`" not in text]

@@ -18,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
+from mindspeed_ift.devices.megatron_names import installed_version
+
 Read = TypeVar("Read")
 
 PACKAGES = (
@@ -159,7 +161,7 @@ def _or(read: Callable[[], Read], otherwise: Read) -> Read:
 
 def _version(name: str) -> str:
     try:
-        return metadata.version(name)
+        return (installed_version() or "") if name == "megatron-core" else metadata.version(name)
     except Exception:  # noqa: BLE001 - not installed, or its files are damaged: as good as missing
         return ""
 
