@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.device import torch_npu_wheel
+from tests.device import torch_npu_schemas, torch_npu_wheel
 from tests.device.operator_table import MARK, documents_without, table_of
 from tests.distributed.worlds import run
 from tests.tolerances import BF16_LAYOUT, LAYOUT_LOSS
@@ -67,6 +67,8 @@ def test_losses_and_gradient_norms_are_those_of_plain_torch(runs: Path, name: st
 
 def test_the_document_names_every_call(runs: Path) -> None:
     """To write what the runs called into docs/devices.md and its twin: ``REFRESH_OPERATOR_TABLE=1`` in the environment."""
+    if missing := torch_npu_schemas.missing(torch_npu_wheel.VERSION):
+        pytest.skip(f"torch_npu {torch_npu_wheel.VERSION} calls less: {missing}")
     calls = _calls([runs / "npu" / name for name in RUNS])
     others = documents_without(MARK, table_of(calls))
     assert not others, "run this test with REFRESH_OPERATOR_TABLE=1 and look at what changes"

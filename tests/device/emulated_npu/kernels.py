@@ -58,7 +58,8 @@ def install(own: dict[str, Callable[..., Any]]) -> None:
         if namespace not in libraries or not has_kernel(name, "PrivateUse1") or base in MEMORY:
             continue
         packet = getattr(getattr(torch.ops, namespace), base, None)
-        if packet is None:  # a kernel of an operator that does not exist
+        in_python = f"{namespace}/{overload_name}/PrivateUse1" in torch.library._impls
+        if packet is None or in_python:  # a kernel of an operator that does not exist; put together from others
             continue
         kernel = _kernel_for(name, base, getattr(packet, overload or "default"), own)
         if kernel is not None:
