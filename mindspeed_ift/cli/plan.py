@@ -32,9 +32,7 @@ def main(argv: list[str]) -> int:
     from mindspeed_ift.planning.report import reckon
     from mindspeed_ift.training.workload import workload
 
-    sizes = config.layout
-    product = sizes.tensor_model_parallel_size * sizes.pipeline_model_parallel_size * sizes.context_parallel_size
-    devices = config.plan.num_devices or max(world_size(), product)
+    devices = config.plan.num_devices or max(world_size(), config.layout.model_size)
     found = workload(config, devices)
     report = reckon(found.config, found.architecture, found.work, devices)
     if config.plan.json:

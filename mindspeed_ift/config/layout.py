@@ -54,6 +54,11 @@ class LayoutFlags:
     overlap_param_gather: bool = False
     """Gather parameters while the forward pass already runs; needs the distributed optimizer."""
 
+    @property
+    def model_size(self) -> int:
+        """Devices that one copy of the model takes: TP x PP x CP."""
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -169,7 +174,7 @@ def layout_of(flags: LayoutFlags, world_size: int) -> Layout:
         raise UserError(
             "--tensor-model-parallel-size, --pipeline-model-parallel-size and --context-parallel-size must be at least 1"
         )
-    size = tensor * pipeline * context
+    size = flags.model_size
     if world_size % size:
         raise UserError(
             f"{world_size} processes do not divide by TP {tensor} x PP {pipeline} x CP {context} = {size}; change "

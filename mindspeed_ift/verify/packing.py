@@ -117,10 +117,7 @@ def verify_packing(config: VerifyPackingConfig, world_size: int) -> Report:
         UserError: flags or data are none that a run could take, or hold no row of several samples.
     """
     config.check()
-    parallel = config.layout
-    needed = (
-        parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
-    )
+    needed = config.layout.model_size
     planned = plan(config, needed if world_size == 1 else world_size)
     layout = _tiny_layout(planned, world_size)
     boundaries = _boundaries(planned)
