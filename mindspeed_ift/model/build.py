@@ -17,6 +17,7 @@ from mindspeed_ift.mcore import NO_GRAPHS, GPTModel, TransformerConfig, unable
 from mindspeed_ift.model import head
 from mindspeed_ift.model.backend import block_spec
 from mindspeed_ift.model.dispatch import dispatch_by_kernels
+from mindspeed_ift.model.experts import hand_on_pads
 from mindspeed_ift.model.lora import freeze
 from mindspeed_ift.model.rotary import PositionRotary
 from mindspeed_ift.parallel.context.attention import communication_type
@@ -82,6 +83,8 @@ class Qwen3Model(GPTModel):
         )
         self.architecture, self.options, self.layer_numbers = architecture, options, layers
         dispatch_by_kernels(self.decoder.layers, groups.collection)
+        if options.aux_loss_coeff and "block" in options.recompute:
+            hand_on_pads(self.decoder)
         self.rotary_pos_emb = PositionRotary(architecture.kv_channels, architecture.rotary_base, options.dtype)
 
     def forward(

@@ -141,6 +141,25 @@ class GroupedExperts(nn.Module):
                 weight2[number - first].copy_(down.chunk(size, 1)[rank].T)
 
 
+def hand_on_pads(decoder: nn.Module) -> None:
+    """Give each layer the ``padding_mask`` that the decoder got.
+
+    With --recompute-method block Megatron gives it only to the layers that are recomputed, so that the others' routers would
+    count pads.
+    """
+    pads: list[Tensor | None] = [None]
+
+    def keep(_module: nn.Module, _arguments: Any, options: dict[str, Any]) -> None:
+        pads[0] = options.get("padding_mask")
+
+    def fill_in(_module: nn.Module, arguments: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        return (arguments, {**options, "padding_mask": pads[0]}) if options.get("padding_mask") is None else None
+
+    decoder.register_forward_pre_hook(keep, with_kwargs=True)
+    for layer in decoder.layers:
+        layer.register_forward_pre_hook(fill_in, with_kwargs=True)
+
+
 def balance_scale_of_step(units: float, micro_batches: float) -> float:
     """What a micro-batch's loss for unequal load is multiplied by before its gradient is divided by the units of the loss.
 

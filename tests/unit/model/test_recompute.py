@@ -10,8 +10,9 @@ import torch
 from mindspeed_ift.mcore import MLP
 from mindspeed_ift.model.attention import BoundaryAttention
 from mindspeed_ift.model.build import ModelOptions, build_model
+from mindspeed_ift.model.experts import routers
 from mindspeed_ift.parallel.groups import Groups
-from tests.tiny_model import tiny_architecture
+from tests.tiny_model import tiny_architecture, tiny_experts
 
 LAYERS = 4
 # Granularity, method, number of layers -> how often attention and feed-forward blocks run in a forward and backward pass.
@@ -51,3 +52,18 @@ def test_gradients_are_those_without_recompute(groups: Groups, recompute: tuple)
     assert (calls["attention"], calls["mlp"]) == CASES[recompute]
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
     assert any(gradient.abs().max() > 0.1 for gradient in expected.values())
+
+
+def test_pads_are_left_out_of_the_balance_of_layers_that_are_not_recomputed(groups: Groups) -> None:
+    found = {}
+    for method, pads in ((None, 9), ("block", 9), (None, 0)):
+        recompute = ("full" if method else None, method, 1 if method else None)
+        options = ModelOptions(padded_vocab=32, recompute=recompute, aux_loss_coeff=0.1)
+        torch.manual_seed(3)
+        model = build_model(tiny_experts(num_layers=3, init_method_std=0.2), options, groups)
+        generator = torch.Generator().manual_seed(3)
+        tokens, places = torch.randint(30, (1, 17), generator=generator), torch.arange(16)[None]
+        mask = (places < 16 - pads).float()
+        model(tokens[:, :-1], places, None, labels=tokens[:, 1:], loss_mask=mask, pads=places >= 16 - pads).backward()
+        found[method, pads] = [float(router.balance_sum) for router in routers([model])]
+    assert found["block", 9] == found[None, 9] != found[None, 0]
