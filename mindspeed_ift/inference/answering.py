@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
-
-import torch.distributed as dist
 
 from mindspeed_ift.data.conversation import Message, Role
 from mindspeed_ift.data.encode import Encoder
@@ -32,7 +30,6 @@ class Answering:
         self.loaded, self.encoder, self.sampling, self.system = loaded, encoder, sampling, system
         self.tokenizer = encoder.tokenizer
         self.decoder = Decoder(loaded.model, loaded.groups)
-        self.world = loaded.groups.layout.world
         self.speaks = loaded.groups.rank == 0
 
     def answer(self, questions: Sequence[dict[str, Any]], at_once: int, *, stream: bool) -> list[str]:
@@ -102,18 +99,11 @@ class Answering:
 
         return tell
 
-    def _shared(self, lines: Iterable[str]) -> Iterable[str]:
+    def _shared(self, lines: Iterable[str]) -> Iterator[str]:
         """Lines of the rank that speaks, on every rank."""
-        if self.world == 1:
-            yield from lines
-            return
-        mine = iter(lines)
-        while True:
-            line = [next(mine, None) if self.speaks else None]
-            dist.broadcast_object_list(line, 0)
-            if line[0] is None:
-                return
-            yield line[0]
+        mine, gather = iter(lines), self.loaded.groups.gather
+        while (line := gather(next(mine, None) if self.speaks else None)[0]) is not None:
+            yield line
 
     def _say(self, text: str) -> None:
         if self.speaks:

@@ -40,7 +40,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: ANN201
 
     monkeypatch.setattr(answering, "generate", generate)
     monkeypatch.setattr(answering, "Decoder", lambda *_: None)
-    groups = SimpleNamespace(layout=SimpleNamespace(world=1), rank=0)
+    groups = SimpleNamespace(rank=0, gather=lambda value: [value, None])
     model = SimpleNamespace(architecture=SimpleNamespace(vocab_size=encoder.tokenizer.vocab_size))
     stand_ins: Any = (model, groups)
     return Answering(Loaded(*stand_ins, {}, "x"), encoder, Sampling(), "be kind"), prompts
