@@ -148,9 +148,7 @@ def _read_json(file: Path) -> Iterator[Any]:
                     raise UserError(f"{file}: record {number + 1} is not JSON ({error}); mend or remove it") from error
                 except ValueError as error:
                     if ended or not _may_go_on(error, text):
-                        raise UserError(
-                            f"{file}: record {number + 1} is not JSON ({error}); mend or remove it"
-                        ) from error
+                        raise UserError(f"{file}: record {number + 1} {_told(error, text, position)}") from error
             elif ended:
                 if in_array:
                     raise UserError(
@@ -167,6 +165,15 @@ def _may_go_on(error: ValueError, text: str) -> bool:
     if not isinstance(error, json.JSONDecodeError):
         return False
     return error.pos > len(text) - _LONGEST_WORD or error.msg.startswith("Unterminated string")
+
+
+def _told(error: ValueError, text: str, start: int) -> str:
+    """What is wrong with the record that starts there; the decoder counts from the beginning of a block of the file."""
+    place = str(error)
+    if isinstance(error, json.JSONDecodeError):
+        place = f"{error.msg} at character {error.pos - start + 1} of it"
+    remedy = "the file ends within it: copy it again" if _may_go_on(error, text) else "mend or remove it"
+    return f"is not JSON ({place}); {remedy}"
 
 
 class _EqualKeys(Exception):

@@ -109,7 +109,8 @@ def test_origins_name_file_and_record(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.jsonl", b'{"a": 1}\n{"a": \n', "line 2 is not JSON"),
-        ("a.json", b'[{"a": 1}, {"a": ', "record 2 is not JSON"),
+        ("a.json", b'[{"a": 1}, {"a": ', r"record 2 is not JSON \(.* at character 7 of it\); the file ends within it"),
+        ("a.json", b'[{"a": 1}, {"a" 2}, {"a": 3}]', r"record 2 is not JSON \(.* at character 6 of it\); mend"),
         ("a.json", b'[{"a": 1}', "without closing its array"),
         ("a.json", b'[{"a": 1}] {"b": 2}', "goes on after its array"),
         ("a.json", b'["text"]', "a.json:1 is not an object but text"),
