@@ -83,6 +83,8 @@ def install(device: FakeCuda) -> None:
     for name in ("range_push", "range_pop"):
         setattr(torch.cuda.nvtx, name, _always())
     fake_tensor.init_gpu_context = _always()
+    # Under it operators come to the device that torch takes apart elsewhere.
+    torch.inference_mode = lambda on=True: torch.no_grad() if on else contextlib.nullcontext()  # type: ignore
     torch.backends.cuda.is_flash_attention_available = _always(True)
     torch.nn.Module._apply = _apply  # type: ignore[method-assign]
     # A list of numbers is read from the device in one go, and not one by one as fake tensors do.
