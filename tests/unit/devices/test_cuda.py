@@ -225,7 +225,7 @@ def offered(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = HOPPE
         pytest.param(True, ["flash_attn"], [], "varlen_attn; ", marks=BUILT_IN),
         (False, ["flash_attn"], [], "flash-attn; "),
         (True, ["flash_attn"], ["torch.nn.attention.varlen"], "flash-attn; "),
-        (False, [], [], f"attention ({NONE}, and for FlexAttention torch.compile needs triton)"),
+        (False, [], ["triton"], f"attention ({NONE}, and for FlexAttention torch.compile needs triton)"),
         (False, [], ["torch.nn.attention.flex_attention"], f"attention ({NONE}, and it has no FlexAttention)"),
     ],
 )
