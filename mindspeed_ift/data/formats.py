@@ -17,7 +17,7 @@ from mindspeed_ift.data.column_formats import AlpacaFormat, AlpacaPairFormat
 from mindspeed_ift.data.conversation import Conversation, DropRecord, PreferencePair
 from mindspeed_ift.data.dialogue_formats import MossFormat
 from mindspeed_ift.data.fields import Record, unwrapped
-from mindspeed_ift.data.handlers import AUTO, HANDLERS, KEEPERS, ROLLOUTS, check_handler
+from mindspeed_ift.data.handlers import AUTO, HANDLERS, check_handler
 from mindspeed_ift.data.message_formats import (
     OpenAIFormat,
     OpenAIPairFormat,
@@ -147,7 +147,8 @@ def make_format(
     check_handler(handler)
     if handler in AUTO:
         return _auto(map_keys, json_keys, first, where)
-    found = HANDLERS[handler]
+    row = HANDLERS[handler]
+    found = row.form
     columns = {column for record in first for column in record}
     remedy = "name the right one with --map-keys"
     if issubclass(found, MadeTextFormat):
@@ -159,8 +160,8 @@ def make_format(
     else:
         form = found(**_checked_keys(found, map_keys, handler))
         form = form.adapt(columns) if isinstance(form, AlpacaFormat) else form
-    if handler in ROLLOUTS:
-        form = RolloutFormat(form, kept if handler in KEEPERS else ())
+    if row.prompts_only:
+        form = RolloutFormat(form, kept if row.keeps_columns else ())
     for column in form.required():
         if column not in columns:
             raise UserError(_no_column(column, first, where, remedy))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.data.formats import OPTIONAL_COLUMNS, AutoFormat, Format
-from mindspeed_ift.data.handlers import KEEPERS, OWN_PROMPTS
+from mindspeed_ift.data.handlers import KEEPERS, own_template
 from mindspeed_ift.data.ledger import Ledger
 from mindspeed_ift.data.rollout_formats import RolloutFormat
 from mindspeed_ift.data.template_choice import definition
@@ -65,7 +65,7 @@ def _about_template(template: Template, tokenizer: Tokenizer, path: str) -> Iter
 
 
 def _about_own_prompt(config: PreprocessConfig, template: Template, tokenizer: Tokenizer) -> Iterator[str]:
-    own = config.handler_name in OWN_PROMPTS
+    own = own_template(config.handler_name) is not None
     if own and config.prompt_type not in ("qwen", template.name):
         yield f"--prompt-type {config.prompt_type} changes nothing: {config.handler_name} writes a prompt of its own"
     if own and config.prompt_type_path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import UserError, nearest
 from mindspeed_ift.data.encode import EncodeOptions, Encoder
-from mindspeed_ift.data.handlers import OWN_PROMPTS
+from mindspeed_ift.data.handlers import HANDLERS, own_template
 from mindspeed_ift.data.hf_template import CHAT_TEMPLATE, ChatTemplateEncoder
 from mindspeed_ift.data.hunyuan_template import HUNYUAN, HunyuanEncoder
 from mindspeed_ift.data.template_files import Row, read_rows, template_of
@@ -13,10 +13,10 @@ from mindspeed_ift.data.template_fingerprint import fingerprint
 from mindspeed_ift.data.template_table import TEMPLATES
 from mindspeed_ift.data.templates import Template
 from mindspeed_ift.data.tokenizer import Tokenizer
-from mindspeed_ift.data.whole_text import EACH_ANSWER, MARKS, STEPS, EachAnswerEncoder, WholeTextEncoder
+from mindspeed_ift.data.whole_text import EACH_ANSWER, STEPS, EachAnswerEncoder, WholeTextEncoder
 
-OF_HANDLERS = {template.name: template for template in (STEPS, EACH_ANSWER, MARKS, HUNYUAN)}
-"""Name -> template of handlers with a prompt of their own (handlers.py)."""
+_OF_HANDLERS = {handler.template.name: handler.template for handler in HANDLERS.values() if handler.template}
+"""Name -> template of handlers with a prompt of their own."""
 
 _KINDS: tuple[tuple[Template, type[Encoder]], ...] = (
     (CHAT_TEMPLATE, ChatTemplateEncoder),
@@ -52,9 +52,11 @@ def template_for(config: PreprocessConfig) -> tuple[Template, Row | None]:
     Raises:
         UserError: See `find_row` and `get_template`.
     """
-    own = OWN_PROMPTS.get(config.handler_name)
-    row = None if own else find_row(config.prompt_type, config.prompt_type_path)
-    return get_template(own or config.prompt_type, row, config.prompt_type_path), row
+    own = own_template(config.handler_name)
+    if own is not None:
+        return own, None
+    row = find_row(config.prompt_type, config.prompt_type_path)
+    return get_template(config.prompt_type, row, config.prompt_type_path), row
 
 
 def get_template(name: str, row: Row | None = None, where: str = "") -> Template:
@@ -71,7 +73,7 @@ def get_template(name: str, row: Row | None = None, where: str = "") -> Template
     if row is not None:
         return template_of(row, where)
     known = {**TEMPLATES, CHAT_TEMPLATE.name: CHAT_TEMPLATE}
-    found = known.get(name) or OF_HANDLERS.get(name)
+    found = known.get(name) or _OF_HANDLERS.get(name)
     if found is not None:
         return found
     raise UserError(f"--prompt-type {name} is not a template; {_hint(name, list(known))}")

@@ -95,7 +95,7 @@ def good(handler: str) -> dict[str, Any]:
 
 @cache
 def worker(handler: str, name: str, mask_thoughts: bool) -> Worker:
-    keys = {key: key for key in ("tools", "system") if handler == "auto" or key in HANDLERS[handler].keys}
+    keys = {key: key for key in ("tools", "system") if handler == "auto" or key in HANDLERS[handler].form.keys}
     form = make_format(handler, keys, ("text",), [{**good(handler), **dict.fromkeys(keys)}], "a.jsonl")
     return Worker(Job(form, name, None, EncodeOptions(mask_thoughts=mask_thoughts)), tokenizer())
 
