@@ -73,19 +73,6 @@ class Folder:
         """Names of all files of weights, in order."""
         return sorted(set(self._files.values()))
 
-    @property
-    def size(self) -> int:
-        """Bytes of the files.
-
-        Raises:
-            UserError: one is missing.
-        """
-        paths = [self.path / name for name in set(self._files.values())]
-        for path in paths:
-            if not path.is_file():
-                raise UserError(f"{path} is missing; copy the folder again")
-        return sum(path.stat().st_size for path in paths)
-
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """One tensor, checked.
 
@@ -252,9 +239,9 @@ def write_folder(
         _write_json(staging / "generation_config.json", {k: v for k, v in generation.items() if v is not None})
         if training:
             _write_json(staging / _TRAINING, training)
-        for name in _TOKENIZER_FILES if tokenizer_folder is not None else ():
-            if (Path(tokenizer_folder or "") / name).is_file():
-                shutil.copyfile(Path(tokenizer_folder or "") / name, staging / name)
+        for file in [tokenizer_folder / name for name in _TOKENIZER_FILES] if tokenizer_folder is not None else []:
+            if file.is_file():
+                shutil.copyfile(file, staging / file.name)
         settled()
 
 

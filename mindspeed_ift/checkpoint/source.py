@@ -163,20 +163,10 @@ class Checkpoint:
                 f"{folder} holds adapters only; merge them into the weights they were trained on: tools/convert_ckpt.py"
                 f" --load-dir WEIGHTS --lora-load {folder}"
             )
-        self._shapes = hugging_face_shapes(self.architecture)
         self._groups = {part: group for group in self._all_groups() for part in group.parts}
         self._state_dicts, self._lock = Stages(self.folder, manifest, check=check), threading.Lock()
         self._files: dict[int, dict[tuple[int, int], LazyTensors]] = {}
         self._held = _Held()
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and value of all, in the order of the model.
-
-        Raises:
-            UserError: as `tensor`.
-        """
-        for name, shape in self._shapes.items():
-            yield name, self.tensor(name, shape)
 
     def dtype(self, name: str) -> torch.dtype:
         """As `Source.dtype`."""
