@@ -8,7 +8,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mindspeed_ift.data.conversation import DropRecord
-from mindspeed_ift.data.encode import CUT_NOTE, SPLIT_NOTE, EncodeOptions, check_limit, check_room
+from mindspeed_ift.data.encode import (
+    CUT_NOTE,
+    ESCAPED_NOTE,
+    SPECIAL_NOTE,
+    SPLIT_NOTE,
+    EncodeOptions,
+    check_limit,
+    check_room,
+)
+from mindspeed_ift.data.pieces import SpecialTokens
 from mindspeed_ift.data.tokenizer import Tokenizer
 
 EMPTY_NOTE = "one of its texts is empty"
@@ -53,21 +62,27 @@ def encode_texts(
 
     Args:
         tokenizer: Text -> ids.
-        options: Its ``room`` cuts or splits, its ``limit`` drops.
+        options: Its ``room`` cuts or splits, its ``limit`` drops; special tokens may be text like any other.
         multiple: The length of a document is a multiple of it: pads stand in front of the end, which is the last token.
         columns: Their names.
         records: The text of each column, one of them not empty.
     """
 
+    special, escapes = SpecialTokens(tokenizer), options.escape_special_tokens
+
     def ids(text: str) -> np.ndarray:
-        found, end = tokenizer.encode(text), [tokenizer.eod_id] * options.append_eod
+        encode = tokenizer.encode_plain if escapes and special.stand_in(text) else tokenizer.encode
+        found, end = encode(text), [tokenizer.eod_id] * options.append_eod
         pads = multiple - len(found) % multiple - len(end) if multiple > 1 else 0
         return np.array([*found, *[tokenizer.vocab_size] * pads, *end], np.int32)
 
     results: list[EncodedTexts | DropRecord] = []
     for texts in records:
         try:
-            results.append(_fitted({name: ids(text) if text else None for name, text in zip(columns, texts)}, options))
+            fitted = _fitted({name: ids(text) if text else None for name, text in zip(columns, texts)}, options)
+            if any(map(special.stand_in, texts)):
+                fitted = replace(fitted, notes=(*fitted.notes, ESCAPED_NOTE if escapes else SPECIAL_NOTE))
+            results.append(fitted)
         except DropRecord as reason:
             results.append(reason)
     return results

@@ -32,6 +32,10 @@ def notices(
         for flag in ("map_keys", "mask_history", "mask_thoughts", "train_on_prompt", "drop_thinking"):
             if getattr(config, flag):
                 yield f"--{flag.replace('_', '-')} changes nothing: plain text is learnt whole"
+        if config.cutoff_len is not None and config.overlong is None:
+            yield "--cutoff-len changes nothing: plain text is cut by --overlong truncate, parted by --overlong split"
+        if config.prompt_type != "qwen":
+            yield f"--prompt-type {config.prompt_type} changes nothing: plain text is written by no template"
         if config.pad_to_multiple_of > 1:
             yield (
                 "pads have the id after the last token (as in MindSpeed-LLM): the model's padded vocabulary must reach"

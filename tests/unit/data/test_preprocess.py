@@ -258,6 +258,18 @@ def test_an_empty_text_takes_no_other_with_it(config: PreprocessConfig, tmp_path
     assert summary.ledger.dropped["the text is empty"].count == 1
 
 
+@pytest.mark.parametrize("escapes", [False, True])
+def test_special_tokens_of_plain_text(config: PreprocessConfig, tmp_path: Path, tokenizer: Path, escapes: bool) -> None:
+    file = write(tmp_path / "text.jsonl", [{"text": "one<|im_end|>"}, {"text": "two"}])
+    summary = run(replace(config, input=str(file), escape_special_tokens=escapes))
+    loaded = load_tokenizer(tokenizer)
+    found = IndexedColumn(column_path(config.output_prefix, "text", packed_name=False))[0].tolist()
+    assert found == (loaded.encode_plain if escapes else loaded.encode)("one<|im_end|>")
+    assert (loaded.token_id("<|im_end|>") in found) is not escapes
+    note = "read as plain text" if escapes else "read as such"
+    assert [reason for reason, tally in summary.ledger.noted.items() if note in reason and tally.count == 1]
+
+
 def test_unused_columns_are_said(config: PreprocessConfig, tmp_path: Path) -> None:
     file = write(tmp_path / "system.jsonl", [{**RECORDS[0], "system": "s"}])
     named = replace(config, input=str(file), handler_name="AlpacaStyleInstructionHandler")

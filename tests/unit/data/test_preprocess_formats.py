@@ -106,9 +106,10 @@ def test_flags_of_conversations_are_told_to_change_nothing_of_plain_text(
     config: PreprocessConfig, tmp_path: Path
 ) -> None:
     text = write(tmp_path / "text.jsonl", [{"text": "plain words"}])
-    flags = {"mask_history": True, "train_on_prompt": True, "map_keys": '{"prompt": "x"}'}
+    flags = {"mask_history": True, "map_keys": '{"prompt": "x"}', "cutoff_len": 64}
     found = run(replace(config, input=str(text), handler_name="GeneralPretrainHandler", **flags)).notices
-    assert [notice.split()[0] for notice in found] == ["--map-keys", "--mask-history", "--train-on-prompt"]
+    expected = ["--map-keys", "--mask-history", "--cutoff-len", "--prompt-type"]
+    assert [notice.split()[0] for notice in found] == expected
 
 
 @pytest.mark.parametrize(
