@@ -32,6 +32,7 @@ class Versions:
         python: minor version.
         pins: distribution -> what pip is held to; where it says nothing, ``constraints.txt`` does.
         newest: hold nothing but ``pins``: what else setup.py allows is the newest.
+        without: checks that are not tried.
         megatron: version of megatron-core to put in the place of that which is pinned, without what it depends on: that
             holds numpy back to 1, or is much that is never imported.
     """
@@ -39,6 +40,7 @@ class Versions:
     python: str
     pins: dict[str, str]
     newest: bool = False
+    without: tuple[str, ...] = ()
     megatron: str = ""
 
 
@@ -53,7 +55,8 @@ SETS = {
     "torch-2.7": Versions("3.10", BASE | {"torch": "==2.7.1"}),
     "torch-2.9": Versions("3.11", BASE | {"torch": "==2.9.1"}),
     "megatron-0.15": Versions("3.11", BASE, megatron="0.15.3"),
-    "newest": Versions("3.12", NEWEST, newest=True),
+    "torch-2.14": Versions("3.11", BASE | {"torch": "==2.14.0"}),
+    "newest": Versions("3.12", NEWEST, newest=True, without=("npu",)),  # there is no torch_npu for that torch yet
 }
 """Name -> versions. What passes is supported, and stands in docs/versions.md and in the doctor's table."""
 
@@ -65,6 +68,7 @@ CHECKS = {
     "adapters": ["tests/parity/test_lora.py"],
     "training": ["tests/end_to_end/test_training.py"],
     "two ranks": ["tests/end_to_end/test_smoke.py"],
+    "npu": [f"tests/device/test_{name}.py" for name in ("npu_kernels", "npu_training", "emulated_npu")],
     "layouts": ["tests/distributed/test_pipelines.py", "tests/distributed/test_expert_layouts.py"],
 }
 """What is tried on each set -> arguments of pytest."""
@@ -174,7 +178,7 @@ def try_set(name: str, versions: Versions, options: argparse.Namespace) -> tuple
     show(rows[0])
     if python is None:
         return rows, {}
-    for check in options.checks:
+    for check in [one for one in options.checks if one not in versions.without]:
         start = time.monotonic()
         result, told = run_check(python, CHECKS[check], BUILD / f"{name} {check}.xml".replace(" ", "_"))
         rows.append(Row(name, check, result, told, round(time.monotonic() - start)))

@@ -35,6 +35,17 @@ def test_what_is_run_is_there(script: Any) -> None:
     assert len(paths) > len(script.CHECKS) and all((ROOT / path).exists() for path in paths)
 
 
+def test_a_check_is_not_tried_on_a_set_without_it(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "BUILD", tmp_path)
+    for name, value in {"install": (Path("python"), ""), "run_check": ("ok", ""), "installed": {}}.items():
+        monkeypatch.setattr(script, name, lambda *_, value=value: value)
+    out = tmp_path / "results.json"
+    words = ["--checks", "unit", "npu", "--keep", "--output", str(out)]
+    assert script.main(["--sets", "torch-2.14", "newest", *words]) == 0
+    rows = [row for one in json.loads(out.read_text(encoding="utf-8"))["sets"].values() for row in one["rows"]]
+    assert [row["check"] for row in rows] == ["install", "unit", "npu", "install", "unit"]
+
+
 @pytest.mark.parametrize(
     ("cases", "code", "result", "told"),
     [
