@@ -68,7 +68,7 @@ class SharegptFormat:
         """Messages without the system's, system prompt, tools."""
         system = optional(record, self.system)
         if messages and self._is_system(messages[0]):
-            system = self._content(messages.pop(0))
+            system = text_of(messages.pop(0).get(self.tags.content_tag), "the system prompt")
         tools = json_text_of(record.get(self.tools), f"'{self.tools}'") if self.tools else ""
         return messages, system, tools
 

@@ -54,6 +54,8 @@ def test_sharegpt_and_its_tags() -> None:
         ]
     }
     assert form(record).convert(record) == Conversation(turns((USER, "q"), (ANSWER, "a")), "s")
+    record["conversations"][0]["value"] = None
+    assert form(record).convert(record) == Conversation(turns((USER, "q"), (ANSWER, "a")))
     openai = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
     tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
     mapped = form(openai, "SharegptStyleInstructionHandler", messages="messages", tags=tags)
