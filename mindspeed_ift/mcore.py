@@ -14,7 +14,13 @@ from typing import Any
 
 from mindspeed_ift.config.errors import RunError
 from mindspeed_ift.devices import device as _device
-from mindspeed_ift.devices.megatron_names import NO_GRAPHS, installed_version, random_streams, seed_random_streams
+from mindspeed_ift.devices.megatron_names import (
+    NO_GRAPHS,
+    add_weight_gradients_by,
+    installed_version,
+    random_streams,
+    seed_random_streams,
+)
 
 SUPPORTED_VERSIONS = ("0.15.", "0.16.", "0.19.")
 """Prefixes of the megatron-core versions that the tests run on."""
@@ -114,6 +120,7 @@ __all__ = [
     "TopKRouter",
     "TransformerBlockSubmodules",
     "TransformerConfig",
+    "add_weight_gradients_by",
     "apply_swiglu_sharded_factory",
     "finalize_model_grads",
     "get_forward_backward_func",

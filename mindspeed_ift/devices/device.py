@@ -96,12 +96,12 @@ SETTINGS_OF_DETERMINISM: dict[str, dict[str, str]] = {
 """Kind of device -> what its libraries need in the environment to sum in one order always."""
 
 
-def _of_cpu() -> tuple[Kernels, str]:
+def _of_cpu(_: int) -> tuple[Kernels, str]:
     return with_fused(cpu.offers())
 
 
-KERNELS: dict[str, Callable[[], tuple[Kernels, str]]] = {"npu": npu.kernels, "cuda": cuda.kernels, "cpu": _of_cpu}
-"""Kind of device -> its kernels, and how the log says it."""
+KERNELS: dict[str, Callable[[int], tuple[Kernels, str]]] = {"npu": npu.kernels, "cuda": cuda.kernels, "cpu": _of_cpu}
+"""Kind of device -> the kernels of the device with that index, and how the log says it."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -117,16 +117,16 @@ def current() -> Device:
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     if wanted in ("", "npu") and npu.available():
         index = rank % torch.get_device_module("npu").device_count()
-        return Device("npu", index, "hccl", "torch_npu finds an NPU", *KERNELS["npu"]())
+        return Device("npu", index, "hccl", "torch_npu finds an NPU", *KERNELS["npu"](index))
     if wanted in ("", "cuda") and torch.cuda.is_available():
         index = rank % torch.cuda.device_count()
-        return Device("cuda", index, "nccl", "torch finds a CUDA device", *KERNELS["cuda"]())
+        return Device("cuda", index, "nccl", "torch finds a CUDA device", *KERNELS["cuda"](index))
     if wanted not in ("", "cpu"):
         raise UserError(
             f"MINDSPEED_IFT_DEVICE={wanted}, but torch finds no such device; unset it to take what is there"
         )
     reason = "MINDSPEED_IFT_DEVICE=cpu" if wanted else "no NPU and no CUDA device"
-    return Device("cpu", 0, "gloo", reason, *KERNELS["cpu"]())
+    return Device("cpu", 0, "gloo", reason, *KERNELS["cpu"](0))
 
 
 def count() -> int:

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+from torch import Tensor
 
 NO_GRAPHS: dict[str, Any] = {"cuda_graph_scope": []}
 """For a TransformerConfig: nothing is recorded and replayed. Its default means the same, and warns that it is deprecated."""
@@ -27,6 +31,22 @@ def seed_random_streams(seed: int) -> None:
     from megatron.core import tensor_parallel
 
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
+
+
+def add_weight_gradients_by(add_product: Callable[[Tensor, Tensor, Tensor], None]) -> None:
+    """Let Megatron's linear layers with ``gradient_accumulation_fusion`` add to their gradients by a kernel of ours.
+
+    They look for apex's extension by its name, which need not be installed then.
+
+    Args:
+        add_product: adds the transpose of its second argument times the third to the first.
+    """
+    from megatron.core.tensor_parallel import layers
+
+    def add(tokens: Tensor, grad: Tensor, total: Tensor) -> None:
+        add_product(total, grad, tokens)
+
+    layers.fused_weight_gradient_mlp_cuda = SimpleNamespace(wgrad_gemm_accum_fp32=add)
 
 
 def installed_version() -> str | None:

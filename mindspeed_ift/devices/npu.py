@@ -65,7 +65,7 @@ def available() -> bool:
     return torch.get_device_module("npu").is_available()
 
 
-def kernels() -> tuple[Kernels, str]:
+def kernels(_: int) -> tuple[Kernels, str]:
     """The table of torch_npu's kernels, and how the log says it."""
     return with_fused(npu.offers())
 

@@ -30,9 +30,6 @@ then read and written once for so many positions, and not for the few whose logi
 _ALIGNED = 128
 """Rows of a tile are a multiple of it: products of matrices whose rows begin anywhere are slow on tensor cores."""
 
-_ROWS = 1 << 14
-"""Rows of the output layer whose gradient of one piece exists at once, before it is added to the sum in fp32."""
-
 
 def loss_sum(
     hidden_SBH: Tensor,
@@ -201,7 +198,7 @@ def _walk(
         grad_PV = grad_PV.scatter_add_(1, local_P[:, None], -(here_P * weights_P)[:, None]).to(hidden_LH.dtype)
         grad_hidden[piece] = current().kernels.linear(grad_PV, weight_VH.t())
         if grad_weight is not None:
-            _add_product(grad_weight, grad_PV, hidden_PH)
+            current().kernels.add_product(grad_weight, grad_PV, hidden_PH)
     return total
 
 
@@ -247,19 +244,18 @@ def _gradients(
         grad_weight: fp32 ``[V, H]``, or None.
     """
     grad_hidden = torch.empty_like(hidden_LH)
-    grad_PH = None
     for piece, block in _tiles(len(labels_L), weight_VH.shape[0], vocabulary.chunk_size):
         hidden_PH, weight_RH, weights_P = hidden_LH[piece], weight_VH[block], weights_L[piece]
         logits_PR, local_P, here_P = _tile(hidden_PH, weight_RH, labels_L[piece], vocabulary, block.start)
         chosen = (local_P, here_P * weights_P)
         grad_PR = current().kernels.softmax_gradient(logits_PR, sums_L[piece], weights_P, *chosen)
-        part_PH = current().kernels.linear(grad_PR, weight_RH.t())
-        # Summed in fp32, whatever the dtype.
-        grad_PH = part_PH.float() if grad_PH is None else grad_PH.add_(part_PH)
+        if block.start == 0:
+            grad_PH = torch.zeros_like(hidden_PH, dtype=torch.float32)  # summed in fp32, whatever the dtype
+        current().kernels.add_product(grad_PH, grad_PR.t(), weight_RH)
         if block.stop == weight_VH.shape[0]:
-            grad_hidden[piece], grad_PH = grad_PH, None
+            grad_hidden[piece] = grad_PH
         if grad_weight is not None:
-            _add_product(grad_weight[block], grad_PR, hidden_PH)
+            current().kernels.add_product(grad_weight[block], grad_PR, hidden_PH)
     return grad_hidden
 
 
@@ -286,16 +282,6 @@ def _tile(
     local_P = labels_P - first
     here_P = (local_P >= 0) & (local_P < rows)
     return logits_PR, local_P.clamp(0, rows - 1), here_P
-
-
-def _add_product(sum_RH: Tensor, grad_PR: Tensor, hidden_PH: Tensor) -> None:
-    """Add the gradient of some rows of the weight to its fp32 sum."""
-    if sum_RH.dtype == grad_PR.dtype:
-        sum_RH.addmm_(grad_PR.t(), hidden_PH)
-        return
-    for first in range(0, len(sum_RH), _ROWS):
-        block = slice(first, first + _ROWS)
-        sum_RH[block].add_(grad_PR[:, block].t() @ hidden_PH)
 
 
 def mask_padding(logits: Tensor, first_padding: int) -> None:

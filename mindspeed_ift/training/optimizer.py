@@ -15,11 +15,14 @@ from mindspeed_ift.config.layout import LayoutFlags
 from mindspeed_ift.config.tuning import OptimizerFlags
 from mindspeed_ift.devices.device import current
 from mindspeed_ift.mcore import (
+    ColumnParallelLinear,
     DistributedDataParallel,
     DistributedDataParallelConfig,
     HybridDeviceOptimizer,
     OptimizerConfig,
     OptimizerParamScheduler,
+    RowParallelLinear,
+    add_weight_gradients_by,
     finalize_model_grads,
     get_megatron_optimizer,
     parallel_state,
@@ -36,10 +39,21 @@ def wrap(stages: list[Qwen3Model], layout: LayoutFlags) -> list[DistributedDataP
         grad_reduce_in_fp32=True,
     )
     # One bucket for later stages: with several, the schedule starts the reduction of a whole one.
-    return [
+    wrapped = [
         DistributedDataParallel(stage.config, options, stage, disable_bucketing=number > 0)
         for number, stage in enumerate(stages)
     ]
+    _add_gradients_in_place(stages)
+    return wrapped
+
+
+def _add_gradients_in_place(stages: list[Qwen3Model]) -> None:
+    """Linear layers add their weights' gradients to the buffers themselves, which are there from now on."""
+    add_weight_gradients_by(current().kernels.add_product)
+    for stage in stages:
+        for module in stage.modules():
+            if isinstance(module, (ColumnParallelLinear, RowParallelLinear)):
+                module.gradient_accumulation_fusion = True
 
 
 def weights_dtype(flags: OptimizerFlags) -> torch.dtype:

@@ -5,23 +5,28 @@ Each is chosen once, when the process asks for its device; `flash` has the atten
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 import torch
+import torch.nn.functional as functional
 from torch import Tensor
 
 from mindspeed_ift.devices.kernels import flash, flex, reference
 from mindspeed_ift.devices.kernels.table import Kernel, Offer
+from mindspeed_ift.devices.transfer import upload
 
-_FLASH_FROM = (8, 0)  # compute capability
+_FLASH_FROM = (8, 0)  # compute capability, of grouped_mm too
 _COMPILED_FROM = (7, 0)  # Triton's least
 _BACKEND = "inductor"
 _NO_FLASH = "this torch has no varlen_attn, flash-attn is not installed"
 
-# Shapes: S positions, B rows, T tokens, H the last dimension, N heads, D head size, P positions, V rows of the output layer.
+# Shapes: S positions, B rows, T tokens, H the last dimension, N heads, D head size, P positions, V or
+# R rows of a weight.
 
 
 @cache
@@ -61,6 +66,23 @@ def _turn(tensor_SBND: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return _compiled(reference.turn)(*tokens).view(tensor_SBND.shape)
 
 
+def grouped_matmul(tokens_TI: Tensor, weights_EIO: Tensor, counts: Sequence[int]) -> Tensor:
+    """As `reference.grouped_matmul`, in one kernel, which takes bf16 alone and rows of whole 16 bytes."""
+    narrow = tokens_TI.dtype is torch.bfloat16 and not any(size % 8 for size in weights_EIO.shape[1:])
+    if not narrow or not len(tokens_TI):
+        return reference.grouped_matmul(tokens_TI, weights_EIO, counts)
+    ends = upload(torch.tensor(list(accumulate(counts)), dtype=torch.int32), tokens_TI.device)
+    return functional.grouped_mm(tokens_TI, weights_EIO, offs=ends)
+
+
+def add_product(sum_RH: Tensor, left_PR: Tensor, right_PH: Tensor) -> None:
+    """As `reference.add_product`; of 16 bits to fp32 in one kernel, and nothing is rounded between."""
+    if sum_RH.dtype is not torch.float32 or left_PR.dtype is torch.float32:
+        reference.add_product(sum_RH, left_PR, right_PH)
+    else:
+        torch.ops.aten.addmm.dtype_out(sum_RH, left_PR.t(), right_PH, torch.float32, out=sum_RH)
+
+
 def softmax_sums(logits_PV: Tensor, columns_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As `reference.softmax_sums`, in one kernel that reads the logits."""
     return _compiled(_sums)(_of_any_length(logits_PV), _of_any_length(columns_P))
@@ -92,6 +114,27 @@ def _is_column(logits_PV: Tensor, columns_P: Tensor) -> Tensor:
     return torch.arange(logits_PV.shape[1], device=logits_PV.device) == columns_P[:, None]
 
 
+def _below(wanted: tuple[int, int], capability: tuple[int, int]) -> str:
+    """Why a device cannot run what wants this compute capability, or empty."""
+    return "" if capability >= wanted else "compute capability {}.{} is below {}.{}".format(*capability, *wanted)
+
+
+def _why_not_grouped(capability: tuple[int, int]) -> str:
+    if not hasattr(functional, "grouped_mm"):
+        return "this torch has no grouped_mm"
+    return _below(_FLASH_FROM, capability)
+
+
+def _why_not_added(device: torch.device) -> str:
+    """The operator is there from torch 2.8 on, but takes such a sum in later ones only."""
+    with contextlib.suppress(Exception):  # whatever it says no with
+        total, factor = torch.ones(16, 16, device=device), torch.eye(16, dtype=torch.bfloat16, device=device)
+        add_product(total, factor, factor)
+        if total.sum() == 16 * 17:
+            return ""
+    return "this torch does not add products of 16 bits to sums of 32"
+
+
 def _liger_rms_norm() -> Kernel | None:
     """Liger Kernel's RMSNorm, which rounds where Qwen3's does ("llama"); None where the package is not installed."""
     if importlib.util.find_spec("liger_kernel") is None:
@@ -105,11 +148,12 @@ def _liger_rms_norm() -> Kernel | None:
     return rms_norm
 
 
-def offers(capability: tuple[int, int]) -> dict[str, Offer]:
+def offers(capability: tuple[int, int], device: torch.device) -> dict[str, Offer]:
     """What this torch and the packages beside it have for a device.
 
     Args:
         capability: the device's compute capability.
+        device: where what no version tells is tried.
     """
     liger = _liger_rms_norm()
     compiled: dict[str, Any] = {"missing": _why_not_compiled(capability)}
@@ -120,6 +164,8 @@ def offers(capability: tuple[int, int]) -> dict[str, Offer]:
         else Offer("Liger's rms_norm", {"rms_norm": liger}, **compiled),
         "swiglu": Offer("swiglu", {"swiglu": swiglu}, **compiled),
         "rotary": Offer("rotary", {"rotary": rotary}, **compiled),
+        "grouped_matmul": Offer("grouped_mm", {"grouped_matmul": grouped_matmul}, _why_not_grouped(capability)),
+        "linear": Offer("products added in fp32", {"add_product": add_product}, _why_not_added(device)),
         "adamw": Offer("fused AdamW", {"fused_adamw": True}),
         "cross_entropy": Offer(
             "cross_entropy", {"softmax_sums": softmax_sums, "softmax_gradient": softmax_gradient}, **compiled
@@ -130,7 +176,7 @@ def offers(capability: tuple[int, int]) -> dict[str, Offer]:
 def _attention(capability: tuple[int, int]) -> Offer:
     """torch's where it has one, else flash-attn's, else FlexAttention, else the reason why scaled dot products serve,
     segment by segment."""
-    missing = "" if capability >= _FLASH_FROM else f"compute capability {capability[0]}.{capability[1]} is below 8.0"
+    missing = _below(_FLASH_FROM, capability)
     found = flash.of_torch() if torch.backends.cuda.is_flash_attention_available() else None
     found = found or flash.of_flash_attn()
     if found is not None:
@@ -145,6 +191,5 @@ def _attention(capability: tuple[int, int]) -> Offer:
 
 
 def _why_not_compiled(capability: tuple[int, int]) -> str:
-    if capability < _COMPILED_FROM:
-        return f"compute capability {capability[0]}.{capability[1]} is below 7.0"
-    return "" if importlib.util.find_spec("triton") is not None else "torch.compile needs triton"
+    there = importlib.util.find_spec("triton") is not None
+    return _below(_COMPILED_FROM, capability) or ("" if there else "torch.compile needs triton")

@@ -91,7 +91,9 @@ def _permute(kernels: Kernels, make: Callable[..., Tensor], place: torch.device)
 def _linear(kernels: Kernels, make: Callable[..., Tensor], place: torch.device) -> list[Tensor]:
     tokens, weight = make(24, 16).detach(), make(40, 16).detach()
     logits = kernels.linear(tokens, weight)
-    return [logits, kernels.linear(logits, weight.t())]
+    total = torch.zeros(40, 16, dtype=torch.float32, device=place)
+    kernels.add_product(total, logits, tokens)
+    return [logits, kernels.linear(logits, weight.t()), total]
 
 
 def _cross_entropy(kernels: Kernels, make: Callable[..., Tensor], place: torch.device) -> list[Tensor]:

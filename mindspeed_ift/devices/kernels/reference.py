@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mindspeed_ift.devices.kernels.blocks import attention_backward, attention_forward
 
 __all__ = [
+    "add_product",
     "attention",
     "attention_backward",
     "attention_forward",
@@ -30,6 +31,9 @@ __all__ = [
     "swiglu",
     "unpermute",
 ]
+
+_ROWS = 1 << 14
+"""Rows of a product that exist at once in a narrow dtype, before they are added to a sum in fp32."""
 
 # Shapes: B rows of a micro-batch, S positions of a row, T = B * S flattened, N query heads, G key/value heads, D head size.
 
@@ -234,6 +238,22 @@ def softmax_gradient(
     """
     grad = logits_PV.float().sub_(sums_P[:, None]).exp_().mul_(weights_P[:, None])
     return grad.scatter_add_(1, columns_P[:, None], -chosen_P[:, None]).to(logits_PV.dtype)
+
+
+def add_product(sum_RH: Tensor, left_PR: Tensor, right_PH: Tensor) -> None:
+    """Add the transpose of ``[P, R]`` times ``[P, H]`` to ``[R, H]``, in place.
+
+    Args:
+        sum_RH: fp32, or the dtype of the others.
+        left_PR: any float dtype; may be the transpose of what lies in memory.
+        right_PH: the same dtype.
+    """
+    if sum_RH.dtype == left_PR.dtype:
+        sum_RH.addmm_(left_PR.t(), right_PH)
+        return
+    for first in range(0, len(sum_RH), _ROWS):
+        block = slice(first, first + _ROWS)
+        sum_RH[block].add_(left_PR[:, block].t() @ right_PH)
 
 
 def permute(tokens_TH: Tensor, experts_TK: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "rotary": ("rotary",),
     "grouped_matmul": ("grouped_matmul",),
     "permute": ("permute", "unpermute"),
-    "linear": ("linear",),
+    "linear": ("linear", "add_product"),
     "cross_entropy": ("softmax_sums", "softmax_gradient"),
     "adamw": ("fused_adamw",),
 }
@@ -46,6 +46,7 @@ class Kernels:
     permute: Kernel = reference.permute
     unpermute: Kernel = reference.unpermute
     linear: Kernel = reference.linear
+    add_product: Kernel = reference.add_product
     softmax_sums: Kernel = reference.softmax_sums
     softmax_gradient: Kernel = reference.softmax_gradient
     fused_adamw: bool = False

@@ -155,15 +155,20 @@ class FakeCuda(TorchDispatchMode):
         count = sum(map(_bytes, read))
         if name in _ROWS_OF:
             count += sum(map(_bytes, written)) - _bytes(inputs[0])
-        formula = flop_registry.get(func._overloadpacket)
-        operations = formula(*args, **kwargs, out_val=out) if formula is not None else 0
-        self._launch(name, inputs, count, sum(map(_bytes, written)), operations)
+        self._launch(name, inputs, count, sum(map(_bytes, written)), _operations(func, args, kwargs, out))
 
     def _launch(self, name: str, inputs: list[Tensor], read: int, written: int, operations: int) -> None:
         shapes = tuple(tuple(tensor.shape) for tensor in inputs)
         dtypes = tuple(str(tensor.dtype).removeprefix("torch.") for tensor in inputs)
         place = next(_places(), "autograd")
         self.launches.append(Launch(name, read, written, operations, shapes, dtypes, place))
+
+
+def _operations(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
+    """Of a product; else 0."""
+    formula = flop_registry.get(func._overloadpacket)
+    factors = [one for one in args if not isinstance(one, torch.dtype)]
+    return formula(*factors, **kwargs, out_val=out) if formula is not None else 0
 
 
 def _refuse(func: Any, hosts: list[Tensor]) -> None:

@@ -14,6 +14,9 @@ from tests.device.fake_cuda.memory import FakeCuda  # noqa: E402
 DEVICE = FakeCuda()
 module.install(DEVICE)
 
+from mindspeed_ift.devices.device import current  # noqa: E402
 from mindspeed_ift.devices.kernels import cuda  # noqa: E402
 
 cuda._compiled = compiler(DEVICE)
+with DEVICE:  # where products are tried
+    current()

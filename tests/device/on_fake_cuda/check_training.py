@@ -95,9 +95,8 @@ def shortened(waits: list[str]) -> list[str]:
 def check_that_it_is_chosen_with_its_kernels() -> None:
     device = current()
     assert (device.kind, device.backend, device.torch_device) == ("cuda", "nccl", torch.device("cuda", 0))
-    plain = "plain torch for grouped_matmul, permute, linear"
-    fused = "compiled rms_norm; swiglu; rotary; cross_entropy; fused AdamW"
-    assert device.kernel_notice == f"varlen_attn; {fused}; {plain}"
+    fused = "compiled rms_norm; swiglu; rotary; grouped_mm; products added in fp32; cross_entropy; fused AdamW"
+    assert device.kernel_notice == f"varlen_attn; {fused}; plain torch for permute"
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -124,7 +123,7 @@ def check_what_a_layer_launches(data: dict[str, Path], steps: list[list[str]]) -
     for layers in (1, 2):
         train(data, "packed", f"--bf16 --num-layers {layers} --micro-batch-size 1 --global-batch-size 1")
         counts.append(Counter(launch.name for launch in DEVICE.launches if "optimizer" not in launch.place))
-    products, copies = {"mm": 12}, {"add_": 8, "add": 4, "cat": 1, "clone": 1, "neg": 2, "zeros": 1}
+    products, copies = {"mm": 8, "addmm": 4}, {"add_": 4, "add": 4, "cat": 1, "clone": 1, "neg": 2, "zeros": 1}
     attention = {"_varlen_attn": 1, "_flash_attention_backward": 1, "turn": 4}
     fused = {"rms_norm": 4, "rms_norm backward": 4, "swiglu": 1, "swiglu backward": 1}
     assert dict(counts[1] - counts[0]) == products | copies | attention | fused
@@ -154,9 +153,9 @@ def check_what_a_tile_of_the_loss_launches(monkeypatch: pytest.MonkeyPatch) -> N
         found = [launch.name for launch in DEVICE.launches]
     small = {"sub", "ge", "lt", "bitwise_and", "clamp", "mul", "neg"}  # of the labels
     large = [name for name in found if name not in small]
-    logits, product = ["mm", "_gradient", "mm"], ["mm", "add_"]
-    first, last = [*logits, "_to_copy", *product], [*logits, "add_", "copy_", *product]
-    assert large == [*first, *[*logits, "add_", *product] * 2, *last], found
+    logits, sums = ["mm", "_gradient"], ["addmm", "addmm"]  # of the hidden states' gradient and the weight's
+    first, last = [*logits, "zeros_like", *sums], [*logits, "addmm", "copy_", "addmm"]
+    assert large == [*first, *[*logits, *sums] * 2, *last], found
 
 
 def check_that_the_mask_of_flex_attention_is_made_without_a_wait() -> None:

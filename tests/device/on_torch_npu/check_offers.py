@@ -18,13 +18,13 @@ def check_that_every_kernel_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(table.SWITCH, raising=False)
     offers = npu.offers()
     assert {group for group, offer in offers.items() if offer.missing} == set(missing)
-    kernels, notice = device.kernels()
+    kernels, notice = device.kernels(0)
     assert kernels.attention is npu.attention and kernels.fused_adamw
     reasons = {group: offers[group].missing if group in offers else "" for group in table.GROUPS}
     plain = {group: reason for group, reason in reasons.items() if reason or group not in offers}
     assert set(plain) - set(missing) == {"linear", "cross_entropy"} and notice.endswith(f"; {_said(plain)}")
     monkeypatch.setenv(table.SWITCH, "attention,adamw")
-    kernels, notice = device.kernels()
+    kernels, notice = device.kernels(0)
     assert kernels.attention is table.PLAIN.attention and not kernels.fused_adamw
     plain |= dict.fromkeys(("attention", "adamw"), table.SWITCH)
     assert notice.endswith(f"; {_said(plain)}")
@@ -45,4 +45,4 @@ def _said(plain: dict[str, str]) -> str:
 def check_that_what_lacks_is_named(monkeypatch: pytest.MonkeyPatch, needed: dict[str, list[str]], reason: str) -> None:
     monkeypatch.setitem(npu.NEEDED, "swiglu", needed)
     assert npu.offers()["swiglu"].missing == reason
-    assert f"plain torch for swiglu ({reason})" in device.kernels()[1]
+    assert f"plain torch for swiglu ({reason})" in device.kernels(0)[1]

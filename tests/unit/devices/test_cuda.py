@@ -213,9 +213,54 @@ def test_one_graph_serves_any_number_of_tokens(compiled: list[object]) -> None:
     assert len(compiled) <= 10
 
 
+def test_experts_are_multiplied_at_once_where_the_kernel_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bf16 of whole 16 bytes, whoever has no token; else one by one. torch's own, which has a kernel for the CPU too."""
+    heard = []
+    grouped_mm = cuda.functional.grouped_mm
+
+    def noted(tokens: Tensor, weights: Tensor, offs: Tensor) -> Tensor:
+        heard.append(offs.tolist())
+        return grouped_mm(tokens, weights, offs=offs)
+
+    monkeypatch.setattr(cuda.functional, "grouped_mm", noted)
+    kernels, notice = offered(monkeypatch)
+    assert "grouped_mm" in notice
+    for dtype in TOLERANCES:
+        found = deviations(replace(PLAIN, grouped_matmul=kernels.grouped_matmul), "grouped_matmul", CPU, dtype)
+        assert max(found) <= TOLERANCES[dtype]
+    weights = torch.ones(2, 8, 4, dtype=torch.bfloat16)
+    assert kernels.grouped_matmul(torch.ones(3, 8, dtype=torch.bfloat16), weights, [1, 2]).eq(8).all()
+    assert kernels.grouped_matmul(torch.ones(0, 8, dtype=torch.bfloat16), weights, [0, 0]).shape == (0, 4)
+    assert heard == [[3, 3, 8]]
+    _, notice = offered(monkeypatch, (7, 5))
+    assert "grouped_matmul (compute capability 7.5 is below 8.0)" in notice
+    monkeypatch.delattr(cuda.functional, "grouped_mm")
+    assert "grouped_matmul (this torch has no grouped_mm)" in offered(monkeypatch)[1]
+
+
+def test_products_of_16_bits_add_to_a_sum_of_32_where_torch_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tried once: the operator is for CUDA alone, and its first versions took no such sum."""
+    _, notice = offered(monkeypatch)
+    assert "linear (this torch does not add products of 16 bits to sums of 32)" in notice
+    heard = []
+
+    def dtype_out(total: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype, *, out: Tensor) -> Tensor:
+        assert left.dtype is right.dtype is torch.bfloat16 and out is total and total.dtype is dtype is torch.float32
+        heard.append(left.shape)
+        return out.add_(left.float() @ right.float())
+
+    monkeypatch.setattr(torch.ops.aten.addmm, "dtype_out", dtype_out)
+    kernels, notice = offered(monkeypatch)
+    assert "products added in fp32" in notice and kernels.linear is reference.linear
+    for dtype in TOLERANCES:
+        found = deviations(replace(PLAIN, add_product=kernels.add_product), "linear", CPU, dtype)
+        assert max(found) <= TOLERANCES[dtype]
+    assert heard == [(16, 16), (40, 24)], "the trial, and bf16"
+
+
 def offered(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = HOPPER) -> tuple[Kernels, str]:
     monkeypatch.delenv(SWITCH, raising=False)
-    return with_fused(cuda.offers(capability))
+    return with_fused(cuda.offers(capability, CPU))
 
 
 @pytest.mark.parametrize(
@@ -333,7 +378,7 @@ def test_a_model_learns_the_same(monkeypatch: pytest.MonkeyPatch, compiled: list
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     find = importlib.util.find_spec
     monkeypatch.setattr(cuda.importlib.util, "find_spec", lambda name: object() if name == "triton" else find(name))
-    monkeypatch.setitem(device.KERNELS, "cpu", lambda: offered(monkeypatch))
+    monkeypatch.setitem(device.KERNELS, "cpu", lambda _: offered(monkeypatch))
     device.current.cache_clear()
     try:
         assert device.current().kernels.rms_norm is cuda.rms_norm

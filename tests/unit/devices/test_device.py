@@ -39,7 +39,7 @@ def test_an_operation_without_one_order_is_refused(
         if name != "NCCL_ALGO":
             monkeypatch.setenv(name, "")  # so that it is as it was afterwards
             monkeypatch.delenv(name)
-    found = dataclasses.replace(device.Device("cpu", 0, "gloo", "", *device.KERNELS["cpu"]()), kind=kind)
+    found = dataclasses.replace(device.Device("cpu", 0, "gloo", "", *device.KERNELS["cpu"](0)), kind=kind)
     try:
         found.be_deterministic()
         with pytest.raises(RuntimeError, match="does not have a deterministic implementation"):
@@ -80,7 +80,7 @@ def test_npu_before_cuda_before_cpu(monkeypatch: pytest.MonkeyPatch, ascend: boo
     monkeypatch.setattr(npu, "available", lambda: ascend)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(torch, "get_device_module", lambda _: torch.cuda)
     monkeypatch.setenv("LOCAL_RANK", "6")
     found = device.current()

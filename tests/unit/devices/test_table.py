@@ -65,11 +65,11 @@ def test_every_function_has_a_switch_and_every_device_a_table() -> None:
 
 def test_the_cpu_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(table.SWITCH, raising=False)
-    kernels, notice = device.KERNELS["cpu"]()
-    assert kernels == dataclasses.replace(table.PLAIN, linear=cpu.linear, fused_adamw=True)
+    kernels, notice = device.KERNELS["cpu"](0)
+    assert kernels == dataclasses.replace(table.PLAIN, linear=cpu.linear, add_product=cpu.add_product, fused_adamw=True)
     assert notice.startswith("oneDNN linear; fused AdamW; plain torch for attention, ")
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    kernels, notice = device.KERNELS["cpu"]()
+    kernels, notice = device.KERNELS["cpu"](0)
     assert kernels.linear is reference.linear and "linear (this torch has no oneDNN)" in notice
 
 
@@ -77,7 +77,19 @@ def test_the_cpu_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_kernels_of_the_cpu_are_their_twins(dtype: torch.dtype) -> None:
     for group in ("linear", "adamw"):
         for kind in {dtype} & set(PROBED[group]):
-            assert max(deviations(device.KERNELS["cpu"]()[0], group, torch.device("cpu"), kind)) <= TOLERANCES[kind]
+            assert max(deviations(device.KERNELS["cpu"](0)[0], group, torch.device("cpu"), kind)) <= TOLERANCES[kind]
+
+
+@pytest.mark.parametrize("depth", [cpu._DEEP - 1, cpu._DEEP])
+@pytest.mark.parametrize("dtypes", [(torch.float32,) * 2, (torch.float32, torch.bfloat16), (torch.bfloat16,) * 2])
+def test_products_are_added(depth: int, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    generator = torch.Generator().manual_seed(2)
+    left, right = (torch.randn(depth, size, generator=generator).to(dtypes[1]) for size in (6, 4))
+    start = torch.randn(6, 4, generator=generator).to(dtypes[0])
+    total = start.clone()
+    cpu.add_product(total, left, right)
+    expected = start.float() + left.float().t() @ right.float()
+    assert (total.float() - expected).abs().max() <= TOLERANCES[dtypes[1]] * expected.abs().max()
 
 
 def test_the_npu_says_what_its_torch_npu_lacks(monkeypatch: pytest.MonkeyPatch) -> None:

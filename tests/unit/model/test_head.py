@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.live_tensors import LiveTensors
 from mindspeed_ift.config.layout import LayoutFlags
+from mindspeed_ift.devices.kernels import reference
 from mindspeed_ift.model import head
 from mindspeed_ift.parallel import groups as process_groups
 from mindspeed_ift.parallel.groups import Groups
@@ -92,10 +93,10 @@ def test_what_is_frozen_gets_no_gradient(groups: Groups, kept: str, frozen: int)
     assert torch.allclose(ours[1 - frozen].grad, theirs[1 - frozen].grad, **GRADIENTS)
 
 
-@pytest.mark.parametrize("rows", [head._ROWS, 7])
+@pytest.mark.parametrize("rows", [reference._ROWS, 7])
 def test_bf16_rounds_once(groups: Groups, kept: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients of many pieces are summed in fp32, all rows at once or some."""
-    monkeypatch.setattr(head, "_ROWS", rows)
+    monkeypatch.setattr(reference, "_ROWS", rows)
     ours, theirs = _inputs(torch.bfloat16), _inputs(torch.bfloat16)
     _loss(groups, *ours, 2).backward()
     _plain(*theirs).backward()
@@ -134,7 +135,7 @@ def test_the_peak_of_memory(groups: Groups, monkeypatch: pytest.MonkeyPatch) -> 
     """Copies of the learnt hidden states, a piece and the one before, and the stand-in for the weight's gradient."""
     positions, width, rows, piece = 1024, 32, 8192, 8
     monkeypatch.setattr(head, "_KEPT_BYTES", 0)
-    monkeypatch.setattr(head, "_ROWS", 256)
+    monkeypatch.setattr(reference, "_ROWS", 256)
     hidden = torch.randn(positions, 1, width).bfloat16().requires_grad_()
     weight = nn.Parameter(torch.randn(rows, width).bfloat16())
     weight.main_grad = torch.zeros(rows, width)

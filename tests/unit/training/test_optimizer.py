@@ -15,7 +15,7 @@ from mindspeed_ift.devices import device
 from mindspeed_ift.devices.kernels.table import PLAIN
 from mindspeed_ift.training.optimizer import build_optimizer, build_schedule, restored, wrap
 from tests.tiny_model import tiny_model, world_of_one
-from tests.tolerances import KERNEL
+from tests.tolerances import KERNEL, KERNEL_BF16
 
 HIGH, LOW = 1e-3, 1e-4
 
@@ -59,6 +59,40 @@ def test_warm_up_as_a_share_of_the_decay_and_from_a_start() -> None:
     assert rates(4, lr_warmup_fraction=0.3) == pytest.approx(rates(4, lr_warmup_iters=3))
     found = rates(4, lr_warmup_iters=2, lr_warmup_init=2e-4)
     assert found[:3] == pytest.approx([2e-4, 6e-4, HIGH])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_linear_layers_add_to_their_gradients(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """Over two micro-batches, by the kernel of the table, and by nothing else."""
+    added, found = [], {}
+    kernel = device.current().kernels.add_product
+
+    def counted(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+        added.append((left.dtype, total.shape))
+        kernel(total, left, right)
+
+    with world_of_one() as groups:
+        plain = tiny_model(groups, dtype=dtype)
+        model = tiny_model(groups, dtype=dtype)
+        model.load_state_dict(plain.state_dict())
+        table = dataclasses.replace(device.current(), kernels=dataclasses.replace(PLAIN, add_product=counted))
+        monkeypatch.setattr("mindspeed_ift.training.optimizer.current", lambda: table)
+        (wrapped,) = wrap([model], LayoutFlags())
+        wrapped.zero_grad_buffer()
+        for start in (0, 5):
+            tokens = torch.arange(start, start + 12)[None]
+            rest = {"labels": tokens + 1, "loss_mask": torch.ones(1, 12)}
+            for one in (plain, wrapped):
+                one(tokens, torch.arange(12)[None], None, **rest).backward()
+            for name, parameter in plain.named_parameters():
+                found[name] = found.get(name, 0) + parameter.grad.float()
+                parameter.grad = None
+        for name, parameter in model.named_parameters():
+            allowed = KERNEL if dtype is torch.float32 else {"atol": KERNEL_BF16 * found[name].abs().max(), "rtol": 0}
+            assert torch.allclose(parameter.main_grad, found[name], **allowed), name
+            assert parameter.grad is None
+    linear = [name for name in found if "linear" in name and "norm" not in name]
+    assert len(added) == 2 * len(linear) == 16 and {one for one, _ in added} == {dtype}
 
 
 @pytest.mark.parametrize("distributed", [False, True], ids=["whole", "distributed"])
