@@ -54,6 +54,7 @@ SETS = {
     "torch-2.6": Versions("3.11", BASE | OLD_TRANSFORMERS | {"torch": "==2.6.0"}),
     "torch-2.7": Versions("3.10", BASE | {"torch": "==2.7.1"}),
     "torch-2.9": Versions("3.11", BASE | {"torch": "==2.9.1"}),
+    "megatron-0.12": Versions("3.11", BASE, megatron="0.12.1"),
     "megatron-0.15": Versions("3.11", BASE, megatron="0.15.3"),
     "torch-2.14": Versions("3.11", BASE | {"torch": "==2.14.0"}),
     "newest": Versions("3.12", NEWEST, newest=True, without=("npu",)),  # there is no torch_npu for that torch yet

@@ -42,12 +42,13 @@ TAKES_COMMUNICATOR = _GIVES_GROUPS
 """A schedule takes `P2PCommunicator` and process groups; before, it asks the stage before for each shape if they differ."""
 
 
-def unable(*, balance: bool, stage_sizes: Sequence[int]) -> str | None:
+def unable(*, balance: bool = False, stage_sizes: Sequence[int] = (), tied_and_sharded: bool = False) -> str | None:
     """What of a model the installed version cannot do, as a line that says what to do instead; None: nothing.
 
     Args:
         balance: its experts are asked to be equally busy.
         stage_sizes: layers of each stage of the pipeline.
+        tied_and_sharded: the first and the last of several stages share a weight, and the optimizer is distributed.
     """
     if balance and not _COUNTS_PADS:
         return (
@@ -57,6 +58,12 @@ def unable(*, balance: bool, stage_sizes: Sequence[int]) -> str | None:
         return (
             f"pipeline stages of {', '.join(map(str, stage_sizes))} layers need megatron-core 0.13 or newer: "
             "choose --pipeline-model-parallel-size so that all hold as many"
+        )
+    if tied_and_sharded and not _KNOWS_CHUNKS:
+        # 0.12 may find a shared weight in two buckets of gradients, and fail.
+        return (
+            "--use-distributed-optimizer with pipeline stages that share the embedding needs megatron-core 0.13 or newer: "
+            "leave it out, or choose --pipeline-model-parallel-size 1"
         )
     return None
 

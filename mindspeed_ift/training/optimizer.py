@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.layout import LayoutFlags
 from mindspeed_ift.config.tuning import OptimizerFlags
 from mindspeed_ift.devices.device import current
@@ -26,12 +27,22 @@ from mindspeed_ift.mcore import (
     finalize_model_grads,
     get_megatron_optimizer,
     parallel_state,
+    unable,
 )
 from mindspeed_ift.model.build import Qwen3Model
 
 
 def wrap(stages: list[Qwen3Model], layout: LayoutFlags) -> list[DistributedDataParallel]:
-    """Give the stages of this rank gradient buffers in fp32 and the reduction over replicas."""
+    """Give the stages of this rank gradient buffers in fp32 and the reduction over replicas.
+
+    Raises:
+        UserError: the installed Megatron-core cannot do this.
+    """
+    several = stages[0].config.pipeline_model_parallel_size > 1
+    shared = several and stages[0].architecture.tied
+    refusal = unable(tied_and_sharded=shared and layout.use_distributed_optimizer)
+    if refusal is not None:
+        raise UserError(refusal)
     options = DistributedDataParallelConfig(
         use_distributed_optimizer=layout.use_distributed_optimizer,
         overlap_grad_reduce=layout.overlap_grad_reduce,

@@ -23,15 +23,16 @@ RECOMPUTE = "--recompute-granularity full --recompute-method uniform --recompute
 LAYOUTS = {
     (2, "pp2 vpp2"): INTERLEAVED,
     (4, "tp2 sp pp2 vpp2 recompute"): f"{INTERLEAVED} --tensor-model-parallel-size 2 --sequence-parallel {RECOMPUTE}",
-    (4, "pp2 vpp2 dp2 do overlap"): f"{INTERLEAVED} --use-distributed-optimizer --overlap-grad-reduce",
     (4, "pp2 vpp2 cp2"): f"{INTERLEAVED} --context-parallel-size 2",
 }
 UNEQUAL = {
     (2, "pp2 1+3"): "--pipeline-model-parallel-size 2 --noop-layers 0,1",
     (2, "pp2 3+1"): "--pipeline-model-parallel-size 2 --decoder-first-pipeline-num-layers 3",
 }
-if unable(balance=False, stage_sizes=[1, 3]) is None:
+if unable(stage_sizes=[1, 3]) is None:
     LAYOUTS |= UNEQUAL
+if unable(tied_and_sharded=True) is None:
+    LAYOUTS[4, "pp2 vpp2 dp2 do overlap"] = f"{INTERLEAVED} --use-distributed-optimizer --overlap-grad-reduce"
 
 
 @pytest.fixture(scope="module")

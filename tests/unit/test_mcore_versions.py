@@ -11,12 +11,14 @@ import torch
 
 from mindspeed_ift import mcore, mcore_versions
 from mindspeed_ift.config.errors import UserError
+from mindspeed_ift.config.layout import LayoutFlags
 from mindspeed_ift.mcore import MLP
 from mindspeed_ift.model import build
 from mindspeed_ift.model.build import ModelOptions, Qwen3Model, build_model
 from mindspeed_ift.model.experts import GroupedExperts
 from mindspeed_ift.parallel.groups import Groups
 from mindspeed_ift.parallel.pipeline import communication
+from mindspeed_ift.training.optimizer import wrap
 from tests.tiny_model import tiny_experts, tiny_model, world_of_one
 
 
@@ -38,6 +40,19 @@ def test_what_it_cannot_do_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) 
     assert told is not None and told.startswith("--moe-aux-loss-coeff needs megatron-core 0.16") and "\n" not in told
     told = mcore.unable(balance=False, stage_sizes=[1, 3])
     assert told is not None and told.startswith("pipeline stages of 1, 3 layers need megatron-core 0.13")
+    for knows in (True, False):
+        monkeypatch.setattr(mcore_versions, "_KNOWS_CHUNKS", knows)
+        told = mcore.unable(tied_and_sharded=True)
+        assert told is None if knows else told is not None and told.startswith("--use-distributed-optimizer with")
+
+
+def test_a_shared_weight_whose_optimizer_is_distributed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mcore_versions, "_KNOWS_CHUNKS", False)
+    stage = SimpleNamespace(
+        config=SimpleNamespace(pipeline_model_parallel_size=2), architecture=SimpleNamespace(tied=True)
+    )
+    with pytest.raises(UserError, match="^--use-distributed-optimizer with pipeline stages"):
+        wrap([stage], LayoutFlags(use_distributed_optimizer=True))  # type: ignore[list-item]
 
 
 def test_a_model_that_it_cannot_do_is_not_built(groups: Groups, monkeypatch: pytest.MonkeyPatch) -> None:
