@@ -10,7 +10,7 @@ VERSION = re.findall(r'^__version__ = "(.+)"$', PACKAGE.read_text(encoding="utf-
 # Where constraints.txt names one version, every test runs on it; ci/compatibility.sh tries others in these ranges.
 DEPENDENCIES = [
     "torch>=2.6,<2.15",
-    "megatron-core>=0.12.1,<0.20,!=0.13.*,!=0.14.*,!=0.17.*,!=0.18.*",
+    "megatron-core>=0.12.1,<0.20,!=0.13.*,!=0.14.*",
     "einops==0.8.2",  # Megatron-core needs it for the groups of hybrid context parallelism, and does not say so
     "transformers>=4.51,<6",
     "tokenizers>=0.21,<0.24",

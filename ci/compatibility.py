@@ -57,6 +57,8 @@ SETS = {
     "megatron-0.12": Versions("3.11", BASE, megatron="0.12.1"),
     "megatron-0.15": Versions("3.11", BASE, megatron="0.15.3"),
     "torch-2.14": Versions("3.11", BASE | {"torch": "==2.14.0"}),
+    "megatron-0.17": Versions("3.12", NEWEST | {"megatron-core": "==0.17.1"}, newest=True),
+    "megatron-0.18": Versions("3.12", NEWEST | {"megatron-core": "==0.18.2"}, newest=True),
     "newest": Versions("3.12", NEWEST, newest=True, without=("npu",)),  # there is no torch_npu for that torch yet
 }
 """Name -> versions. What passes is supported, and stands in docs/versions.md and in the doctor's table."""

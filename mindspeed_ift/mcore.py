@@ -22,7 +22,7 @@ from mindspeed_ift.devices.megatron_names import (
     seed_random_streams,
 )
 
-SUPPORTED_VERSIONS = ("0.12.", "0.15.", "0.16.", "0.19.")
+SUPPORTED_VERSIONS = ("0.12.", "0.15.", "0.16.", "0.17.", "0.18.", "0.19.")
 """Prefixes of the megatron-core versions that the tests run on."""
 
 _version = installed_version()
@@ -30,7 +30,7 @@ if _version is None:
     raise RunError("megatron-core is not installed: pip install megatron-core==0.16.1")
 if not _version.startswith(SUPPORTED_VERSIONS):
     raise RunError(
-        f"megatron-core {_version} is installed, which was not run; 0.12.1, 0.15.3, 0.16.1 and 0.19.2 were: "
+        f"megatron-core {_version} is installed, which was not run; 0.12.1 and 0.15.3 to 0.19.2 were: "
         "pip install megatron-core==0.16.1"
     )
 
