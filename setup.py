@@ -43,7 +43,6 @@ setup(
     python_requires=">=3.10,<3.13",
     install_requires=DEPENDENCIES,
     extras_require={
-        "npu": ["torch-npu==2.13.0"],
         "track": ["tensorboard>=2.20,<3", "wandb>=0.25,<1", "swanlab>=0.10,<1"],
         "fast": ["gigatoken==0.10.0"],
         "evaluate": ["rouge-score==0.1.2", "sacrebleu>=2.5,<3", "lm-eval==0.4.13"],

@@ -23,6 +23,7 @@ CLOSE = ProfileFlags(
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What a profiler is made with: of torch, or of a torch_npu that is none."""
+    current()  # is chosen before there seems to be a torch_npu
     options: list[dict[str, Any]] = []
 
     class Profiler:
