@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from mindspeed_ift.cli.merge_datasets import merge_and_tell
-from mindspeed_ift.config.data import ACCEPTED, PreprocessConfig
+from mindspeed_ift.config.accepted import PREPARATION_ACCEPTED
+from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.describe import describe
 from mindspeed_ift.config.flags import Parsed, parse_with_origins
 
@@ -26,7 +27,7 @@ def main(argv: list[str]) -> int:
         argv,
         program="preprocess",
         description="Turn records into an indexed dataset.",
-        accepted=ACCEPTED,
+        accepted=PREPARATION_ACCEPTED,
     )
     if parsed.config.dry_run:
         if not parsed.config.merge_group_keys:  # whose own flags are others

@@ -121,6 +121,22 @@ CONVERT_ACCEPTED: Accepted = {
 }
 """Of convert_ckpt.py."""
 
+_FOLDER = "the folder of the tokenizer has it"
+_STREAMED = "records are streamed, and all of them packed together; --workers encodes in parallel"
+PREPARATION_ACCEPTED: Accepted = {
+    "--n-subs": (1, _STREAMED),
+    "--streaming": (0, _STREAMED),
+    "--tokenizer-not-use-fast": (0, "fast and slow tokenizers give the same ids"),
+    "--overwrite-cache": (0, "nothing is cached between runs"),
+    "--make-vocab-size-divisible-by": (1, "the model pads its vocabulary, not the data"),
+    "--pad-vocab-size-to": (1, "the model pads its vocabulary, not the data"),
+    "--dataset-impl": (1, "there is one kind, the memory map"),
+    "--vocab-file": (1, _FOLDER),
+    "--merge-file": (1, _FOLDER),
+    "--keep-newlines": (0, "texts are not split into sentences"),
+}
+"""Of preprocess_data.py."""
+
 _LOADED = "the folder of --load says which model it is"
 _ASKED = "a model that is asked is not trained"
 _SIZES = (
@@ -165,6 +181,8 @@ REFUSED: dict[str, str] = {
     "--moe-*": "experts are chosen by softmax and top-k as Qwen3's are, and no token is dropped; leave it out",
     "--*shared-expert*": "Qwen3 has no shared experts; is this the line of another model?",
     "--qlora*": "frozen weights are not quantized; leave it out",
+    "--qat-*": "weights are trained in the type that they have; leave it out",
+    "--fix-router": "each token goes to the experts that the router chooses for it; leave it out",
     "--lu-lora*": "all adapters have one learning rate; leave it out",
     "--add-qkv-bias": "Qwen3 has no biases; is this the line of another model?",
     "--multi-latent-attention": "Qwen3 has no latent attention; is this the line of another model?",

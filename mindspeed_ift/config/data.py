@@ -182,8 +182,8 @@ class PreprocessConfig:
         if not self.map_keys.strip():
             return {}
         try:
-            keys = json.loads(self.map_keys)
-        except ValueError as error:
+            keys = json.loads(self.map_keys, object_pairs_hook=_each_once)
+        except json.JSONDecodeError as error:
             raise UserError(
                 f"--map-keys is not JSON ({error}); write for example"
                 ' \'{"prompt": "question", "response": "answer"}\''
@@ -378,18 +378,10 @@ _RULES = (
     _shards_are_of_one_set,
 )
 
-_FOLDER = "the folder of the tokenizer has it"
-_STREAMED = "records are streamed, and all of them packed together; --workers encodes in parallel"
-ACCEPTED: dict[str, tuple[int, str]] = {
-    "--n-subs": (1, _STREAMED),
-    "--streaming": (0, _STREAMED),
-    "--tokenizer-not-use-fast": (0, "fast and slow tokenizers give the same ids"),
-    "--overwrite-cache": (0, "nothing is cached between runs"),
-    "--make-vocab-size-divisible-by": (1, "the model pads its vocabulary, not the data"),
-    "--pad-vocab-size-to": (1, "the model pads its vocabulary, not the data"),
-    "--dataset-impl": (1, "there is one kind, the memory map"),
-    "--vocab-file": (1, _FOLDER),
-    "--merge-file": (1, _FOLDER),
-    "--keep-newlines": (0, "texts are not split into sentences"),
-}
-"""Flags of MindSpeed-LLM's preprocess_data.py that are taken and change nothing: how many values, and why."""
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key in found if sum(key == other for other, _ in pairs) > 1)
+        raise UserError(f"--map-keys names {twice} twice; say once which column it is")
+    return found

@@ -1,7 +1,8 @@
 """What Megatron-core calls by the name of CUDA, and means the device of this process; `mcore` passes it on. And which
 Megatron-core an import would find.
 
-Megatron is imported at the call: its first import must come after `device.prepare`.
+Megatron is imported at the call: its first import must come after `device.prepare`. Nor is torch imported here, which the
+doctor may find broken.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-
-from torch import Tensor
 
 NO_GRAPHS: dict[str, Any] = {"cuda_graph_scope": []}
 """For a TransformerConfig: nothing is recorded and replayed. Its default means the same, and warns that it is deprecated."""
@@ -33,17 +32,17 @@ def seed_random_streams(seed: int) -> None:
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
 
 
-def add_weight_gradients_by(add_product: Callable[[Tensor, Tensor, Tensor], None]) -> None:
+def add_weight_gradients_by(add_product: Callable[[Any, Any, Any], None]) -> None:
     """Let Megatron's linear layers with ``gradient_accumulation_fusion`` add to their gradients by a kernel of ours.
 
     They look for apex's extension by its name, which need not be installed then.
 
     Args:
-        add_product: adds the transpose of its second argument times the third to the first.
+        add_product: adds the transpose of its second tensor times the third to the first.
     """
     from megatron.core.tensor_parallel import layers
 
-    def add(tokens: Tensor, grad: Tensor, total: Tensor) -> None:
+    def add(tokens: Any, grad: Any, total: Any) -> None:
         add_product(total, grad, tokens)
 
     layers.fused_weight_gradient_mlp_cuda = SimpleNamespace(wgrad_gemm_accum_fp32=add)

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from mindspeed_ift.cli.preprocess import main
-from mindspeed_ift.config.data import ACCEPTED, PreprocessConfig
+from mindspeed_ift.config.accepted import PREPARATION_ACCEPTED
+from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.flags import parse
 from mindspeed_ift.data.indexed import IndexedColumn, read_manifest
@@ -87,7 +88,7 @@ def run(name: str, folder: Path) -> Summary:
             *case["flags"],
         ],
         program="preprocess",
-        accepted=ACCEPTED,
+        accepted=PREPARATION_ACCEPTED,
     )
     return preprocess(config, report=lambda line: None)
 

@@ -125,6 +125,11 @@ def test_a_mapping_that_is_no_json_object_is_refused(given: str) -> None:
         PreprocessConfig(map_keys=given).mapped_keys()
 
 
+def test_a_column_that_is_mapped_twice_is_refused() -> None:
+    with pytest.raises(UserError, match="--map-keys names prompt twice; say once which column it is"):
+        PreprocessConfig(map_keys='{"prompt": "question", "response": "a", "prompt": "q"}').mapped_keys()
+
+
 @pytest.mark.parametrize("prefix", ["data/", ".", "..", "data/.."])
 def test_a_prefix_that_names_a_folder_is_refused(prefix: str) -> None:
     with pytest.raises(UserError, match="names a folder.*give for example"):

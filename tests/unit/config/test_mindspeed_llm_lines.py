@@ -14,7 +14,6 @@ from mindspeed_ift.cli import convert, evaluate, generate, preprocess, tune
 from mindspeed_ift.config import accepted
 from mindspeed_ift.config.architecture import Architecture
 from mindspeed_ift.config.convert import ConvertConfig
-from mindspeed_ift.config.data import ACCEPTED as DATA_ACCEPTED
 from mindspeed_ift.config.data import PreprocessConfig
 from mindspeed_ift.config.errors import UserError
 from mindspeed_ift.config.flags import Option, Parsed, options, parse_with_origins
@@ -257,6 +256,8 @@ def test_what_the_line_leaves_out_has_megatrons_default() -> None:
         ("--mtp-num-layers 1", "--mtp-num-layers is not supported"),
         ("--lora-r 8 --lora-alpha 16", "--lora-r needs --lora-target-modules"),
         ("--lu-lora-lr 1e-6", "--lu-lora-lr is not supported: all adapters have one learning rate"),
+        ("--qat-scheme w4a4-mxfp4", "--qat-scheme is not supported: weights are trained in the type that they have"),
+        ("--fix-router", "--fix-router is not supported: each token goes to the experts that the router chooses"),
         ("--qlora", "--qlora is not supported: frozen weights are not quantized"),
         ("--rope-scaling-type yarn", "--rope-scaling-type is not supported: positions are not scaled"),
         ("--use-rope-scaling", "--use-rope-scaling is not supported"),
@@ -313,7 +314,9 @@ _DATA = (
 )
 def test_a_pasted_line_of_data_preparation_is_taken(line: str) -> None:
     words = line.split()
-    parsed = parse_with_origins(PreprocessConfig, words, program="preprocess_data.py", accepted=DATA_ACCEPTED)
+    parsed = parse_with_origins(
+        PreprocessConfig, words, program="preprocess_data.py", accepted=accepted.PREPARATION_ACCEPTED
+    )
     parsed.config.check()
     assert_nothing_is_lost(words, parsed, options(PreprocessConfig))
 
@@ -363,11 +366,11 @@ def test_a_conversion_of_another_kind_is_refused(added: str, expected: str) -> N
 def test_every_command_uses_its_table() -> None:
     assert generate.ASKING_ACCEPTED is evaluate.ASKING_ACCEPTED is accepted.ASKING_ACCEPTED
     assert tune.ACCEPTED is accepted.ACCEPTED and convert.CONVERT_ACCEPTED is accepted.CONVERT_ACCEPTED
-    assert preprocess.ACCEPTED is DATA_ACCEPTED
+    assert preprocess.PREPARATION_ACCEPTED is accepted.PREPARATION_ACCEPTED
 
 
 @pytest.mark.parametrize(
-    "table", [accepted.ACCEPTED, accepted.CONVERT_ACCEPTED, accepted.ASKING_ACCEPTED, DATA_ACCEPTED]
+    "table", [accepted.ACCEPTED, accepted.CONVERT_ACCEPTED, accepted.ASKING_ACCEPTED, accepted.PREPARATION_ACCEPTED]
 )
 def test_every_accepted_flag_has_a_reason(table: accepted.Accepted) -> None:
     for flag, (arity, reason, *only) in table.items():
