@@ -197,7 +197,7 @@ def test_our_torchrun_ends_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 STOPS = """
 import pathlib
 def stop(*_):
-    print('stopped', rank, flush=True)
+    os.write(1, f'stopped {rank}\\n'.encode())  # at once: the other may write too
     time.sleep(0.5)
     sys.exit(0)
 {handler}
